@@ -1,0 +1,53 @@
+# The same verbs serve people, pre-commit and CI.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
+SOURCES := api backends benchmarks modelmill tasks tests worker
+
+.PHONY: help demo test lint format types imports ci clean
+.DEFAULT_GOAL := help
+
+help: ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## A real photograph through the whole system, then everything stopped again
+	@$(BIN)/modelmill demo
+
+test: $(VENV)/.installed-dev ## The whole suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## Style and common mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev ## Lay the code out
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: $(VENV)/.installed-dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev ## The rooms and their one arrow
+	$(BIN)/lint-imports
+
+ci: lint types imports test ## All of it
+
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	@echo "== making a virtual environment with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=…" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "== installing; the first time this fetches PyTorch and ONNX Runtime and takes a minute or more"
+	$(PIP) -e '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
+	@echo "== installing what the tests need"
+	$(PIP) -e '.[dev]'
+	@touch $@
