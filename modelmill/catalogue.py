@@ -1,0 +1,207 @@
+"""The catalogue of models: what callers may name, read from TOML by API and worker alike.
+
+The built-in entries lie in ``backends/catalogue.toml``; an operator adds or replaces entries with a
+file of the same form (``--models-file``). Reading it imports no runtime.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+
+MODEL_NAME_PATTERN = r"^[a-z0-9_-]{3,100}$"
+RESERVED_NAMES = frozenset({"batched", "jobs", "models"})
+
+ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN)]
+
+
+class Source(BaseModel):
+    """Where weights come from; exactly one of hub, folder and package."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hub: str | None = Field(None, description="Hugging Face id, e.g. openai/clip-vit-base-patch32.")
+    revision: str | None = Field(None, description="Pinned commit of the hub repository.")
+    folder: Path | None = Field(None, description="Local folder; relative to the models file.")
+    package: str | None = Field(None, description="Importable package that carries the weights.")
+    path: str | None = Field(None, description="File or folder inside the package.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Source:
+        if sum(kind is not None for kind in (self.hub, self.folder, self.package)) != 1:
+            raise ValueError("name exactly one of hub, folder and package")
+        if self.revision and not self.hub:
+            raise ValueError("revision goes with hub")
+        if self.path and not self.package:
+            raise ValueError("path goes with package")
+        return self
+
+
+class ModelEntry(BaseModel):
+    """One model that callers can name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ModelName
+    description: str = ""
+    backend: str = Field(description="The runtime: onnx, transformers, diffusers, …")
+    runner: str = Field(
+        "default",
+        description="Which of the backend's runners, where it has several for a task; or module:Class.",
+    )
+    source: Source | None = None
+    tasks: tuple[str, ...] = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict, description="What the runner understands.")
+    max_batch: int | None = Field(None, ge=1, le=1024, description="Items in one forward pass.")
+    memory_mib: int | None = Field(None, ge=0, description="Estimate of what the loaded model takes.")
+    requires: tuple[str, ...] = Field((), description="Extras of this distribution that it needs.")
+    devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
+    aliases: tuple[str, ...] = ()
+    license: str | None = None
+
+    @model_validator(mode="after")
+    def _not_reserved(self) -> ModelEntry:
+        if self.name in RESERVED_NAMES:
+            raise ValueError(f"{self.name!r} is reserved")
+        return self
+
+
+class Catalogue(Mapping[str, ModelEntry]):
+    """Models by name, in the order of the files."""
+
+    def __init__(self, entries: Mapping[str, ModelEntry]) -> None:
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> ModelEntry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, name: str) -> ModelEntry:
+        """The entry of that name.
+
+        Raises:
+            ModelmillError: ``model_not_found``, naming the nearest known ones.
+        """
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", name, self._entries) from None
+
+    def serving(self, task: str) -> list[str]:
+        """Names of the models that answer ``task``."""
+        return [name for name, entry in self._entries.items() if task in entry.tasks]
+
+    @classmethod
+    def load(cls, models_file: Path | None = None) -> Catalogue:
+        """Reads the built-in catalogue and then ``models_file``, whose entries win.
+
+        Raises:
+            ConfigError: the file is missing, is not TOML, or an entry is wrong; names file and line.
+        """
+        # Found as a resource and not imported: the catalogue is data, and the kernel stands below backends.
+        built_in = Path(str(files("backends"))) / "catalogue.toml"
+        entries = read_models_file(built_in)
+        if models_file is not None:
+            entries |= read_models_file(models_file)
+        return cls(entries)
+
+
+def unknown_name(code: ErrorCode, kind: str, name: str, known: Mapping[str, Any]) -> ModelmillError:
+    """The 404 for a name that nobody knows, with the nearest names that somebody does."""
+    # A caller may put anything into a path; only a name's length of it goes back.
+    shown = name if len(name) <= 100 else name[:100] + "…"
+    near = (
+        get_close_matches(name, known, n=3, cutoff=0.5) or [key for key in known if name and name in key][:3]
+    )
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(known)[:20])}."
+    return ModelmillError(code, f"There is no {kind} {shown!r}. {hint}")
+
+
+def read_models_file(path: Path) -> dict[str, ModelEntry]:
+    """Reads one file of ``[models.NAME]`` tables.
+
+    Raises:
+        ConfigError: names the file, the line and what is allowed there.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the models file cannot be read: {error}") from None
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    for key in document:
+        if key != "models":
+            raise ConfigError(
+                f"{path}, line {_line_of(text, key)}: unknown key {key!r}; entries are [models.NAME] tables"
+            )
+    models = document.get("models", {})
+    if not isinstance(models, dict):
+        raise ConfigError(f"{path}, line {_line_of(text, 'models')}: entries are [models.NAME] tables")
+    return {name: _entry(path, text, name, table) for name, table in models.items()}
+
+
+def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
+    if not isinstance(table, dict):
+        raise ConfigError(
+            f"{path}, line {_line_of(text, name)}: model {name!r} must be a table, [models.{name}]"
+        )
+    try:
+        entry = ModelEntry.model_validate(table | {"name": name})
+    except ValidationError as error:
+        problems = [
+            f"{path}, line {_line_of_entry(text, name, problem['loc'])}: model {name!r}: "
+            f"{'.'.join(str(part) for part in problem['loc']) or 'entry'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ConfigError("\n".join(problems)) from None
+    folder = entry.source.folder if entry.source else None
+    if entry.source and folder and not folder.is_absolute():
+        # A models file and its weights travel together, whatever directory the worker starts in.
+        resolved = entry.source.model_copy(update={"folder": (path.parent / folder).resolve()})
+        entry = entry.model_copy(update={"source": resolved})
+    return entry
+
+
+def _line_of(text: str, key: str, start: int = 0, stop: int | None = None) -> int:
+    """1-based line where ``key`` is set, or begins a table, within lines ``start`` to ``stop``.
+
+    tomllib keeps no positions, and a wrong entry is rare: looking for the key again is enough.
+    """
+    pattern = re.compile(rf"""^\s*(\[+\s*)?["']?{re.escape(key)}["']?\s*(=|\.|\])""")
+    for number, line in enumerate(text.splitlines()[start:stop], start + 1):
+        if pattern.match(line):
+            return number
+    return start + 1
+
+
+def _line_of_entry(text: str, name: str, loc: tuple[int | str, ...]) -> int:
+    lines = text.splitlines()
+    header = re.compile(rf"""^\s*\[\s*models\s*\.\s*["']?{re.escape(name)}["']?\s*(\.|\])""")
+    starts = [number for number, line in enumerate(lines) if header.match(line)]
+    if not starts:
+        return _line_of(text, name)
+    end = next(
+        (n for n in range(starts[-1] + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines)
+    )
+    for part in reversed([str(part) for part in loc]):
+        pattern = re.compile(rf"""^\s*["']?{re.escape(part)}["']?\s*=|[{{,.]\s*{re.escape(part)}\s*[=\]]""")
+        for number in range(starts[0], end):
+            if pattern.search(lines[number]):
+                return number + 1
+    return starts[0] + 1

@@ -1,0 +1,134 @@
+"""Every error that leaves the system: one enum of codes, one table, one exception tree.
+
+The code is the stable part: clients branch on it, on the wire as in a failed job. Title, HTTP
+status and whether a retry can help follow from the code by ``ERRORS`` alone, so no handler
+anywhere decides a status for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorCode(StrEnum):
+    """What went wrong. Values are part of the wire and never change meaning."""
+
+    # The request.
+    INVALID_INPUT = "invalid_input"
+    INVALID_MEDIA = "invalid_media"
+    MEDIA_TOO_LARGE = "media_too_large"
+    MEDIA_SOURCE_REFUSED = "media_source_refused"
+    BODY_TOO_LARGE = "body_too_large"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    # What it names.
+    NOT_FOUND = "not_found"
+    METHOD_NOT_ALLOWED = "method_not_allowed"
+    TASK_NOT_FOUND = "task_not_found"
+    MODEL_NOT_FOUND = "model_not_found"
+    TASK_NOT_SUPPORTED = "task_not_supported"
+    JOB_NOT_FOUND = "job_not_found"
+    JOB_NOT_CANCELABLE = "job_not_cancelable"
+    # The state of the system.
+    QUEUE_FULL = "queue_full"
+    STORE_FULL = "store_full"
+    STORE_UNAVAILABLE = "store_unavailable"
+    NO_LIVE_WORKER = "no_live_worker"
+    INTERNAL = "internal"
+    # How a job can fail after it was accepted.
+    MODEL_LOAD_FAILED = "model_load_failed"
+    INFERENCE_FAILED = "inference_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_CRASHED = "worker_crashed"
+    DELIVERY_LIMIT = "delivery_limit"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSpec:
+    """What follows from a code: HTTP status, a title for people, and whether a retry may help."""
+
+    status: int
+    title: str
+    retryable: bool = False
+
+
+ERRORS: dict[ErrorCode, ErrorSpec] = {
+    ErrorCode.INVALID_INPUT: ErrorSpec(422, "The request body is not valid for this task"),
+    ErrorCode.INVALID_MEDIA: ErrorSpec(422, "The image, audio or video cannot be read"),
+    ErrorCode.MEDIA_TOO_LARGE: ErrorSpec(422, "The image, audio or video is too large"),
+    ErrorCode.MEDIA_SOURCE_REFUSED: ErrorSpec(422, "Media from this source are not accepted"),
+    ErrorCode.BODY_TOO_LARGE: ErrorSpec(413, "The request body is over the limit"),
+    ErrorCode.IDEMPOTENCY_CONFLICT: ErrorSpec(422, "The Idempotency-Key was used with another request body"),
+    ErrorCode.NOT_FOUND: ErrorSpec(404, "There is nothing at this address"),
+    ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(405, "This address does not take this method"),
+    ErrorCode.TASK_NOT_FOUND: ErrorSpec(404, "No such task"),
+    ErrorCode.MODEL_NOT_FOUND: ErrorSpec(404, "No such model"),
+    ErrorCode.TASK_NOT_SUPPORTED: ErrorSpec(404, "The model does not answer this task"),
+    ErrorCode.JOB_NOT_FOUND: ErrorSpec(404, "No such job"),
+    ErrorCode.JOB_NOT_CANCELABLE: ErrorSpec(409, "The job has already ended"),
+    ErrorCode.QUEUE_FULL: ErrorSpec(429, "The queue is full", retryable=True),
+    ErrorCode.STORE_FULL: ErrorSpec(503, "The job store is nearly out of memory", retryable=True),
+    ErrorCode.STORE_UNAVAILABLE: ErrorSpec(503, "The job store does not answer", retryable=True),
+    ErrorCode.NO_LIVE_WORKER: ErrorSpec(503, "No live worker serves this model", retryable=True),
+    ErrorCode.INTERNAL: ErrorSpec(500, "An error inside the server"),
+    ErrorCode.MODEL_LOAD_FAILED: ErrorSpec(503, "The model could not be loaded", retryable=True),
+    ErrorCode.INFERENCE_FAILED: ErrorSpec(500, "The model failed on this input"),
+    ErrorCode.OUT_OF_MEMORY: ErrorSpec(500, "The input does not fit the device's memory", retryable=True),
+    ErrorCode.WORKER_CRASHED: ErrorSpec(500, "The worker process died on this input"),
+    ErrorCode.DELIVERY_LIMIT: ErrorSpec(
+        500, "The job was handed out too often without ending", retryable=True
+    ),
+    ErrorCode.EXPIRED: ErrorSpec(504, "The job's deadline passed before it ran"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One thing wrong with one field of a request: ``field`` as a dotted path, never its value."""
+
+    field: str
+    message: str
+
+
+class ModelmillError(Exception):
+    """Anything this project raises on purpose: a stable code and a sentence for a person.
+
+    The sentence says what was wrong, where, and what to do. It is shown to callers as it is, so
+    it holds no input longer than a few words, no path of the server and no traceback.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        fields: Sequence[FieldError] = (),
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.fields = tuple(fields)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def spec(self) -> ErrorSpec:
+        return ERRORS[self.code]
+
+    def as_data(self) -> dict[str, Any]:
+        """The error as a failed job or item carries it: JSON-ready, nothing but text and booleans."""
+        return {"code": self.code.value, "message": self.message, "retryable": self.spec.retryable}
+
+
+class MediaError(ModelmillError):
+    """Raised when an image (later audio, video) is unreadable, too large, or from a refused source."""
+
+
+class ConfigError(Exception):
+    """Raised at start-up, for the operator: a setting or a models file that cannot be used.
+
+    The message names the file and line, or the environment variable, and what is allowed there.
+    """

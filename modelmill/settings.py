@@ -1,0 +1,114 @@
+"""Settings: one typed class, read from ``MODELMILL_*`` environment variables.
+
+Durations end in ``_s``, sizes in ``_bytes``. The command line sets the same variables for the
+processes that it starts, so a setting has one name everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from modelmill.errors import ConfigError
+
+ENV_PREFIX = "MODELMILL_"
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+def _user_dir(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "modelmill"
+
+
+class Settings(BaseModel):
+    """Everything that can be set. Each field ``x`` is the variable ``MODELMILL_X``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="The Redis or Valkey (7 or newer) that keeps the jobs."
+    )
+    broker_url: str | None = Field(None, description="Celery's broker; the job store's Redis when not set.")
+    models_file: Path | None = Field(
+        None, description="Your own models, a TOML file read after the built-in catalogue."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: _user_dir("XDG_DATA_HOME", ".local/share"),
+        description="Where `modelmill up` keeps the embedded server's data.",
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: _user_dir("XDG_CACHE_HOME", ".cache"),
+        description="Where exported ONNX files are kept; safe to delete.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address the API binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+
+    max_body_bytes: int = Field(32 * MIB, ge=1024, description="Largest request body.")
+    max_image_pixels: int = Field(
+        100_000_000, ge=1, description="Largest image, width times height, before decoding."
+    )
+    max_queue_depth: int = Field(100_000, ge=1, description="Jobs that may wait for one model.")
+    max_queued_bytes: int = Field(
+        2 * GIB, ge=1, description="Bytes of request bodies of all jobs that have not ended."
+    )
+    result_ttl_s: int = Field(86_400, ge=1, description="How long an ended job can be read.")
+    idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is kept.")
+
+    lease_s: float = Field(10.0, gt=0, description="A claim's lease; extended while it works.")
+    beat_s: float = Field(2.0, gt=0, description="How often leases and nodes say they live.")
+    reap_s: float = Field(1.0, gt=0, description="How often expired leases are looked for.")
+    slice_s: float = Field(5.0, gt=0, description="How long one drain may keep the worker.")
+    max_deliveries: int = Field(20, ge=1, description="How often one job may be handed out.")
+    max_batch: int = Field(
+        16, ge=1, le=1024, description="Items in one forward pass, unless the model says otherwise."
+    )
+    claim_bytes: int = Field(64 * MIB, ge=1, description="Request bytes one claim takes at most.")
+    preprocess_threads: int = Field(2, ge=1, le=64)
+    batch_timeout_s: float = Field(
+        300.0, gt=0, description="A batch that runs longer is taken for hung and its process killed."
+    )
+    load_timeout_s: float = Field(1800.0, gt=0, description="The same for loading a model.")
+    shutdown_grace_s: float = Field(
+        30.0, gt=0, description="What a worker has, after SIGTERM, to finish the batch in hand."
+    )
+    model_memory_bytes: int | None = Field(
+        None, ge=1, description="Budget for loaded models; 60 % of the device's memory when not set."
+    )
+
+    @property
+    def effective_broker_url(self) -> str:
+        return self.broker_url or self.redis_url
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Reads the environment.
+
+        Raises:
+            ConfigError: a variable has a value that its setting does not take; names the variable.
+        """
+        environ = os.environ if environ is None else environ
+        # An empty value is "not set", as in a compose file's `${VARIABLE:-}`.
+        values = {
+            name: environ[variable]
+            for name in cls.model_fields
+            if environ.get(variable := ENV_PREFIX + name.upper())
+        }
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{ENV_PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()
+            )
+            raise ConfigError(f"The environment holds a setting that cannot be used: {problems}") from None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once."""
+    return Settings.from_env()

@@ -1,0 +1,37 @@
+"""The job store: the only code that knows Redis keys and scripts.
+
+``JobStore`` serves workers, ``AsyncJobStore`` the API; both speak through the same Lua scripts, which
+alone change a job's state. See ``docs/architecture.md`` for a job's way through them.
+"""
+
+from modelmill.store.aio import AsyncJobStore
+from modelmill.store.records import (
+    Beat,
+    Claimed,
+    Claims,
+    Ended,
+    JobRecord,
+    NodeRecord,
+    Reaped,
+    Released,
+    Settlement,
+    Submission,
+    Verdict,
+)
+from modelmill.store.sync import JobStore
+
+__all__ = [
+    "AsyncJobStore",
+    "Beat",
+    "Claimed",
+    "Claims",
+    "Ended",
+    "JobRecord",
+    "JobStore",
+    "NodeRecord",
+    "Reaped",
+    "Released",
+    "Settlement",
+    "Submission",
+    "Verdict",
+]

@@ -1,0 +1,169 @@
+"""The asyncio job store, for the API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import redis.asyncio
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
+from modelmill.store import keys, scripts
+from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Submission
+
+
+class AsyncJobStore:
+    """Submits, reads, cancels and reaps. Every method raises ``ModelmillError`` for a store in trouble."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._redis = redis.asyncio.Redis.from_url(
+            settings.redis_url,
+            socket_timeout=5,
+            socket_connect_timeout=2,
+            health_check_interval=30,
+            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
+        )
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        async with _translated():
+            await cast("Any", self._redis.ping())
+
+    async def submit(self, job: Submission) -> Accepted:
+        """Accepts a job: its payload and the script that takes it, in one round trip.
+
+        A reply that was lost is a 503 to the caller, although the job may have been accepted; the
+        same Idempotency-Key then gives the same answer.
+        """
+        script = scripts.script("submit")
+        arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
+        async with _translated():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S)
+            pipe.evalsha(script.sha, 0, *arguments)
+            written, reply = await pipe.execute(raise_on_error=False)
+            if isinstance(written, Exception):
+                raise written
+            if isinstance(reply, NoScriptError):
+                reply = await cast("Any", self._redis.eval(script.source, 0, *arguments))
+            if isinstance(reply, Exception):
+                raise reply
+            return scripts.read_submit(reply)
+
+    async def get(self, job_id: str) -> JobRecord | None:
+        """The job, or None when it is unknown or its time to live is over."""
+        async with _translated():
+            fields = cast("dict[bytes, bytes]", await cast("Any", self._redis.hgetall(keys.JOB + job_id)))
+            if b"task" not in fields:
+                return None
+            result = fields.get(b"result")
+            if b"out" in fields:
+                result = cast("bytes | None", await self._redis.get(fields[b"out"].decode()))
+            return JobRecord.from_hash(job_id, fields, result)
+
+    async def cancel(self, job_id: str) -> str:
+        """Cancels a job: ``canceled``, ``requested``, ``missing``, or the status it has ended with."""
+        reply = await self._run("cancel", [job_id, self._settings.result_ttl_s * 1000])
+        return cast("bytes", reply).decode()
+
+    async def reap(self) -> Reaped:
+        """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
+        return scripts.read_reap(await self._run("reap", scripts.pack_reap(self._settings)))
+
+    async def nodes(self) -> list[NodeRecord]:
+        """The worker nodes that live."""
+        async with _translated():
+            names = sorted(name.decode() for name in await cast("Any", self._redis.smembers(keys.NODES)))
+            pipe = self._redis.pipeline(transaction=False)
+            for name in names:
+                pipe.hgetall(keys.NODE + name)
+            found = await pipe.execute() if names else []
+            gone = [name for name, fields in zip(names, found, strict=True) if not fields]
+            if gone:
+                await cast("Any", self._redis.srem(keys.NODES, *gone))
+        return [
+            NodeRecord(
+                name, json.loads(fields.get(b"parent", b"{}")), json.loads(fields.get(b"child", b"{}"))
+            )
+            for name, fields in zip(names, found, strict=True)
+            if b"parent" in fields
+        ]
+
+    async def open_jobs(self, model: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Up to ``limit`` jobs of ``model`` that have not ended, running ones first, as (id, status)."""
+        async with _translated():
+            leased = await self._ids(keys.LEASES, -1)
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in leased:
+                pipe.hget(keys.JOB + job_id, "model")
+            models = await pipe.execute() if leased else []
+            running = [
+                (job_id, "running")
+                for job_id, name in zip(leased, models, strict=True)
+                if name == model.encode()
+            ][:limit]
+            waiting = await self._ids(keys.READY + model, limit - 1)
+        return [*running, *((job_id, "starting") for job_id in waiting)][:limit]
+
+    async def mark_starting(self, model: str) -> None:
+        """Somebody asked for ``model`` to be loaded."""
+        async with _translated():
+            await self._redis.set(keys.STARTING + model, "1", ex=60)
+
+    async def is_starting(self, model: str) -> bool:
+        async with _translated():
+            return bool(await self._redis.exists(keys.STARTING + model))
+
+    async def _ids(self, key: str, last: int) -> list[str]:
+        found = cast("list[bytes]", await self._redis.zrange(key, 0, last))
+        return [job_id.decode() for job_id in found]
+
+    async def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+        script = scripts.script(name)
+        packed = cast("list[str]", arguments)
+        async with _translated():
+            try:
+                return await cast("Any", self._redis.evalsha(script.sha, 0, *packed))
+            except NoScriptError:
+                return await cast("Any", self._redis.eval(script.source, 0, *packed))
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Turns what redis-py raises into errors that a caller of the API can act on."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise ModelmillError(
+            ErrorCode.STORE_FULL,
+            "The job store is out of memory; nothing was accepted. Try again later.",
+            retry_after_s=10,
+        ) from None
+    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
+        raise ModelmillError(
+            ErrorCode.STORE_UNAVAILABLE,
+            "The job store does not answer. Try again shortly, "
+            "with the same Idempotency-Key if you sent one.",
+            retry_after_s=2,
+        ) from error
+    except ResponseError as error:
+        # LOADING, MISCONF and the like: a server that is there and cannot serve.
+        if str(error).split(" ", 1)[0] in {"LOADING", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}:
+            raise ModelmillError(
+                ErrorCode.STORE_UNAVAILABLE, "The job store is not ready. Try again shortly.", retry_after_s=2
+            ) from error
+        raise
+    except RedisError as error:
+        raise ModelmillError(
+            ErrorCode.STORE_UNAVAILABLE, "The job store does not answer. Try again shortly.", retry_after_s=2
+        ) from error

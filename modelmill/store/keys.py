@@ -1,0 +1,61 @@
+"""Every key that the project keeps in Redis, in one place. Lua gets the same names through ``LUA_TABLE``.
+
+One primary Redis or Valkey, 7 or newer; not a Cluster, since a script touches keys of several slots.
+"""
+
+from __future__ import annotations
+
+PREFIX = "mm:"
+
+JOB = PREFIX + "job:"
+"""``job:{id}``: hash, the record; small fields, and the result while it is at most ``INLINE_BYTES``."""
+IN = PREFIX + "in:"
+"""``in:{id}``: string, the request body as it came. Expires by itself until ``submit`` makes it stay."""
+OUT = PREFIX + "out:"
+"""``out:{id}:{fence}``: string, a result above ``INLINE_BYTES``. Named after the fence, so that a worker
+which lost its lease cannot overwrite what the next one wrote. Expires by itself until ``settle`` takes it."""
+READY = PREFIX + "ready:"
+"""``ready:{model}``: sorted set of job ids; score = lane rank × 2^50 + sequence number."""
+LEASES = PREFIX + "leases"
+"""Sorted set: id → expiry, milliseconds of Redis ``TIME``. Exactly the running jobs."""
+DEADLINES = PREFIX + "deadlines"
+"""Sorted set: id → the time after which a job that has not started fails as expired."""
+CLAIM = PREFIX + "claim:"
+"""``claim:{fence}``: list of the ids that one claim took, so that a replayed claim gets the same."""
+IDEMPOTENCY = PREFIX + "idem:"
+"""``idem:{caller}:{key}``: string, ``{id} {body hash}``."""
+RUNG = PREFIX + "rung:"
+"""``rung:{model}``: a bell was sent lately. Who sets it rings; ``drain`` clears it when it starts."""
+MODELS = PREFIX + "models"
+"""Set: models that may have ready jobs."""
+SEQUENCE = PREFIX + "seq"
+"""Counter behind the order within a lane."""
+TOTALS = PREFIX + "totals"
+"""Hash: ``jobs`` and ``bytes`` of all jobs that have not ended."""
+COUNTERS = PREFIX + "counters"
+"""Hash: ``{task}|{model}|{status}`` → jobs that ended so, ever. A worker's own counters die with it."""
+REAPER = PREFIX + "reaper"
+"""Hash: ``run_id`` of the server seen last, and until when a restart gives leases grace."""
+ENDED_CHANNEL = PREFIX + "ended"
+"""Publish channel: ``{id} {status}`` at each terminal write."""
+NODES = PREFIX + "nodes"
+"""Set: names of worker nodes."""
+NODE = PREFIX + "node:"
+"""``node:{name}``: hash that expires unless renewed: ``parent`` and ``child``, what each says of itself."""
+STARTING = PREFIX + "starting:"
+"""``starting:{model}``: somebody asked for the model to be loaded, and no worker has begun yet."""
+
+INLINE_BYTES = 64 * 1024
+"""Results up to this size live in the record and pass through Lua; larger ones lie beside it."""
+
+LUA_TABLE = (
+    "local K = {"
+    f"job='{JOB}', input='{IN}', out='{OUT}', ready='{READY}', leases='{LEASES}', deadlines='{DEADLINES}', "
+    f"claim='{CLAIM}', idem='{IDEMPOTENCY}', rung='{RUNG}', models='{MODELS}', seq='{SEQUENCE}', "
+    f"totals='{TOTALS}', counters='{COUNTERS}', reaper='{REAPER}', ended='{ENDED_CHANNEL}'"
+    "}"
+)
+
+
+def out(job_id: str, fence: str) -> str:
+    return f"{OUT}{job_id}:{fence}"

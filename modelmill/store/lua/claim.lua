@@ -1,0 +1,56 @@
+#!lua flags=allow-oom
+-- Leases jobs of one model to one claim, in queue order. Safe to replay with the same fence.
+-- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms
+-- Returns {ready jobs left, job, job, …}, a job as {id, task, batched, bytes, deliveries, created ms, now ms}.
+local model, fence, node = ARGV[1], ARGV[2], ARGV[3]
+local max_count, max_bytes, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_deliveries, ttl_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+local ready, claim = K.ready .. model, K.claim .. fence
+local now = now_ms()
+
+local function describe(id)
+  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms')
+  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now)}
+end
+
+local reply = {0}
+local replayed = redis.call('LRANGE', claim, 0, -1)
+if #replayed > 0 then
+  for _, id in ipairs(replayed) do
+    if redis.call('HGET', K.job .. id, 'fence') == fence and redis.call('ZSCORE', K.leases, id) then
+      table.insert(reply, describe(id))
+    end
+  end
+  reply[1] = redis.call('ZCARD', ready)
+  return reply
+end
+
+local bytes = 0
+for _, id in ipairs(redis.call('ZRANGE', ready, 0, max_count - 1)) do
+  local key = K.job .. id
+  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms')
+  if not job[1] then
+    redis.call('ZREM', ready, id)
+  elseif job[4] and tonumber(job[4]) <= now and not job[5] then
+    fail(id, now, ttl_ms, 'expired', 'The deadline passed while the job waited in the queue.', false)
+  elseif tonumber(job[2]) >= max_deliveries then
+    fail(id, now, ttl_ms, 'delivery_limit',
+      'The job was handed to a worker ' .. job[2] .. ' times without an end.', true)
+  else
+    -- Whoever was in a forward pass when its process died runs alone: it may be the cause.
+    if #reply > 1 and (job[3] or bytes + tonumber(job[1]) > max_bytes) then break end
+    bytes = bytes + tonumber(job[1])
+    redis.call('ZREM', ready, id)
+    redis.call('ZREM', K.deadlines, id)
+    redis.call('ZADD', K.leases, now + lease_ms, id)
+    redis.call('HINCRBY', key, 'deliveries', 1)
+    redis.call('HSET', key, 'status', 'running', 'fence', fence, 'node', node)
+    if not job[5] then redis.call('HSET', key, 'started_ms', now) end
+    redis.call('RPUSH', claim, id)
+    table.insert(reply, describe(id))
+    if job[3] then break end
+  end
+end
+if #reply > 1 then redis.call('PEXPIRE', claim, lease_ms * 6) end
+reply[1] = redis.call('ZCARD', ready)
+return reply

@@ -1,0 +1,43 @@
+#!lua flags=allow-oom
+-- Ends or gives back many claimed jobs. Only the fence that holds a lease may, and a replay by the
+-- same fence is a success. ARGV: result ttl ms, then for each job
+--   id, fence, outcome, where the result is ('', 'inline', 'beside'), result, n, n × (field, value)
+-- with outcome complete, failed or canceled (terminal), or released (back to the queue, uncharged).
+-- Returns a verdict a job: ok, refused, or missing (a result beside the record that is not there).
+local ttl_ms = tonumber(ARGV[1])
+local now = now_ms()
+local verdicts = {}
+
+local function settle(id, fence, outcome, where, result, fields)
+  local job = redis.call('HMGET', K.job .. id, 'fence', 'finished_ms')
+  if job[1] ~= fence then return 'refused' end
+  if job[2] then return 'ok' end
+  if not redis.call('ZSCORE', K.leases, id) then return 'refused' end
+  if outcome == 'released' then
+    redis.call('HINCRBY', K.job .. id, 'deliveries', -1)
+    if #fields > 0 then redis.call('HSET', K.job .. id, unpack(fields)) end
+    requeue(id, now, ttl_ms)
+    return 'ok'
+  end
+  if where == 'inline' then
+    table.insert(fields, 'result')
+    table.insert(fields, result)
+  elseif where == 'beside' then
+    local out = K.out .. id .. ':' .. fence
+    if redis.call('PEXPIRE', out, ttl_ms) == 0 then return 'missing' end
+    table.insert(fields, 'out')
+    table.insert(fields, out)
+  end
+  finish(id, now, ttl_ms, outcome, fields)
+  return 'ok'
+end
+
+local i = 2
+while i <= #ARGV do
+  local count = tonumber(ARGV[i + 5])
+  local fields = {}
+  for j = i + 6, i + 5 + 2 * count do table.insert(fields, ARGV[j]) end
+  table.insert(verdicts, settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], fields))
+  i = i + 6 + 2 * count
+end
+return verdicts

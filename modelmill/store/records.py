@@ -1,0 +1,200 @@
+"""What goes into the store and comes out of it, as types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from modelmill.states import Lane, Status
+
+LANE_RANK: dict[Lane, int] = {Lane.INTERACTIVE: 0, Lane.NORMAL: 1, Lane.BULK: 2}
+
+
+class Verdict(StrEnum):
+    """What ``submit`` says."""
+
+    ACCEPTED = "accepted"
+    REPLAYED = "replayed"
+    """The Idempotency-Key was seen with this very body: the id is the first job's."""
+    CONFLICT = "conflict"
+    """The Idempotency-Key was seen with another body."""
+    QUEUE_FULL = "queue_full"
+    BYTES_FULL = "bytes_full"
+    PAYLOAD_MISSING = "payload_missing"
+    """The payload written just before is not there (evicted, or the write was refused)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job to be accepted. ``body`` is the request as it came; the worker reads the same bytes."""
+
+    id: str
+    task: str
+    model: str
+    body: bytes
+    batched: bool = False
+    items: int = 1
+    lane: Lane = Lane.NORMAL
+    caller: str = "anonymous"
+    idempotency_key: str = ""
+    bell_every: int = 16
+    """A bell is due again each so many waiting jobs: the model's batch size."""
+    expires_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The answer to a submission; ``bell`` says that a worker should be woken."""
+
+    verdict: Verdict
+    id: str
+    bell: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job under lease."""
+
+    id: str
+    fence: str
+    task: str
+    batched: bool
+    bytes: int
+    deliveries: int
+    """How often it was handed out, this time included."""
+    queued_s: float
+    """From its acceptance to this claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What one claim took, and how many jobs of the model it left."""
+
+    jobs: tuple[Claimed, ...]
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """Answer to a heartbeat: ids that are ours no more, and ids that somebody wants canceled."""
+
+    lost: frozenset[str]
+    cancel: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job's end, to be settled. ``result`` is JSON text, for ``complete`` only."""
+
+    id: str
+    fence: str
+    status: Status
+    result: bytes | None = None
+    error: Mapping[str, Any] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """More for the job document: ``batch_size``, ``device``, ``timings``, …; JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A job given back unfinished, to its old place in the queue and uncharged."""
+
+    id: str
+    fence: str
+
+
+class Settlement(StrEnum):
+    """What ``settle`` says of one job."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """The fence is not the lease's any more: the result is dropped, somebody else's counts."""
+    MISSING = "missing"
+    """The large result that was written before is gone; settle again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What ``reap`` did, and the models whose bell it won the right to ring."""
+
+    returned: int
+    expired: int
+    bells: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as the store knows it. Times are seconds since the epoch, by the clock of Redis."""
+
+    id: str
+    task: str
+    model: str
+    batched: bool
+    lane: str
+    caller: str
+    status: Status
+    items: int
+    deliveries: int
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    result_json: bytes | None
+    """The result as it was written: JSON text, passed on without a second look."""
+    error: dict[str, Any] | None
+    details: dict[str, Any]
+    cancel_requested: bool
+    ends: int
+    """Terminal writes: 0 or 1, ever. Kept so that the promise can be checked."""
+
+    @property
+    def result(self) -> Any:
+        return None if self.result_json is None else json.loads(self.result_json)
+
+    @classmethod
+    def from_hash(cls, job_id: str, fields: Mapping[bytes, bytes], result: bytes | None) -> JobRecord:
+        text = {name.decode(): value.decode() for name, value in fields.items() if name != b"result"}
+        return cls(
+            id=job_id,
+            task=text["task"],
+            model=text["model"],
+            batched=text["batched"] == "1",
+            lane=text["lane"],
+            caller=text["caller"],
+            status=Status(text["status"]),
+            items=int(text["items"]),
+            deliveries=int(text["deliveries"]),
+            created_at=int(text["created_ms"]) / 1000,
+            started_at=_seconds(text.get("started_ms")),
+            finished_at=_seconds(text.get("finished_ms")),
+            result_json=result,
+            error=json.loads(text["error"]) if "error" in text else None,
+            details=json.loads(text.get("details", "{}")),
+            cancel_requested="cancel" in text,
+            ends=int(text.get("ends", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A live worker node: what its parent and its child say of themselves."""
+
+    name: str
+    parent: dict[str, Any]
+    child: dict[str, Any]
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Names of the models that it serves, loaded or not."""
+        return list(self.parent.get("models", {}))
+
+    def state_of(self, model: str) -> dict[str, Any]:
+        """``{"status": …}`` of one model in its child; empty when it was never loaded there."""
+        state: dict[str, Any] = self.child.get("models", {}).get(model, {})
+        return state
+
+
+def _seconds(ms: str | None) -> float | None:
+    return None if ms is None else int(ms) / 1000

@@ -1,0 +1,188 @@
+"""The Lua scripts and their calling conventions: arguments packed and replies read, without any I/O.
+
+Both stores, blocking and asyncio, send what is packed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from modelmill.settings import Settings
+from modelmill.store import keys
+from modelmill.store.records import (
+    LANE_RANK,
+    Accepted,
+    Beat,
+    Claimed,
+    Claims,
+    Ended,
+    Reaped,
+    Released,
+    Settlement,
+    Submission,
+    Verdict,
+)
+
+RUNG_TTL_S = 5.0
+"""How long a bell keeps others from ringing; a lost one is rung again after it."""
+ORPHAN_TTL_S = 3600
+"""How long a payload lives that no script has taken over."""
+
+Argument = str | bytes | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua script: sent by its SHA-1, loaded when the server does not know it."""
+
+    name: str
+    source: str
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of ``lua/{name}.lua``, with the table of key names and the shared functions before it."""
+    folder = files("modelmill.store") / "lua"
+    body = (folder / f"{name}.lua").read_text()
+    shebang, rest = ("", body)
+    if body.startswith("#!"):
+        # Flags count only on the very first line.
+        shebang, _, rest = body.partition("\n")
+    source = "\n".join([shebang, keys.LUA_TABLE, (folder / "common.lua").read_text(), rest]).lstrip()
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+NAMES = ("submit", "claim", "beat", "settle", "cancel", "reap")
+
+
+def pack_submit(job: Submission, settings: Settings) -> list[Argument]:
+    body_hash = hashlib.sha256(job.body).hexdigest() if job.idempotency_key else ""
+    return [
+        job.id,
+        job.task,
+        job.model,
+        job.lane.value,
+        LANE_RANK[job.lane],
+        int(job.batched),
+        job.items,
+        len(job.body),
+        job.caller,
+        job.idempotency_key,
+        # The address is part of what was asked: the same body for another model is another request.
+        f"{job.task}/{job.model}/{int(job.batched)}/{body_hash}",
+        settings.idempotency_ttl_s * 1000,
+        "" if job.expires_in_s is None else _ms(job.expires_in_s),
+        job.bell_every,
+        settings.max_queue_depth,
+        settings.max_queued_bytes,
+    ]
+
+
+def read_submit(reply: Any) -> Accepted:
+    verdict, job_id, bell = reply
+    return Accepted(Verdict(verdict.decode()), job_id.decode(), bool(bell))
+
+
+def pack_claim(
+    model: str, fence: str, node: str, count: int, max_bytes: int, settings: Settings
+) -> list[Argument]:
+    return [
+        model,
+        fence,
+        node,
+        count,
+        max_bytes,
+        _ms(settings.lease_s),
+        settings.max_deliveries,
+        settings.result_ttl_s * 1000,
+    ]
+
+
+def read_claim(fence: str, reply: Any) -> Claims:
+    remaining, *rows = reply
+    jobs = tuple(
+        Claimed(
+            id=row[0].decode(),
+            fence=fence,
+            task=row[1].decode(),
+            batched=row[2] == b"1",
+            bytes=int(row[3]),
+            deliveries=int(row[4]),
+            queued_s=(int(row[6]) - int(row[5])) / 1000,
+        )
+        for row in rows
+    )
+    return Claims(jobs, int(remaining))
+
+
+def pack_beat(held: Sequence[tuple[str, str]], settings: Settings) -> list[Argument]:
+    return [_ms(settings.lease_s), *(part for pair in held for part in pair)]
+
+
+def read_beat(reply: Any) -> Beat:
+    lost, cancel = ([job_id.decode() for job_id in ids] for ids in reply)
+    return Beat(frozenset(lost), frozenset(cancel))
+
+
+def pack_settle(outcomes: Sequence[Ended | Released], settings: Settings) -> list[Argument]:
+    arguments: list[Argument] = [settings.result_ttl_s * 1000]
+    for outcome in outcomes:
+        if isinstance(outcome, Released):
+            arguments += [outcome.id, outcome.fence, "released", "", "", 0]
+            continue
+        fields: list[Argument] = ["details", _json(outcome.details)]
+        if outcome.error is not None:
+            fields += ["error", _json(outcome.error)]
+        where: str
+        inline: bytes | str
+        if outcome.result is None:
+            where, inline = "", ""
+        elif large_result(outcome):
+            where, inline = "beside", ""
+        else:
+            where, inline = "inline", outcome.result
+        arguments += [
+            outcome.id,
+            outcome.fence,
+            outcome.status.value,
+            where,
+            inline,
+            len(fields) // 2,
+            *fields,
+        ]
+    return arguments
+
+
+def large_result(outcome: Ended | Released) -> bytes | None:
+    """The result, if it is too large to pass through Lua and is to be written beside the record first."""
+    if isinstance(outcome, Ended) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
+        return outcome.result
+    return None
+
+
+def read_settle(reply: Any) -> list[Settlement]:
+    return [Settlement(verdict.decode()) for verdict in reply]
+
+
+def pack_reap(settings: Settings) -> list[Argument]:
+    return [_ms(settings.lease_s), settings.result_ttl_s * 1000, 500, _ms(RUNG_TTL_S)]
+
+
+def read_reap(reply: Any) -> Reaped:
+    returned, expired, bells = reply
+    return Reaped(int(returned), int(expired), tuple(model.decode() for model in bells))
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,122 @@
+"""The blocking job store, for workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+from modelmill.settings import Settings
+from modelmill.store import keys, scripts
+from modelmill.store.records import (
+    Beat,
+    Claimed,
+    Claims,
+    Ended,
+    JobRecord,
+    Reaped,
+    Released,
+    Settlement,
+)
+
+
+class JobStore:
+    """Claims, beats, settles and reaps. Thread-safe; every call may be replayed.
+
+    Raises ``redis.exceptions.ConnectionError`` or ``TimeoutError`` when the server stays away for a
+    few seconds: callers hold what they have and come again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._redis = redis.Redis.from_url(
+            settings.redis_url,
+            socket_timeout=10,
+            socket_connect_timeout=2,
+            health_check_interval=30,
+            retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries=5),
+        )
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def ping(self) -> None:
+        self._redis.ping()
+
+    def claim(self, model: str, fence: str, node: str, count: int, max_bytes: int) -> Claims:
+        """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs."""
+        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, self._settings)
+        return scripts.read_claim(fence, self._run("claim", arguments))
+
+    def inputs(self, jobs: Sequence[Claimed]) -> list[bytes | None]:
+        """The request bodies of claimed jobs, in order."""
+        if not jobs:
+            return []
+        found = self._redis.mget([keys.IN + job.id for job in jobs])
+        return cast("list[bytes | None]", found)
+
+    def beat(self, held: Sequence[tuple[str, str]]) -> Beat:
+        """Extends the leases of ``(id, fence)`` pairs."""
+        return scripts.read_beat(self._run("beat", scripts.pack_beat(held, self._settings)))
+
+    def settle(self, outcomes: Sequence[Ended | Released]) -> list[Settlement]:
+        """Ends jobs or gives them back; large results are written beside the records first."""
+        if not outcomes:
+            return []
+        arguments = scripts.pack_settle(outcomes, self._settings)
+        for outcome in outcomes:
+            if large := scripts.large_result(outcome):
+                self._redis.set(keys.out(outcome.id, outcome.fence), large, ex=scripts.ORPHAN_TTL_S)
+        return scripts.read_settle(self._run("settle", arguments))
+
+    def reap(self) -> Reaped:
+        """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
+        return scripts.read_reap(self._run("reap", scripts.pack_reap(self._settings)))
+
+    def may_ring(self, model: str) -> bool:
+        """Wins the right to ring for ``model``, if no bell of its is on the way."""
+        return bool(self._redis.set(keys.RUNG + model, "1", nx=True, px=round(scripts.RUNG_TTL_S * 1000)))
+
+    def drain_started(self, model: str) -> None:
+        """The bell arrived: the next submit to an empty queue rings again."""
+        self._redis.delete(keys.RUNG + model)
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """The job, or None when it is unknown or its time to live is over."""
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.JOB + job_id))
+        if b"task" not in fields:
+            return None
+        result = fields.get(b"result")
+        if b"out" in fields:
+            result = cast("bytes | None", self._redis.get(fields[b"out"].decode()))
+        return JobRecord.from_hash(job_id, fields, result)
+
+    def announce(self, node: str, part: str, document: Mapping[str, Any], ttl_s: float) -> None:
+        """Says what a node's ``parent`` or ``child`` is; forgotten after ``ttl_s`` without renewal."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hset(keys.NODE + node, part, json.dumps(document))
+        pipe.pexpire(keys.NODE + node, round(ttl_s * 1000))
+        pipe.sadd(keys.NODES, node)
+        pipe.execute()
+
+    def retire(self, node: str) -> None:
+        """Takes a node that leaves out of the list at once."""
+        self._redis.delete(keys.NODE + node)
+        self._redis.srem(keys.NODES, node)
+
+    def load_began(self, model: str) -> None:
+        """A worker took up the request to load ``model``."""
+        self._redis.delete(keys.STARTING + model)
+
+    def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+        script = scripts.script(name)
+        try:
+            return self._redis.evalsha(script.sha, 0, *cast("list[str]", arguments))
+        except NoScriptError:
+            # A new server, or one that was restarted: EVAL loads what it runs.
+            return self._redis.eval(script.source, 0, *cast("list[str]", arguments))
