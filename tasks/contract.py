@@ -1,0 +1,242 @@
+"""The contract of a task, short enough to read standing.
+
+A task is declared once, for a single item: a pydantic ``Input``, its batched fields marked with
+``Batched``, and an ``Output``. Everything else follows: the request of a batched job (lists), how it
+falls apart into items, what makes items compatible, the OpenAPI schemas and the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, get_origin
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.states import Lane
+
+MAX_ITEMS = 1024
+"""Items that one batched job may hold."""
+
+_CODES = frozenset(code.value for code in ErrorCode)
+
+SHARED, EACH = "one value for all", "one value an item"
+
+
+class Batched:
+    """Marks a field that differs from item to item: ``image: Annotated[Image, Batched]``."""
+
+
+class TaskConfig(BaseModel):
+    """Base of a task's ``config``: what tunes the model. Unknown keys are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RequestOptions(BaseModel):
+    """``options`` at top level: reserved for protocols that have it; accepted and ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    use_cache: bool = True
+    wait_for_model: bool = False
+
+
+class TaskInput(BaseModel):
+    """Base of a task's input. The fields declared here concern the job and not the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lane: Lane = Field(Lane.NORMAL, description="Priority: interactive, normal or bulk.")
+    options: RequestOptions | None = Field(None, description="Reserved; accepted and ignored.")
+
+
+class TaskOutput(BaseModel):
+    """Base of a task's result for one item."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request that works when pasted, and what it really answered once."""
+
+    input: dict[str, Any]
+    output: dict[str, Any]
+    model: str
+    """The model that gave ``output``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of question with a fixed contract.
+
+    Attributes:
+        name: The slug in the path, such as ``image-classification``.
+        summary: One sentence for the documentation.
+        input: What one item takes.
+        output: What one item gives.
+        example: A runnable example.
+    """
+
+    name: str
+    summary: str
+    input: type[TaskInput]
+    output: type[TaskOutput]
+    example: Example
+
+    @cached_property
+    def batched_fields(self) -> tuple[str, ...]:
+        """Names of the fields that are lists in a batched job."""
+        names = tuple(name for name, field in self.input.model_fields.items() if _is_batched(field))
+        if not names:
+            raise TypeError(f"task {self.name}: mark at least one input field with Batched")
+        return names
+
+    @cached_property
+    def shared_fields(self) -> tuple[str, ...]:
+        """Names of the task's own fields that a batched job may give once for all items."""
+        return tuple(
+            name
+            for name in self.input.model_fields
+            if name not in self.batched_fields and name not in TaskInput.model_fields
+        )
+
+    @cached_property
+    def batched_input(self) -> type[TaskInput]:
+        """The request of a batched job: batched fields as lists, every other one a single value or a list."""
+        fields: dict[str, Any] = {}
+        for name in self.batched_fields:
+            field = self.input.model_fields[name]
+            items: Any = Annotated[_type_of(field), Field(description=field.description)]
+            fields[name] = (
+                Annotated[list[items], Field(min_length=1, max_length=MAX_ITEMS)],
+                Field(description=f"{field.description or name}, one an item"),
+            )
+        for name in self.shared_fields:
+            field = self.input.model_fields[name]
+            one = _type_of(field)
+            union = Annotated[
+                Annotated[one, Tag(SHARED)] | Annotated[list[one], Field(max_length=MAX_ITEMS), Tag(EACH)],  # type: ignore[valid-type]
+                Discriminator(_nested if _is_list(field) else _listed),
+            ]
+            default = ... if field.is_required() else field.get_default(call_default_factory=True)
+            fields[name] = (union, Field(default, description=field.description))
+        return create_model(
+            f"Batched{self.input.__name__}", __base__=TaskInput, __module__=self.input.__module__, **fields
+        )
+
+    def parse(self, body: bytes | str, *, batched: bool = False, trusted: bool = False) -> TaskInput:
+        """Validates a JSON request body.
+
+        Args:
+            body: The JSON text.
+            batched: Whether it is the body of a batched job.
+            trusted: It was accepted before, so that media headers need no second look.
+
+        Raises:
+            ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
+        """
+        model = self.batched_input if batched else self.input
+        try:
+            request = model.model_validate_json(body, context={"trusted": trusted})
+        except ValidationError as error:
+            raise _invalid(error) from None
+        if batched:
+            self._same_lengths(request)
+        return request
+
+    def items(self, request: TaskInput) -> list[TaskInput]:
+        """The items of a parsed request: itself if it is a plain job's, else one input an item."""
+        if isinstance(request, self.input):
+            return [request]
+        count = len(getattr(request, self.batched_fields[0]))
+        columns = {name: getattr(request, name) for name in self.batched_fields}
+        for name in self.shared_fields:
+            value = getattr(request, name)
+            as_list = _nested(value) if _is_list(self.input.model_fields[name]) else _listed(value)
+            columns[name] = value if as_list == EACH else [value] * count
+        return [
+            self.input.model_construct(**{name: column[index] for name, column in columns.items()})
+            for index in range(count)
+        ]
+
+    def group_key(self, item: TaskInput) -> Hashable:
+        """What must be equal for two items to share a forward pass, by default: all non-batched fields."""
+        return item.model_dump_json(include=set(self.shared_fields))
+
+    def _same_lengths(self, request: TaskInput) -> None:
+        count = len(getattr(request, self.batched_fields[0]))
+        for name in (*self.batched_fields[1:], *self.shared_fields):
+            value = getattr(request, name)
+            if name in self.shared_fields:
+                tell = _nested if _is_list(self.input.model_fields[name]) else _listed
+                if tell(value) == SHARED:
+                    continue
+            if len(value) != count:
+                message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
+                raise ModelmillError(
+                    ErrorCode.INVALID_INPUT,
+                    f"Lists of a batched job must be of one length: {name} {message}.",
+                    fields=[FieldError(name, message)],
+                )
+
+
+def _is_batched(field: FieldInfo) -> bool:
+    return any(mark is Batched or isinstance(mark, Batched) for mark in field.metadata)
+
+
+def _is_list(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is list
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The field's type with its constraints, for use inside a list."""
+    marks = [mark for mark in field.metadata if mark is not Batched and not isinstance(mark, Batched)]
+    annotation: Any = field.annotation
+    for mark in marks:
+        annotation = Annotated[annotation, mark]
+    return annotation
+
+
+def _listed(value: Any) -> str:
+    return EACH if isinstance(value, list) else SHARED
+
+
+def _nested(value: Any) -> str:
+    # The field is a list itself, so only a list of lists can mean one value an item.
+    return EACH if isinstance(value, list) and value and isinstance(value[0], list) else SHARED
+
+
+def _invalid(error: ValidationError) -> ModelmillError:
+    """Flattens pydantic's report: field paths and messages, never the input."""
+    fields: list[FieldError] = []
+    code = ErrorCode.INVALID_INPUT
+    problems: Sequence[Any] = error.errors(include_input=False, include_url=False)
+    for problem in problems[:20]:
+        path = ".".join(str(part) for part in problem["loc"] if part not in (SHARED, EACH))
+        if problem["type"] in _CODES:
+            code = ErrorCode(problem["type"])
+        # An unknown field's name is the caller's own text: keep what a person can read.
+        fields.append(FieldError(path[:200] or "body", problem["msg"]))
+    first = fields[0]
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ModelmillError(code, f"{first.field}: {first.message}{more}", fields=fields)
+
+
+def field_problem(code: ErrorCode, message: str) -> PydanticCustomError:
+    """For validators: a problem of one field that carries a code of ours to the caller."""
+    # The message is passed as a value, since pydantic would read braces in a template.
+    return PydanticCustomError(code.value, "{message}", {"message": message})
