@@ -1,0 +1,1 @@
+"""The runners, by runtime. Nothing here imports a runtime before a model is loaded."""

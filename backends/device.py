@@ -1,0 +1,64 @@
+"""The device of this process: the only place that chooses one.
+
+A worker node serves exactly one device. It is pinned by ``CUDA_VISIBLE_DEVICES`` before the process
+starts, so inside it a GPU is always number 0.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEVICE_VARIABLE = "MODELMILL_DEVICE"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where forward passes run.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``.
+        threads: Threads that a runtime may use on the CPU.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    threads: int
+
+    @property
+    def torch_name(self) -> str:
+        return "cuda:0" if self.kind == "cuda" else "cpu"
+
+
+def current_device() -> Device:
+    """The device that the environment gives this process: ``MODELMILL_DEVICE`` is ``cpu`` or ``cuda``."""
+    kind: Literal["cpu", "cuda"] = "cuda" if os.environ.get(DEVICE_VARIABLE) == "cuda" else "cpu"
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return Device(kind, int(threads) if threads.isdigit() and int(threads) else available_cores())
+
+
+def available_cores() -> int:
+    """Cores that this process may run on, which in a container or under taskset is not all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def used_bytes(device: Device) -> int:
+    """Memory of the device that this process uses: resident memory, or what torch has allocated on a GPU."""
+    if device.kind == "cuda" and "torch" in sys.modules:
+        return int(sys.modules["torch"].cuda.memory_allocated())
+    with Path("/proc/self/statm").open(encoding="ascii") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def total_bytes(device: Device) -> int:
+    """Memory of the device: the GPU's, or what the machine or the container allows."""
+    if device.kind == "cuda" and "torch" in sys.modules:
+        return int(sys.modules["torch"].cuda.get_device_properties(0).total_memory)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    try:
+        return min(machine, int(limit.read_text()))
+    except (OSError, ValueError):
+        return machine
