@@ -1,0 +1,126 @@
+"""Celery, in one place: the application object and the bells.
+
+A Celery message carries no job. It is a bell, "this model has jobs ready": losing one, doubling it or
+delaying it changes nothing but latency, since the jobs wait in the job store and the reaper rings again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from modelmill.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DRAIN, LOAD, UNLOAD = "modelmill.drain", "modelmill.load", "modelmill.unload"
+
+MAX_WAITING_BELLS = 32
+"""Bells that may wait in one queue. A queue that nobody serves must not grow; one bell is enough."""
+
+
+def model_queue(model: str) -> str:
+    """The queue of a model's bells, consumed by every node that serves it."""
+    return f"modelmill.model.{model}"
+
+
+def node_queue(node: str) -> str:
+    """The queue of one node, for a bell or an order meant for it."""
+    return f"modelmill.node.{node}"
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application, for whoever rings and whoever works."""
+    app = Celery("modelmill", broker=settings.effective_broker_url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        # Results live in the job store.
+        task_ignore_result=True,
+        # A bell that runs twice is harmless, one that comes back for hours is not: acknowledge early.
+        task_acks_late=False,
+        task_default_queue="modelmill",
+        task_time_limit=settings.load_timeout_s + settings.batch_timeout_s + settings.slice_s,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        # A fresh interpreter for each child: the parent has threads, and a fork would copy their locks.
+        worker_pool_start_method="spawn",
+        worker_concurrency=1,
+        worker_hijack_root_logger=False,
+        worker_proc_alive_timeout=60,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            # Four lists a queue become one.
+            "priority_steps": [0],
+            "socket_timeout": 10,
+            "socket_connect_timeout": 2,
+            "health_check_interval": 25,
+        },
+    )
+    return app
+
+
+class Bells:
+    """Sends Celery messages from a thread of its own, so that nobody waits for the broker.
+
+    What cannot be sent is dropped with a warning: the reaper rings again.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._pending: queue.Queue[tuple[str, str, str] | None] = queue.Queue(maxsize=1000)
+        self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
+        self._thread.start()
+
+    def ring(self, model: str) -> None:
+        """Wakes a worker for ``model``."""
+        self._put(DRAIN, model, model_queue(model))
+
+    def order(self, name: str, model: str, node: str) -> None:
+        """Sends ``LOAD``, ``UNLOAD`` or ``DRAIN`` for ``model`` to one node."""
+        self._put(name, model, node_queue(node))
+
+    def close(self) -> None:
+        """Sends what is pending, for two seconds at most."""
+        try:
+            self._pending.put_nowait(None)
+        except queue.Full:
+            return
+        self._thread.join(timeout=2)
+
+    def _put(self, name: str, model: str, queue_name: str) -> None:
+        try:
+            self._pending.put_nowait((name, model, queue_name))
+        except queue.Full:
+            logger.warning("too many bells are waiting to be sent; dropped one for model %s", model)
+
+    def _run(self) -> None:
+        while (item := self._pending.get()) is not None:
+            name, model, queue_name = item
+            try:
+                if self._waiting(queue_name) < MAX_WAITING_BELLS:
+                    self._app.send_task(name, args=[model], queue=queue_name, retry=False, ignore_result=True)
+            except Exception as error:
+                logger.warning("the bell for model %s was not sent: %s", model, error)
+
+    def _waiting(self, queue_name: str) -> int:
+        pool: Any = self._app.pool
+        with pool.acquire(block=True, timeout=5) as connection:
+            channel = connection.default_channel
+            try:
+                declared: Any = channel.queue_declare(queue_name, passive=True)
+            except connection.channel_errors:  # no such queue yet
+                return 0
+            return int(declared.message_count)
+
+
+def queues_for(models: list[str], node: str) -> list[Queue]:
+    """The queues that a node consumes: those of its models, and its own."""
+    # Plain lists with their queue's name; no topic routing, and nothing to clean up after a node.
+    return [Queue(name, routing_key=name) for name in [node_queue(node), *map(model_queue, models)]]
