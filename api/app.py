@@ -1,0 +1,60 @@
+"""The API's application: parts put together, and the routes as one list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from api import health, models, problems, schemas
+from api.jobs import job_routers
+from api.state import ApiState, Directory, reap_forever
+from modelmill import __version__
+from modelmill.broker import Bells, make_celery
+from modelmill.catalogue import Catalogue
+from modelmill.settings import Settings, get_settings
+from modelmill.store import AsyncJobStore
+
+DESCRIPTION = (
+    "Submit a job, get an id, poll it. Jobs that were accepted are never lost, and run in batches on workers."
+)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Nothing is connected before it starts."""
+    settings = settings or get_settings()
+    catalogue = Catalogue.load(settings.models_file)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = AsyncJobStore(settings)
+        bells = Bells(make_celery(settings))
+        app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store))
+        reaper = asyncio.create_task(reap_forever(app.state.modelmill))
+        try:
+            yield
+        finally:
+            reaper.cancel()
+            with suppress(asyncio.CancelledError):
+                await reaper
+            await asyncio.to_thread(bells.close)
+            await store.close()
+
+    app = FastAPIOffline(
+        title="Modelmill",
+        version=__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    problems.install(app)
+    schemas.install(app)
+    for router in (health.router, models.router, *job_routers()):
+        app.include_router(router)
+    return app
+
+
+app = create_app()

@@ -1,0 +1,122 @@
+"""What the API answers with, and how a job's record becomes a document."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel, Field
+
+from modelmill.errors import ErrorCode
+from modelmill.states import Status
+from modelmill.store import JobRecord
+
+
+class JobAccepted(BaseModel):
+    """A job was accepted: it will not be lost, and ends exactly once."""
+
+    id: str = Field(
+        description="Poll it at the Location header's address.",
+        examples=["05032039-e7dd-4ca5-8941-ebff9f5f2e09"],
+    )
+    status: Status
+
+
+class JobError(BaseModel):
+    """Why a job, or one item of a batched job, failed."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool = Field(description="Whether submitting it again may help.")
+    deliveries: int | None = Field(None, description="How often it was handed to a worker.")
+
+
+class Timings(BaseModel):
+    """Where a job's time went."""
+
+    queued_s: float
+    preprocess_s: float
+    forward_s: float
+    postprocess_s: float
+
+
+class JobDocument(BaseModel):
+    """A job. ``result`` is there only when complete, ``error`` only when failed."""
+
+    id: str
+    status: Status
+    task: str
+    model: str
+    lane: str
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    deliveries: int = Field(description="How often it was handed to a worker.")
+    items: int | None = Field(None, description="Items of a batched job.")
+    failed_items: int | None = Field(None, description="Items of a batched job that failed.")
+    batch_size: int | None = Field(None, description="Items in the forward pass it ran in.")
+    timings: Timings | None = None
+    node: str | None = Field(None, description="The worker that ran it.")
+    device: str | None = None
+    error: JobError | None = None
+
+
+class ModelJob(BaseModel):
+    """A job in a model's status."""
+
+    id: str
+    status: Status
+
+
+class ModelStatus(BaseModel):
+    """Where a model stands, over all live workers that serve it."""
+
+    status: str = Field(
+        description="loading, running, stopped, failed, starting (asked for), or uninitialized (never used)."
+    )
+    jobs: list[ModelJob] = Field(description="Jobs that have not ended; at most 100.")
+    error: str | None = Field(None, description="Why it failed to load.")
+    workers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="What each live worker says of it."
+    )
+
+
+class Readiness(BaseModel):
+    """Whether jobs are accepted, and which models have somebody to run them."""
+
+    status: str = Field(description="ready, or unavailable when the job store does not answer.")
+    redis: str
+    models: dict[str, int] = Field(description="Live workers by model.")
+
+
+def job_response(record: JobRecord) -> Response:
+    """The document of a job. The result goes out as it was written, without being parsed again."""
+    document: dict[str, Any] = {
+        "id": record.id,
+        "status": record.status.value,
+        "task": record.task,
+        "model": record.model,
+        "lane": record.lane,
+        "created_at": _iso(record.created_at),
+        "started_at": _iso(record.started_at),
+        "finished_at": _iso(record.finished_at),
+        "deliveries": record.deliveries,
+        **({"items": record.items} if record.batched else {}),
+        **record.details,
+    }
+    if record.status is Status.FAILED:
+        document["error"] = record.error
+    body = json.dumps(document, separators=(",", ":")).encode()
+    if record.status is Status.COMPLETE and record.result_json is not None:
+        body = body[:-1] + b',"result":' + record.result_json + b"}"
+    # A hint for whoever polls: soon, but not at once.
+    headers = {} if record.status.is_terminal else {"Retry-After": "1"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

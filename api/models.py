@@ -1,0 +1,130 @@
+"""What can be asked of whom: the listings, and starting and stopping models."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from api.documents import ModelJob, ModelStatus
+from api.problems import responses
+from api.state import ApiState, state_of
+from modelmill.broker import LOAD, UNLOAD
+from modelmill.catalogue import unknown_name
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.states import Status
+from modelmill.store import NodeRecord
+from tasks.registry import all_tasks, find_task
+
+State = Annotated[ApiState, Depends(state_of)]
+
+router = APIRouter(tags=["models"])
+
+MODEL_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+ORDER_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_LIVE_WORKER, ErrorCode.STORE_UNAVAILABLE)
+
+
+@router.get("/api/tasks", summary="List tasks", tags=["tasks"])
+async def list_tasks() -> list[str]:
+    return list(all_tasks())
+
+
+@router.get(
+    "/api/tasks/{task}/models",
+    summary="List the models that answer a task",
+    tags=["tasks"],
+    responses=responses(ErrorCode.TASK_NOT_FOUND),
+)
+async def list_task_models(task: str, state: State) -> list[str]:
+    name = find_task(task).name
+    return [model for model, tasks in (await state.directory.models()).items() if name in tasks]
+
+
+@router.get("/api/models", summary="List models")
+async def list_models(state: State) -> list[str]:
+    return list(await state.directory.models())
+
+
+@router.get(
+    "/api/models/{model}/tasks",
+    summary="List the tasks that a model answers",
+    responses=responses(ErrorCode.MODEL_NOT_FOUND),
+)
+async def list_model_tasks(model: str, state: State) -> list[str]:
+    return list(await _tasks_of(model, state))
+
+
+@router.get(
+    "/api/models/{model}/status",
+    summary="Where a model stands",
+    responses=MODEL_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def model_status(model: str, state: State) -> ModelStatus:
+    await _tasks_of(model, state)
+    return await _status(model, state, await state.nodes_serving(model))
+
+
+@router.post(
+    "/api/models/{model}/start",
+    status_code=202,
+    summary="Load a model on every worker that serves it",
+    responses=ORDER_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def start_model(model: str, state: State) -> ModelStatus:
+    nodes = await _workers_of(model, state)
+    if not all(node.state_of(model).get("status") == "running" for node in nodes):
+        await state.store.mark_starting(model)
+    for node in nodes:
+        state.bells.order(LOAD, model, node.name)
+    return await _status(model, state, nodes)
+
+
+@router.post(
+    "/api/models/{model}/stop",
+    status_code=202,
+    summary="Unload a model on every worker; its next job loads it again",
+    responses=ORDER_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def stop_model(model: str, state: State) -> ModelStatus:
+    nodes = await _workers_of(model, state)
+    for node in nodes:
+        state.bells.order(UNLOAD, model, node.name)
+    return await _status(model, state, nodes)
+
+
+async def _tasks_of(model: str, state: ApiState) -> tuple[str, ...]:
+    models = await state.directory.models()
+    if model not in models:
+        raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", model, models)
+    return models[model]
+
+
+async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
+    await _tasks_of(model, state)
+    nodes = await state.nodes_serving(model)
+    if not nodes:
+        raise ModelmillError(
+            ErrorCode.NO_LIVE_WORKER,
+            f"No live worker serves {model!r}. Start one with: modelmill worker",
+            retry_after_s=5,
+        )
+    return nodes
+
+
+async def _status(model: str, state: ApiState, nodes: list[NodeRecord]) -> ModelStatus:
+    """One word over all workers: the best that any of them says, for a job needs only one."""
+    said = {node.name: node.state_of(model) for node in nodes}
+    statuses = {worker.get("status") for worker in said.values()}
+    starting = {"starting"} if await state.store.is_starting(model) else set()
+    order = ("running", "loading", "starting", "failed", "stopped")
+    status = next((word for word in order if word in statuses | starting), "uninitialized")
+    error = next((worker["error"] for worker in said.values() if worker.get("error")), None)
+    return ModelStatus(
+        status=status,
+        jobs=[ModelJob(id=job, status=Status(word)) for job, word in await state.store.open_jobs(model)],
+        error=error if status == "failed" else None,
+        workers={name: worker for name, worker in said.items() if worker},
+    )

@@ -1,0 +1,107 @@
+"""What the routes share: settings, job store, bells, and the directory of models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from modelmill.broker import Bells
+from modelmill.catalogue import Catalogue, unknown_name
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
+from modelmill.store import AsyncJobStore, NodeRecord
+from tasks.contract import Task
+
+logger = logging.getLogger(__name__)
+
+
+class Directory:
+    """Which models there are and what they answer: the catalogue, and what live workers announce.
+
+    A worker may serve models of its own models file; they are known here while it lives.
+    """
+
+    REFRESH_S = 1.0
+
+    def __init__(self, catalogue: Catalogue, store: AsyncJobStore) -> None:
+        self._catalogue = catalogue
+        self._store = store
+        self._announced: dict[str, tuple[str, ...]] = {}
+        self._seen_at = -self.REFRESH_S
+
+    async def models(self) -> Mapping[str, tuple[str, ...]]:
+        """Tasks by model name. What workers announce is at most a second old."""
+        if time.monotonic() - self._seen_at >= self.REFRESH_S:
+            self._seen_at = time.monotonic()
+            try:
+                nodes = await self._store.nodes()
+            except ModelmillError as error:
+                logger.warning("the list of workers could not be read: %s", error.message)
+            else:
+                self._announced = {
+                    model: tuple(tasks) for node in nodes for model, tasks in node.parent["models"].items()
+                }
+        known = {name: entry.tasks for name, entry in self._catalogue.items()}
+        return known | {name: tasks for name, tasks in self._announced.items() if name not in known}
+
+    async def check(self, task: Task, model: str) -> None:
+        """Refuses a model that nobody knows, or that does not answer ``task``.
+
+        Raises:
+            ModelmillError: ``model_not_found`` or ``task_not_supported``, naming what there is.
+        """
+        models = await self.models()
+        if model not in models:
+            raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", model, models)
+        if task.name not in models[model]:
+            able = [name for name, tasks in models.items() if task.name in tasks]
+            raise ModelmillError(
+                ErrorCode.TASK_NOT_SUPPORTED,
+                f"Model {model!r} does not answer {task.name}; it answers {', '.join(models[model])}. "
+                f"Models for {task.name}: {', '.join(able) or 'none'}.",
+            )
+
+    def max_batch(self, model: str) -> int | None:
+        """The model's batch size, where its entry sets one."""
+        return self._catalogue[model].max_batch if model in self._catalogue else None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiState:
+    """One API process's parts."""
+
+    settings: Settings
+    store: AsyncJobStore
+    bells: Bells
+    directory: Directory
+
+    async def nodes_serving(self, model: str) -> list[NodeRecord]:
+        """Live nodes that serve ``model``."""
+        return [node for node in await self.store.nodes() if model in node.models]
+
+
+def state_of(request: Request) -> ApiState:
+    """The state of the application that serves ``request``; for ``Depends``."""
+    state: ApiState = request.app.state.modelmill
+    return state
+
+
+async def reap_forever(state: ApiState) -> None:
+    """The API's share of the reaper: also with no worker left, deadlines hold and bells are rung."""
+    while True:
+        await asyncio.sleep(state.settings.reap_s)
+        try:
+            reaped = await state.store.reap()
+        except ModelmillError as error:
+            logger.warning("reaping failed: %s", error.message)
+            continue
+        except Exception:
+            logger.exception("reaping failed")
+            continue
+        for model in reaped.bells:
+            state.bells.ring(model)
