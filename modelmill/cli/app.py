@@ -1,0 +1,201 @@
+"""The commands of ``modelmill``. Each imports what it needs when it runs, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+
+from modelmill.errors import ConfigError, ModelmillError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Takes AI jobs over HTTP, queues them, and grinds them in batches on workers.",
+)
+out = Console()
+err = Console(stderr=True)
+
+Url = Annotated[str, typer.Option("--url", envvar="MODELMILL_URL", help="Where the API answers.")]
+ModelsFile = Annotated[
+    Path | None, typer.Option(help="Your own models, a TOML file; see docs/models.md.", dir_okay=False)
+]
+RedisUrl = Annotated[str | None, typer.Option(help="The Redis or Valkey that keeps the jobs.")]
+Devices = Annotated[
+    str, typer.Option(help="all, GPU numbers such as 0,1, cpu, or cpu:2 for two CPU workers.")
+]
+Preload = Annotated[str, typer.Option(help="Models to load at start, separated by commas.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def for_people(command: Callable[P, R]) -> Callable[P, R]:
+    """Errors that were raised on purpose are shown as a sentence, not as a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ModelmillError as error:
+            err.print(f"[red]{error.code.value}[/red]: {error.message}", highlight=False)
+            for field in error.fields[1:]:
+                err.print(f"  {field.field}: {field.message}", highlight=False)
+        except (ConfigError, TimeoutError, OSError) as error:
+            err.print(f"[red]error[/red]: {error}", highlight=False)
+        raise typer.Exit(1)
+
+    return wrapped
+
+
+def set_environment(**values: object) -> None:
+    """Options become settings of this process and of those that it starts."""
+    for name, value in values.items():
+        if value not in (None, ""):
+            os.environ[f"MODELMILL_{name.upper()}"] = str(value)
+
+
+@app.command()
+@for_people
+def up(
+    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address of the API.")] = "127.0.0.1",
+    data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept between runs.")] = None,
+    devices: Devices = "all",
+    models_file: ModelsFile = None,
+    preload: Preload = "",
+) -> None:
+    """Run everything in this terminal: job store, API and worker. Ctrl-C stops all three."""
+    from modelmill.cli.stack import run_stack
+
+    set_environment(data_dir=data_dir, models_file=models_file and models_file.resolve())
+    raise typer.Exit(run_stack(host, port, devices, preload))
+
+
+@app.command()
+@for_people
+def api(
+    port: Annotated[int | None, typer.Option(help="Port; 8000 when not set.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address; loopback when not set.")] = None,
+    redis_url: RedisUrl = None,
+    models_file: ModelsFile = None,
+) -> None:
+    """Run the HTTP API."""
+    import uvicorn
+
+    from modelmill.logs import configure_logging
+    from modelmill.settings import get_settings
+
+    set_environment(
+        port=port, host=host, redis_url=redis_url, models_file=models_file and models_file.resolve()
+    )
+    settings = get_settings()
+    configure_logging(settings.log_level)
+    uvicorn.run(
+        "api.app:app",
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@app.command()
+@for_people
+def worker(
+    devices: Devices = "all",
+    models: Annotated[str, typer.Option(help="Serve only these models.")] = "",
+    tasks: Annotated[str, typer.Option(help="Serve only these tasks.")] = "",
+    preload: Preload = "",
+    redis_url: RedisUrl = None,
+    models_file: ModelsFile = None,
+    name: Annotated[str | None, typer.Option(help="Base of the nodes' names.")] = None,
+) -> None:
+    """Run workers: one node a device, supervised."""
+    from modelmill.logs import configure_logging
+    from modelmill.settings import get_settings
+    from worker.supervisor import Supervisor, plan_devices
+
+    set_environment(redis_url=redis_url, models_file=models_file and models_file.resolve())
+    settings = get_settings()
+    configure_logging(settings.log_level)
+    supervisor = Supervisor(
+        settings,
+        plan_devices(devices),
+        models=_split(models),
+        tasks=_split(tasks),
+        preload=_split(preload),
+        name=name,
+    )
+    raise typer.Exit(supervisor.run())
+
+
+@app.command()
+@for_people
+def submit(
+    task: Annotated[str, typer.Argument(help="For example zero-shot-image-classification.")],
+    model: Annotated[str, typer.Argument(help="For example conse-lite0.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image file; several make a batched job.", exists=True)
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; several make a batched job.")] = None,
+    classes: Annotated[str, typer.Option(help="Classes, separated by commas.")] = "",
+    config: Annotated[str, typer.Option(help="The task's config, as JSON.")] = "",
+    lane: Annotated[str, typer.Option(help="interactive, normal or bulk.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result.")] = False,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait, in seconds.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Submit a job."""
+    from modelmill.cli.jobs import submit_job
+
+    submit_job(
+        url, task, model, images=image or [], texts=text or [], classes=_split(classes), config=config,
+        lane=lane, timeout_s=timeout_s if wait else None, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+@for_people
+def job(
+    id: Annotated[str, typer.Argument(help="The job's id.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end.")] = False,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait, in seconds.")] = 600.0,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show a job as JSON."""
+    from modelmill.cli.jobs import show_job
+
+    show_job(url, id, timeout_s if wait else None)
+
+
+@app.command()
+@for_people
+def models(models_file: ModelsFile = None, url: Url = DEFAULT_URL) -> None:
+    """List the models, and where each stands on the server if one answers."""
+    from modelmill.cli.jobs import list_models
+
+    set_environment(models_file=models_file)
+    list_models(url)
+
+
+@app.command()
+@for_people
+def demo() -> None:
+    """Send a real photograph through the whole system, on this machine, and stop it again."""
+    from modelmill.cli.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

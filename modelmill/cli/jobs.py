@@ -1,0 +1,115 @@
+"""What ``submit``, ``job`` and ``models`` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+
+from modelmill.catalogue import Catalogue
+from modelmill.cli.app import err, out
+from modelmill.client import Client, data_url
+from modelmill.errors import ConfigError, ModelmillError
+from modelmill.settings import get_settings
+
+
+def submit_job(
+    url: str,
+    task: str,
+    model: str,
+    *,
+    images: Sequence[Path],
+    texts: Sequence[str],
+    classes: Sequence[str],
+    config: str,
+    lane: str,
+    timeout_s: float | None,
+    as_json: bool,
+) -> None:
+    """Submits a job, batched if a field is given several times; waits if ``timeout_s`` is given."""
+    fields: dict[str, list[Any]] = {"image": [data_url(path) for path in images], "text": list(texts)}
+    batched = any(len(values) > 1 for values in fields.values())
+    inputs: dict[str, Any] = {
+        name: values if batched else values[0] for name, values in fields.items() if values
+    }
+    if classes:
+        inputs["classes"] = list(classes)
+    if config:
+        try:
+            inputs["config"] = json.loads(config)
+        except ValueError as error:
+            raise ConfigError(f"--config is not JSON: {error}") from None
+    if lane:
+        inputs["lane"] = lane
+    with Client(url) as client:
+        job_id = client.submit(task, model, inputs, batched=batched)
+        if timeout_s is None:
+            out.print_json(data={"id": job_id, "status": "starting"})
+            return
+        if not as_json:
+            err.print(f"job {job_id}", highlight=False)
+        document = client.wait(job_id, timeout_s=timeout_s)
+    show_document(document, classes, as_json)
+
+
+def show_document(document: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
+    """Prints a job that has ended: a table where there is one to make, and the result as JSON."""
+    if document["status"] != "complete":
+        out.print_json(data=document)
+        raise typer.Exit(1)
+    result = document["result"]
+    if not as_json and isinstance(result, dict):
+        table = result_table(result, classes)
+        if table is not None:
+            out.print(table)
+    out.print_json(data=result)
+
+
+def result_table(result: dict[str, Any], classes: Sequence[str]) -> Table | None:
+    """Scores as a table, best first; None when the result holds none."""
+    if "probabilities" in result and len(classes) == len(result["probabilities"]):
+        rows = list(zip(classes, result["probabilities"], strict=True))
+    elif "classes" in result:
+        rows = [(row["label"], row["score"]) for row in result["classes"]]
+    else:
+        return None
+    table = Table("class", "probability")
+    table.columns[1].justify = "right"
+    for label, score in sorted(rows, key=lambda row: -row[1]):
+        table.add_row(str(label), f"{score:.4f}")
+    return table
+
+
+def show_job(url: str, job_id: str, timeout_s: float | None) -> None:
+    with Client(url) as client:
+        document = client.job(job_id) if timeout_s is None else client.wait(job_id, timeout_s=timeout_s)
+    out.print_json(data=document)
+
+
+def list_models(url: str) -> None:
+    """The catalogue, with what the server says of each model."""
+    catalogue = Catalogue.load(get_settings().models_file)
+    statuses: dict[str, str] = {}
+    tasks = {name: list(entry.tasks) for name, entry in catalogue.items()}
+    try:
+        with Client(url, timeout_s=5) as client:
+            for name in client.models():
+                statuses[name] = str(client.model_status(name)["status"])
+                tasks.setdefault(name, client.model_tasks(name))
+    except ModelmillError:
+        err.print(f"[dim]no server answers at {url}: this is the local catalogue[/dim]", highlight=False)
+    table = Table("model", "tasks", "backend", "status", "what it is")
+    for name, answered in tasks.items():
+        entry = catalogue.get(name)
+        table.add_row(
+            name,
+            "\n".join(answered),
+            entry.backend if entry else "",
+            statuses.get(name, ""),
+            entry.description if entry else "from a worker's own models file",
+        )
+    out.print(table)

