@@ -1,0 +1,33 @@
+# A worker, for the CPU unless told otherwise. Build from the repository's root:
+#   docker build -f deploy/worker.Dockerfile -t modelmill-worker .
+# and for NVIDIA GPUs:
+#   docker build -f deploy/worker.Dockerfile -t modelmill-worker-gpu \
+#       --build-arg EXTRAS=server,gpu,transformers,diffusers --build-arg TORCH_INDEX= .
+ARG PYTHON_VERSION=3.11
+
+FROM python:${PYTHON_VERSION}-slim AS build
+ARG EXTRAS=server,onnx,transformers,offline
+# PyPI's torch for Linux on x86 brings gigabytes of CUDA along; this index has builds without. Empty: PyPI's.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN python -m venv /opt/modelmill
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/modelmill/bin/pip install --constraint constraints.txt \
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[${EXTRAS}]"
+
+FROM python:${PYTHON_VERSION}-slim
+RUN groupadd --gid 10001 modelmill \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /var/cache/modelmill \
+       --shell /usr/sbin/nologin modelmill \
+    && install --directory --owner=10001 --group=10001 /var/cache/modelmill
+COPY --from=build /opt/modelmill /opt/modelmill
+ENV PATH=/opt/modelmill/bin:$PATH \
+    HF_HOME=/var/cache/modelmill/huggingface \
+    MODELMILL_CACHE_DIR=/var/cache/modelmill \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1
+# By number, so that Kubernetes' runAsNonRoot can tell.
+USER 10001:10001
+CMD ["modelmill", "worker"]
