@@ -92,6 +92,7 @@ class LoadedModel:
         self._weights.clear()
         self._runners.clear()
 
+
 def load(name: str, catalogue: Catalogue | None = None) -> LoadedModel:
     """Loads a catalogued model in this process, on the device that the environment names."""
     settings = get_settings()

@@ -1,0 +1,140 @@
+"""Loads models of ``transformers``: from safetensors, onto the device, and frees them again."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from backends.contract import LoadContext
+from backends.device import Device
+from backends.failures import load_failed, module_missing
+from backends.options import RunnerOptions, read_options
+from backends.source import locate
+from modelmill.catalogue import ModelEntry
+from modelmill.errors import ModelmillError
+
+logger = logging.getLogger(__name__)
+
+
+class Options(RunnerOptions):
+    """What a catalogue entry may set for any model of this backend."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the weights. Pin source.revision then."
+    )
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model on its device, in eval mode, and the parts of its processor."""
+
+    model: Any
+    device: Device
+    folder: Path
+    tokenizer: Any = None
+    image_processor: Any = None
+
+    def to_device(self, **arrays: Any) -> dict[str, Any]:
+        """Numpy arrays as tensors on the device; floating-point ones in the model's type."""
+        import torch
+
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {
+            name: tensor.to(self.device.torch_name, self.model.dtype if tensor.is_floating_point() else None)
+            for name, tensor in tensors.items()
+        }
+
+    def close(self) -> None:
+        """Frees the device's memory, also what PyTorch keeps for later."""
+        self.model = self.tokenizer = self.image_processor = None
+        gc.collect()
+        if self.device.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def load_pretrained(
+    context: LoadContext, auto_class: str, *, tokenizer: bool = False, images: bool = False
+) -> Loaded:
+    """Loads the entry's model by one of the library's ``Auto`` classes.
+
+    Args:
+        context: The model's.
+        auto_class: Name of the class, such as ``AutoModelForImageClassification``.
+        tokenizer: Load the tokenizer too.
+        images: Load the image processor too.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, a missing package.
+    """
+    entry = context.entry
+    options = read_options(entry, Options)
+    try:
+        import torch
+        import transformers
+    except ModuleNotFoundError as error:
+        raise module_missing(entry, error.name, ("transformers",)) from None
+    if context.device.kind == "cuda" and not torch.cuda.is_available():
+        raise load_failed(
+            entry,
+            "the worker is to use a GPU, but PyTorch sees none: "
+            "the driver is missing or the installed PyTorch is for CPUs only",
+        )
+    # Bars are for terminals; here they would fill the log.
+    logs: Any = transformers.utils.logging
+    logs.disable_progress_bar()
+    torch.set_num_threads(context.device.threads)
+    folder = locate(entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
+    if not any(folder.glob("*.safetensors")):
+        raise load_failed(
+            entry,
+            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
+            "name a revision that has them",
+        )
+    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    try:
+        model = getattr(transformers, auto_class).from_pretrained(
+            folder, use_safetensors=True, dtype=_dtype(torch, options, context.device), **common
+        )
+        model = model.eval().requires_grad_(False).to(context.device.torch_name)
+        loaded = Loaded(model, context.device, folder)
+        if tokenizer:
+            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
+        if images:
+            processors: Any = transformers.AutoImageProcessor
+            loaded.image_processor = processors.from_pretrained(folder, **common)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _explained(entry, folder, error) from error
+    return loaded
+
+
+def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
+    logger.error("model %s: transformers said: %s", entry.name, error)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Callers see it: they need not know where on the server the folder lies.
+    said = lines[0].replace(str(folder), "its folder")[:300]
+    if isinstance(error, ImportError):
+        return load_failed(entry, f"a Python package is missing: {said}")
+    if type(error).__name__ == "OutOfMemoryError":
+        return load_failed(entry, "the GPU has too little free memory for it")
+    if "trust_remote_code" in str(error):
+        return load_failed(
+            entry, "it brings its own Python code; set options.trust_remote_code = true if you trust it"
+        )
+    return load_failed(entry, f"transformers cannot load it: {said}")
+
+
+def _dtype(torch: Any, options: Options, device: Device) -> Any:
+    name = options.dtype
+    if name == "auto":
+        name = "float16" if device.kind == "cuda" else "float32"
+    return getattr(torch, name)

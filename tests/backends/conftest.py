@@ -1,0 +1,105 @@
+"""Models for the tests of this room: real ones from wheels, tiny ones made once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.contract import LoadContext
+from backends.device import Device
+from backends.loader import LoadedModel
+from modelmill.catalogue import Catalogue, ModelEntry, Source
+from modelmill.settings import Settings
+from tests.fixtures import tiny_models
+
+ZERO_SHOT = "zero-shot-image-classification"
+CPU = Device("cpu", 2)
+
+OpenModel = Callable[..., LoadedModel]
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes of a test run, so that each export happens once."""
+    root = tmp_path_factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session")
+def settings(session_folder: Path) -> Settings:
+    return Settings(cache_dir=session_folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def catalogue() -> Catalogue:
+    return Catalogue.load()
+
+
+@pytest.fixture(scope="session")
+def context_of(settings: Settings, catalogue: Catalogue) -> Callable[..., LoadContext]:
+    """A context for a catalogued name or an entry."""
+
+    def make(model: str | ModelEntry, device: Device = CPU) -> LoadContext:
+        entry = catalogue.find(model) if isinstance(model, str) else model
+        return LoadContext(entry, device, catalogue, settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
+    """Loads a model once a session, by name or entry."""
+    kept: dict[str, LoadedModel] = {}
+
+    def load(model: str | ModelEntry) -> LoadedModel:
+        key = str(model)
+        if key not in kept:
+            kept[key] = LoadedModel(context_of(model)).load()
+        return kept[key]
+
+    yield load
+    for model in kept.values():
+        model.close()
+
+
+def folder_entry(folder: Path, task: str, backend: str = "transformers", **fields: Any) -> ModelEntry:
+    """An entry for a local folder."""
+    return ModelEntry(
+        name=fields.pop("name", "tiny-model"),
+        backend=backend,
+        source=Source(folder=folder),
+        tasks=(task,),
+        **fields,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made when first asked for."""
+    kept: dict[str, Path] = {}
+
+    def make(kind: str, **options: Any) -> Path:
+        key = f"{kind} {sorted(options.items())}"
+        if key not in kept:
+            folder = tmp_path_factory.mktemp(f"tiny-{kind}")
+            kept[key] = getattr(tiny_models, f"tiny_{kind}")(folder, **options)
+        return kept[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``exported("clip")``: the tiny model in ONNX form, as Optimum lays it out."""
+    kept: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in kept:
+            kept[kind] = tiny_models.export_clip(tiny(kind), tmp_path_factory.mktemp(f"onnx-{kind}"))
+        return kept[kind]
+
+    return make
