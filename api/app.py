@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import health, models, problems, schemas
 from api.jobs import job_routers
-from api.state import ApiState, Directory, reap_forever
+from api.state import ApiState, Directory, reap_until
 from modelmill import __version__
 from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
@@ -33,13 +33,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store = AsyncJobStore(settings)
         bells = Bells(make_celery(settings))
         app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store))
-        reaper = asyncio.create_task(reap_forever(app.state.modelmill))
+        stopping = asyncio.Event()
+        reaper = asyncio.create_task(reap_until(stopping, app.state.modelmill))
         try:
             yield
         finally:
-            reaper.cancel()
-            with suppress(asyncio.CancelledError):
-                await reaper
+            stopping.set()
+            await reaper
             await asyncio.to_thread(bells.close)
             await store.close()
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -91,10 +92,12 @@ def state_of(request: Request) -> ApiState:
     return state
 
 
-async def reap_forever(state: ApiState) -> None:
+async def reap_until(stopping: asyncio.Event, state: ApiState) -> None:
     """The API's share of the reaper: also with no worker left, deadlines hold and bells are rung."""
-    while True:
-        await asyncio.sleep(state.settings.reap_s)
+    while not stopping.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), state.settings.reap_s)
+            return
         try:
             reaped = await state.store.reap()
         except ModelmillError as error:

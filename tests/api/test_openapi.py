@@ -1,0 +1,91 @@
+"""The OpenAPI document: each task's real schema, and examples that work when pasted."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.contract import Task
+from tasks.registry import all_tasks
+
+TASKS = list(all_tasks().values())
+
+
+def resolve(document: dict[str, Any], reference: str) -> dict[str, Any]:
+    node: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        node = node[part]
+    return dict(node)
+
+
+def references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [reference for value in node.values() for reference in references(value)]
+    return [reference for value in node for reference in references(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_each_task_shows_its_own_fields(api: httpx.Client, task: Task) -> None:
+    document = api.get("/openapi.json").json()
+    for part, model in (("", task.input), ("/batched", task.batched_input)):
+        operation = document["paths"][f"/api/tasks/{task.name}{part}/{{model}}/jobs"]["post"]
+        content = operation["requestBody"]["content"]["application/json"]
+        schema = resolve(document, content["schema"]["$ref"])
+        assert schema["properties"].keys() == model.model_fields.keys()
+        assert schema["additionalProperties"] is False
+        for name in task.batched_fields:
+            assert (schema["properties"][name]["type"] == "array") == bool(part)
+        result = document["paths"][f"/api/tasks/{task.name}{part}/jobs/{{id}}"]["get"]["responses"]["200"]
+        assert "result" in str(result["content"]["application/json"]["schema"])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_the_example_of_each_task_works_when_pasted(api: httpx.Client, task: Task) -> None:
+    document = api.get("/openapi.json").json()
+    for part in ("", "/batched"):
+        operation = document["paths"][f"/api/tasks/{task.name}{part}/{{model}}/jobs"]["post"]
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+        response = api.post(f"/api/tasks/{task.name}{part}/{task.example.model}/jobs", json=example)
+        assert response.status_code == 202, response.text
+
+
+def test_every_reference_in_the_document_leads_somewhere(api: httpx.Client) -> None:
+    document = api.get("/openapi.json").json()
+    for reference in references(document):
+        assert resolve(document, reference)
+    assert "HTTPValidationError" not in str(document)
+
+
+def test_the_documentation_page_needs_no_other_server(api: httpx.Client) -> None:
+    page = api.get("/docs").text
+    assert "swagger" in page.lower()
+    assert "https://" not in page
+    assert api.get("/static-offline-docs/swagger-ui-bundle.js").status_code == 200
+
+
+def test_importing_the_api_imports_no_runtime() -> None:
+    code = (
+        "import sys, api.app; "
+        "print([m for m in ('torch', 'transformers', 'onnxruntime', 'numpy', 'backends', 'worker') "
+        "if any(n == m or n.startswith(m + '.') for n in sys.modules)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # `backends` itself is found as a folder of data, the catalogue; nothing in it is imported.
+    assert done.stdout.strip() in ("[]", "['backends']")
+
+
+def test_the_api_stays_small_in_memory() -> None:
+    code = (
+        "import asyncio, psutil, api.app as a\n"
+        "from tasks.registry import all_tasks\n"
+        "a.app.openapi()\n"
+        "[t.parse(__import__('json').dumps(t.example.input)) for t in all_tasks().values()]\n"
+        "print(psutil.Process().memory_info().rss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150 * 1024 * 1024

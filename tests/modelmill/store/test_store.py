@@ -1,0 +1,417 @@
+"""The job store on a real Valkey: what each script promises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import pytest
+import redis
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
+from modelmill.states import Lane, Status
+from modelmill.store import (
+    AsyncJobStore,
+    Claims,
+    Ended,
+    JobStore,
+    Released,
+    Settlement,
+    Submission,
+    Verdict,
+    keys,
+    scripts,
+)
+from tests.conftest import wait_until
+
+T = TypeVar("T")
+MODEL = "noop"
+
+
+def run(settings: Settings, act: Callable[[AsyncJobStore], Coroutine[Any, Any, T]]) -> T:
+    async def main() -> T:
+        store = AsyncJobStore(settings)
+        try:
+            return await act(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def submission(**changes: Any) -> Submission:
+    fields: dict[str, Any] = {"id": str(uuid.uuid4()), "task": "a-task", "model": MODEL, "body": b'{"n": 1}'}
+    return Submission(**fields | changes)
+
+
+def submit(settings: Settings, *jobs: Submission) -> list[str]:
+    async def act(store: AsyncJobStore) -> list[str]:
+        return [(await store.submit(job)).id for job in jobs]
+
+    return run(settings, act)
+
+
+def claim(store: JobStore, count: int = 10, fence: str | None = None, max_bytes: int = 10**9) -> Claims:
+    return store.claim(MODEL, fence or uuid.uuid4().hex, "node", count, max_bytes)
+
+
+def complete(claims: Claims, result: bytes = b'{"ok":true}') -> list[Ended | Released]:
+    return [Ended(job.id, job.fence, Status.COMPLETE, result) for job in claims.jobs]
+
+
+def place_of(raw: redis.Redis, job_id: str) -> str:
+    """Where a job is: every job that has not ended is in exactly one of two places."""
+    ready = raw.zscore(keys.READY + MODEL, job_id) is not None
+    leased = raw.zscore(keys.LEASES, job_id) is not None
+    return {(True, False): "ready", (False, True): "leased", (False, False): "none"}.get(
+        (ready, leased), "both"
+    )
+
+
+def test_an_accepted_job_is_queued_with_its_payload_and_no_time_to_live(
+    settings: Settings, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission(body=b"x" * 100_000))
+    assert place_of(raw_redis, job_id) == "ready"
+    assert raw_redis.get(keys.IN + job_id) == b"x" * 100_000
+    assert raw_redis.ttl(keys.IN + job_id) == raw_redis.ttl(keys.JOB + job_id) == -1
+
+
+def test_the_first_job_of_a_queue_rings_and_then_each_batchful_does(settings: Settings) -> None:
+    async def act(store: AsyncJobStore) -> list[bool]:
+        return [(await store.submit(submission(bell_every=4))).bell for _ in range(9)]
+
+    assert run(settings, act) == [True, False, False, True, False, False, False, True, False]
+
+
+def test_a_bell_on_its_way_is_not_rung_again_until_its_drain_starts(
+    settings: Settings, store: JobStore
+) -> None:
+    submit(settings, submission())
+    assert not store.may_ring(MODEL)
+    store.drain_started(MODEL)
+    assert store.may_ring(MODEL)
+
+
+def test_submitting_again_with_the_same_id_is_the_same_job(
+    settings: Settings, raw_redis: redis.Redis
+) -> None:
+    job = submission()
+    assert submit(settings, job, job) == [job.id, job.id]
+    assert raw_redis.zcard(keys.READY + MODEL) == 1
+    assert raw_redis.hget(keys.TOTALS, "jobs") == b"1"
+
+
+def test_an_idempotency_key_replays_the_same_body_and_refuses_another(settings: Settings) -> None:
+    async def act(store: AsyncJobStore) -> list[tuple[Verdict, str]]:
+        jobs = [
+            submission(idempotency_key="k"),
+            submission(idempotency_key="k"),
+            submission(idempotency_key="k", body=b'{"n": 2}'),
+            submission(idempotency_key="k", model="other"),
+            submission(idempotency_key="k", caller="somebody-else"),
+        ]
+        answers = [await store.submit(job) for job in jobs]
+        assert answers[0].id == answers[1].id == jobs[0].id
+        return [(answer.verdict, answer.id) for answer in answers]
+
+    assert [verdict for verdict, _ in run(settings, act)] == [
+        Verdict.ACCEPTED,
+        Verdict.REPLAYED,
+        Verdict.CONFLICT,
+        Verdict.CONFLICT,
+        Verdict.ACCEPTED,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [({"max_queue_depth": 2}, Verdict.QUEUE_FULL), ({"max_queued_bytes": 20}, Verdict.BYTES_FULL)],
+)
+def test_a_full_queue_refuses_and_keeps_nothing_of_the_refused(
+    settings: Settings, raw_redis: redis.Redis, limits: dict[str, int], verdict: Verdict
+) -> None:
+    refused = submission()
+
+    async def act(store: AsyncJobStore) -> Verdict:
+        await store.submit(submission())
+        await store.submit(submission())
+        return (await store.submit(refused)).verdict
+
+    assert run(settings.model_copy(update=limits), act) is verdict
+    assert not raw_redis.exists(keys.IN + refused.id, keys.JOB + refused.id)
+
+
+def test_claims_come_by_lane_and_then_in_order(settings: Settings, store: JobStore) -> None:
+    lanes = [Lane.BULK, Lane.NORMAL, Lane.INTERACTIVE, Lane.NORMAL, Lane.BULK]
+    ids = submit(settings, *(submission(lane=lane) for lane in lanes))
+    assert [job.id for job in claim(store).jobs] == [ids[2], ids[1], ids[3], ids[0], ids[4]]
+
+
+def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store: JobStore) -> None:
+    submit(settings, *(submission(body=b"x" * 100) for _ in range(6)))
+    assert len(claim(store, count=2).jobs) == 2
+    assert len(claim(store, max_bytes=250).jobs) == 2
+    # What is larger than the window by itself is still claimed, alone.
+    assert len(claim(store, max_bytes=10).jobs) == 1
+
+
+def test_a_replayed_claim_returns_the_same_jobs(settings: Settings, store: JobStore) -> None:
+    submit(settings, *(submission() for _ in range(5)))
+    first, again = claim(store, 3, "fence"), claim(store, 3, "fence")
+    assert [job.id for job in first.jobs] == [job.id for job in again.jobs]
+    assert [job.deliveries for job in again.jobs] == [1, 1, 1]
+    assert again.remaining == 2
+
+
+def test_a_claimed_job_is_leased_and_its_request_can_be_read(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, submission(body=b"one"), submission(body=b"two"))
+    claims = claim(store)
+    assert [place_of(raw_redis, job_id) for job_id in ids] == ["leased", "leased"]
+    assert store.inputs(claims.jobs) == [b"one", b"two"]
+
+
+def test_settling_ends_a_job_once_and_a_replay_is_a_success(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission())
+    outcomes = complete(claim(store))
+    assert store.settle(outcomes) == store.settle(outcomes) == [Settlement.OK]
+    record = store.get(job_id)
+    assert record is not None
+    assert (record.status, record.result, record.ends) == (Status.COMPLETE, {"ok": True}, 1)
+    assert place_of(raw_redis, job_id) == "none"
+    assert raw_redis.hgetall(keys.TOTALS) == {b"jobs": b"0", b"bytes": b"0"}
+    assert raw_redis.hgetall(keys.COUNTERS) == {f"a-task|{MODEL}|complete".encode(): b"1"}
+
+
+def test_only_the_holder_of_the_lease_can_settle(settings: Settings, store: JobStore) -> None:
+    (job_id,) = submit(settings, submission())
+    claim(store)
+    assert store.settle([Ended(job_id, "stranger", Status.FAILED, error={"code": "x"})]) == [
+        Settlement.REFUSED
+    ]
+    record = store.get(job_id)
+    assert record is not None
+    assert record.status is Status.RUNNING
+
+
+def test_a_worker_that_lost_its_lease_cannot_touch_the_next_ones_result(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    large = b'"' + b"a" * 70_000 + b'"'
+    (job_id,) = submit(settings, submission())
+    late = claim(store)
+    wait_until(lambda: store.reap().returned, what="the lease to run out")
+    assert store.settle(complete(claim(store), large)) == [Settlement.OK]
+    assert store.settle(complete(late, b'"' + b"b" * 70_000 + b'"')) == [Settlement.REFUSED]
+    record = store.get(job_id)
+    assert record is not None
+    assert record.result_json == large
+    assert record.ends == 1
+
+
+def test_a_large_result_lies_beside_the_record_and_dies_with_it(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission())
+    large = b'"' + b"a" * keys.INLINE_BYTES + b'"'
+    store.settle(complete(claim(store), large))
+    record = store.get(job_id)
+    assert record is not None
+    assert record.result_json == large
+    assert b"result" not in raw_redis.hgetall(keys.JOB + job_id)
+    lives = [raw_redis.ttl(key) for key in raw_redis.scan_iter(f"*{job_id}*")]
+    assert len(lives) == 3
+    assert all(settings.result_ttl_s - 5 <= left_s <= settings.result_ttl_s for left_s in lives)
+
+
+def test_a_large_result_that_was_lost_is_not_settled(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission())
+    (outcome,) = complete(claim(store), b'"' + b"a" * keys.INLINE_BYTES + b'"')
+    script = scripts.script("settle")
+    reply = raw_redis.eval(script.source, 0, *scripts.pack_settle([outcome], settings))  # type: ignore[arg-type]
+    assert scripts.read_settle(reply) == [Settlement.MISSING]
+    assert place_of(raw_redis, job_id) == "leased"
+
+
+def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings, store: JobStore) -> None:
+    ids = submit(settings, submission(), submission())
+    (first,) = claim(store, 1).jobs
+    assert store.settle([Released(first.id, first.fence)]) == [Settlement.OK]
+    again = claim(store)
+    assert [job.id for job in again.jobs] == ids
+    assert [job.deliveries for job in again.jobs] == [1, 1]
+
+
+def test_beats_keep_a_lease_and_say_what_was_lost(settings: Settings, store: JobStore) -> None:
+    submit(settings, submission())
+    (job,) = claim(store).jobs
+    until = time.monotonic() + settings.lease_s * 1.5
+    while time.monotonic() < until:
+        assert store.beat([(job.id, job.fence)]).lost == frozenset()
+        assert store.reap().returned == 0
+        time.sleep(0.1)
+    assert store.beat([(job.id, "another fence"), ("unknown", job.fence)]).lost == {job.id, "unknown"}
+
+
+def test_an_expired_lease_goes_back_to_its_old_place(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, submission(), submission())
+    claim(store, 1)
+    wait_until(lambda: store.reap().returned, what="the lease to run out")
+    assert place_of(raw_redis, ids[0]) == "ready"
+    again = claim(store)
+    assert [(job.id, job.deliveries) for job in again.jobs] == [(ids[0], 2), (ids[1], 1)]
+
+
+def test_after_a_restart_of_the_server_leases_have_one_lease_of_grace(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission())
+    store.reap()
+    claim(store)
+    time.sleep(settings.lease_s + 0.2)
+    # What a restarted server looks like to the script: another run id than the one seen last.
+    raw_redis.hset(keys.REAPER, "run_id", "the server before")
+    assert store.reap().returned == 0
+    assert place_of(raw_redis, job_id) == "leased"
+    wait_until(lambda: store.reap().returned, what="the grace to end")
+
+
+def test_the_reaper_rings_for_waiting_jobs_at_most_once_in_a_while(
+    settings: Settings, store: JobStore
+) -> None:
+    submit(settings, submission())
+    store.drain_started(MODEL)
+    assert [store.reap().bells for _ in range(3)] == [(MODEL,), (), ()]
+
+
+def test_a_job_past_its_deadline_fails_without_running(settings: Settings, store: JobStore) -> None:
+    ids = submit(settings, submission(expires_in_s=0.05), submission(expires_in_s=0.05))
+    time.sleep(0.1)
+    assert claim(store, 1).jobs == ()
+    assert store.reap().expired == 1
+    for job_id in ids:
+        record = store.get(job_id)
+        assert record is not None
+        assert record.error is not None
+        assert (record.status, record.error["code"], record.ends) == (Status.FAILED, "expired", 1)
+
+
+def test_a_job_that_is_handed_out_again_and_again_ends(settings: Settings, store: JobStore) -> None:
+    limited = settings.model_copy(update={"max_deliveries": 2, "lease_s": 0.1})
+    store = JobStore(limited)
+    (job_id,) = submit(settings, submission())
+    for _ in range(2):
+        assert len(claim(store).jobs) == 1
+        wait_until(lambda: store.reap().returned, what="the lease to run out")
+    assert claim(store).jobs == ()
+    record = store.get(job_id)
+    assert record is not None
+    assert record.error is not None
+    assert (record.status, record.error["code"]) == (Status.FAILED, "delivery_limit")
+    store.close()
+
+
+def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, store: JobStore) -> None:
+    running, queued = submit(settings, submission(), submission())
+    (held,) = claim(store, 1).jobs
+
+    async def act(async_store: AsyncJobStore) -> list[str]:
+        return [await async_store.cancel(job_id) for job_id in (queued, queued, running, "unknown")]
+
+    assert run(settings, act) == ["canceled", "canceled", "requested", "missing"]
+    assert store.beat([(held.id, held.fence)]).cancel == {running}
+    # Its worker died before it saw the wish: it does not run again.
+    wait_until(lambda: store.reap().returned, what="the lease to run out")
+    record = store.get(running)
+    assert record is not None
+    assert (record.status, record.ends) == (Status.CANCELED, 1)
+
+
+def test_settling_and_canceling_race_to_one_end(settings: Settings, store: JobStore) -> None:
+    for _ in range(20):
+        (job_id,) = submit(settings, submission())
+        outcomes = complete(claim(store))
+
+        async def act(async_store: AsyncJobStore, job_id: str = job_id, outcomes: Any = outcomes) -> None:
+            await asyncio.gather(async_store.cancel(job_id), asyncio.to_thread(store.settle, outcomes))
+
+        run(settings, act)
+        record = store.get(job_id)
+        assert record is not None
+        assert (record.status, record.ends) == (Status.COMPLETE, 1)
+
+
+def test_two_claimers_never_hold_the_same_job(settings: Settings, store: JobStore) -> None:
+    submit(settings, *(submission() for _ in range(200)))
+
+    async def act(_: AsyncJobStore) -> list[Claims]:
+        return await asyncio.gather(*(asyncio.to_thread(claim, store, 7) for _ in range(40)))
+
+    taken = [job.id for claims in run(settings, act) for job in claims.jobs]
+    assert len(taken) == len(set(taken)) == 200
+
+
+def test_scripts_survive_a_server_that_forgot_them(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    submit(settings, submission())
+    raw_redis.script_flush()
+    submit(settings, submission())
+    raw_redis.script_flush()
+    assert len(claim(store).jobs) == 2
+
+
+def test_at_maxmemory_nothing_is_accepted_and_running_jobs_still_end(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission())
+    claims = claim(store)
+    raw_redis.config_set("maxmemory", "1mb")
+    try:
+        with pytest.raises(ModelmillError) as refused:
+            submit(settings, submission())
+        assert refused.value.code is ErrorCode.STORE_FULL
+        assert store.settle(complete(claims)) == [Settlement.OK]
+    finally:
+        raw_redis.config_set("maxmemory", "0")
+    record = store.get(job_id)
+    assert record is not None
+    assert record.status is Status.COMPLETE
+
+
+def test_an_absent_server_is_an_error_that_says_so(settings: Settings) -> None:
+    absent = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    with pytest.raises(ModelmillError) as error:
+        submit(absent, submission())
+    assert error.value.code is ErrorCode.STORE_UNAVAILABLE
+    assert error.value.retry_after_s
+
+
+def test_a_queued_job_costs_little_beyond_its_payload(settings: Settings, raw_redis: redis.Redis) -> None:
+    before = raw_redis.info("memory")["used_memory"]
+    submit(settings, *(submission(body=b"x" * 1000) for _ in range(1000)))
+    used = (raw_redis.info("memory")["used_memory"] - before) / 1000 - 1000
+    assert used < 1024, f"{used:.0f} bytes a job beyond its payload"
+
+
+def test_nodes_are_listed_while_they_renew_and_forgotten_after(settings: Settings, store: JobStore) -> None:
+    store.announce("one", "parent", {"models": {MODEL: ["a-task"]}}, ttl_s=60)
+    store.announce("one", "child", {"models": {MODEL: {"status": "running"}}}, ttl_s=60)
+    store.announce("brief", "parent", {"models": {}}, ttl_s=0.05)
+    time.sleep(0.1)
+    (node,) = run(settings, lambda async_store: async_store.nodes())
+    assert (node.name, list(node.models), node.state_of(MODEL)) == ("one", [MODEL], {"status": "running"})
+    store.retire("one")
+    assert run(settings, lambda async_store: async_store.nodes()) == []
