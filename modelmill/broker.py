@@ -6,12 +6,14 @@ delaying it changes nothing but latency, since the jobs wait in the job store an
 
 from __future__ import annotations
 
+import importlib
 import logging
 import queue
 import threading
 from typing import Any
 
 from celery import Celery
+from celery.loaders.app import AppLoader
 from kombu import Queue
 
 from modelmill.settings import Settings
@@ -34,9 +36,20 @@ def node_queue(node: str) -> str:
     return f"modelmill.node.{node}"
 
 
+class Loader(AppLoader):
+    """Celery's loader, but modules come from where Python looks for them, and not from the working directory.
+
+    Celery puts that directory first on ``sys.path`` while it imports, and a user's own ``tasks.py`` there
+    would take the place of ours.
+    """
+
+    def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:
+        return importlib.import_module(module, package)
+
+
 def make_celery(settings: Settings) -> Celery:
     """The Celery application, for whoever rings and whoever works."""
-    app = Celery("modelmill", broker=settings.effective_broker_url)
+    app = Celery("modelmill", broker=settings.effective_broker_url, loader=Loader)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",

@@ -6,8 +6,8 @@ file of the same form (``--models-file``). Reading it imports no runtime.
 
 from __future__ import annotations
 
-import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
@@ -159,13 +159,16 @@ def read_models_file(path: Path) -> dict[str, ModelEntry]:
 def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
     if not isinstance(table, dict):
         raise ConfigError(
-            f"{path}, line {_line_of(text, name)}: model {name!r} must be a table, [models.{name}]"
+            f"{path}, line {_line_of(text, 'models', name)}: model {name!r} must be a table, [models.{name}]"
         )
+    if "name" in table:
+        line = _line_of(text, "models", name, "name")
+        raise ConfigError(f"{path}, line {line}: model {name!r}: name: it is the table's, [models.{name}]")
     try:
         entry = ModelEntry.model_validate(table | {"name": name})
     except ValidationError as error:
         problems = [
-            f"{path}, line {_line_of_entry(text, name, problem['loc'])}: model {name!r}: "
+            f"{path}, line {_line_of(text, 'models', name, *problem['loc'])}: model {name!r}: "
             f"{'.'.join(str(part) for part in problem['loc']) or 'entry'}: {problem['msg']}"
             for problem in error.errors()
         ]
@@ -178,30 +181,31 @@ def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
     return entry
 
 
-def _line_of(text: str, key: str, start: int = 0, stop: int | None = None) -> int:
-    """1-based line where ``key`` is set, or begins a table, within lines ``start`` to ``stop``.
+def _line_of(text: str, *path: int | str) -> int:
+    """1-based line where the statement begins that sets ``path``, or the nearest of its parents that is set.
 
-    tomllib keeps no positions, and a wrong entry is rare: looking for the key again is enough.
+    tomllib keeps no positions, but a valid file's first lines are valid too unless they end inside a
+    statement: so the line is found by reading the file's first lines only.
     """
-    pattern = re.compile(rf"""^\s*(\[+\s*)?["']?{re.escape(key)}["']?\s*(=|\.|\])""")
-    for number, line in enumerate(text.splitlines()[start:stop], start + 1):
-        if pattern.match(line):
-            return number
-    return start + 1
+    lines = text.split("\n")
+
+    def read(count: int) -> tuple[int, dict[str, Any]]:
+        while True:
+            try:
+                return count, tomllib.loads("\n".join(lines[:count]))
+            except tomllib.TOMLDecodeError:
+                count -= 1
+
+    document = read(len(lines))[1]
+    while not _is_set(document, path):
+        path = path[:-1]
+    count = bisect_left(range(len(lines)), True, key=lambda count: _is_set(read(count)[1], path))
+    return read(count - 1)[0] + 1
 
 
-def _line_of_entry(text: str, name: str, loc: tuple[int | str, ...]) -> int:
-    lines = text.splitlines()
-    header = re.compile(rf"""^\s*\[\s*models\s*\.\s*["']?{re.escape(name)}["']?\s*(\.|\])""")
-    starts = [number for number, line in enumerate(lines) if header.match(line)]
-    if not starts:
-        return _line_of(text, name)
-    end = next(
-        (n for n in range(starts[-1] + 1, len(lines)) if lines[n].lstrip().startswith("[")), len(lines)
-    )
-    for part in reversed([str(part) for part in loc]):
-        pattern = re.compile(rf"""^\s*["']?{re.escape(part)}["']?\s*=|[{{,.]\s*{re.escape(part)}\s*[=\]]""")
-        for number in range(starts[0], end):
-            if pattern.search(lines[number]):
-                return number + 1
-    return starts[0] + 1
+def _is_set(document: Any, path: tuple[int | str, ...]) -> bool:
+    for key in path:
+        if not isinstance(document, dict) or key not in document:
+            return False
+        document = document[key]
+    return True

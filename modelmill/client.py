@@ -140,7 +140,10 @@ class Client:
                 f"{self._http.base_url} does not answer ({error}). Start a server with: modelmill up",
             ) from error
         if response.is_success:
-            return response.json()
+            try:
+                return response.json()
+            except ValueError:
+                raise _foreign(response) from None
         raise _problem(response)
 
 
@@ -153,13 +156,24 @@ def _problem(response: httpx.Response) -> ModelmillError:
     try:
         body = response.json()
         fields = [FieldError(item["field"], item["message"]) for item in body.get("errors") or ()]
-        return ModelmillError(_code(body["code"]), body["detail"], fields=fields)
-    except (ValueError, KeyError, TypeError):
-        # Not our server, or a proxy in between.
+        wait = response.headers.get("Retry-After", "")
         return ModelmillError(
-            ErrorCode.INTERNAL,
-            f"{response.request.url} answered {response.status_code} {response.reason_phrase}",
+            _code(body["code"]),
+            body["detail"],
+            fields=fields,
+            retry_after_s=float(wait) if wait.isdecimal() else None,
         )
+    except (AttributeError, ValueError, KeyError, TypeError):
+        return _foreign(response)
+
+
+def _foreign(response: httpx.Response) -> ModelmillError:
+    """Not our server answered, or a proxy in between."""
+    return ModelmillError(
+        ErrorCode.INTERNAL,
+        f"{response.request.url} answered {response.status_code} {response.reason_phrase}, "
+        "and not as a Modelmill server does",
+    )
 
 
 def _code(code: str) -> ErrorCode:

@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -41,17 +42,23 @@ class EmbeddedServer:
         binary = _binary()
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
-        self._stop_orphan()
-        for _ in range(3):
-            # The port was free a moment ago; somebody may have taken it since.
-            if self._start(binary):
-                return self
-        self._release_lock()
-        raise ConfigError(f"The embedded server did not start; see {self._dir / 'valkey.log'}")
+        try:
+            self._stop_orphan()
+            for _ in range(3):
+                # The port was free a moment ago; somebody may have taken it since.
+                if self._start(binary):
+                    return self
+            raise ConfigError(f"The embedded server did not start; see {self._dir / 'valkey.log'}")
+        except BaseException:
+            self._stop()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
         if self._process is not None:
             processes.stop(self._process, grace_s=30)
         self._release_lock()
@@ -68,7 +75,7 @@ class EmbeddedServer:
         config.touch(mode=0o600)
         # In a file and not among the arguments, where every user of the machine could read the password.
         config.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {self._dir}\n"
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {json.dumps(str(self._dir))}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
             f"maxmemory {int(memory * MEMORY_SHARE)}\n",
             encoding="utf-8",
@@ -83,12 +90,13 @@ class EmbeddedServer:
 
     def _wait_ready(self) -> bool:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._process is not None and time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                return False
+        assert self._process is not None
+        while time.monotonic() < deadline and self._process.poll() is None:
             if _answers(self.url):
                 return True
             time.sleep(0.05)
+        # The next attempt must not find this one still at work on the same files.
+        processes.stop(self._process, grace_s=30)
         return False
 
     @property
@@ -98,18 +106,25 @@ class EmbeddedServer:
     def _stop_orphan(self) -> None:
         """Ends a server that an earlier, killed run left behind on this folder."""
         try:
-            url = json.loads(self._state_file.read_text(encoding="utf-8"))["url"]
+            state = json.loads(self._state_file.read_text(encoding="utf-8"))
+            url, pid = state["url"], state["pid"]
         except (OSError, ValueError, KeyError):
             return
         # Only our own server knows the password, so nobody else's is stopped by mistake.
-        if _answers(url):
-            import redis
+        if not _runs(url):
+            return
+        import redis
 
-            with redis.Redis.from_url(url) as client:
-                client.shutdown()
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while _answers(url) and time.monotonic() < deadline:
-                time.sleep(0.05)
+        with suppress(redis.RedisError), redis.Redis.from_url(url, socket_timeout=10, retry=None) as client:
+            client.shutdown()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while _runs(url):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"A server that an earlier run left behind, process {pid}, is still in {self._dir} "
+                    "and does not stop. Kill it, and start again."
+                )
+            time.sleep(0.05)
 
     def _take_lock(self) -> None:
         import fcntl
@@ -144,7 +159,25 @@ def _answers(url: str) -> bool:
     import redis
 
     try:
-        with redis.Redis.from_url(url, socket_timeout=2, retry=None) as client:
-            return bool(client.ping())
+        return _ping(url)
     except redis.RedisError:
         return False
+
+
+def _runs(url: str) -> bool:
+    """Whether the server is there, even if it cannot answer yet."""
+    import redis
+
+    try:
+        return _ping(url)
+    except (redis.BusyLoadingError, redis.TimeoutError):
+        return True
+    except redis.RedisError:
+        return False
+
+
+def _ping(url: str) -> bool:
+    import redis
+
+    with redis.Redis.from_url(url, socket_timeout=2, retry=None) as client:
+        return bool(client.ping())

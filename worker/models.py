@@ -68,7 +68,8 @@ class ModelCache:
         if error is not None and time.monotonic() < not_before:
             raise error
         entry = self._catalogue.find(name)
-        self._make_room(name, (entry.memory_mib or 0) * MIB)
+        estimate = (entry.memory_mib or 0) * MIB
+        self._make_room(name, estimate)
         self._set(name, ModelState("loading", time.time()))
         logger.info("loading model %s on %s", name, self._device.kind)
         context = LoadContext(entry, self._device, self._catalogue, self._settings)
@@ -88,14 +89,15 @@ class ModelCache:
             logger.error("model %s failed to load: %s", name, problem.message)
             raise
         load_s = time.monotonic() - started
-        measured = max(used_bytes(self._device) - before, 0)
-        self._memory[name] = measured
+        # Weights that are mapped from a file show in resident memory only once they are used.
+        taken = max(used_bytes(self._device) - before, estimate)
+        self._memory[name] = taken
         self._loaded[name] = model
         self._failures.pop(name, None)
-        state = ModelState("running", time.time(), measured // MIB, round(load_s, 3))
+        state = ModelState("running", time.time(), taken // MIB, round(load_s, 3))
         state.revision = entry.source.revision if entry.source else None
         self._set(name, state)
-        logger.info("loaded model %s in %.1f s, %d MiB", name, load_s, measured // MIB)
+        logger.info("loaded model %s in %.1f s, %d MiB", name, load_s, taken // MIB)
         self._make_room(name, 0)
         return model
 

@@ -137,6 +137,7 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._stopping = threading.Event()
+        self._misconfigured = False
         base = name or f"{socket.gethostname()}-{os.getpid()}"
         self._nodes = [_Node(slot, f"{base}-{slot.label}") for slot in slots]
         self._environment = {
@@ -152,7 +153,8 @@ class Supervisor:
         while not self._stopping.wait(0.2):
             for node in self._nodes:
                 self._tend(node)
-        return self._stop()
+        clean = self._stop()
+        return 0 if clean and not self._misconfigured else 1
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping.set()
@@ -170,6 +172,7 @@ class Supervisor:
         if status == 2:
             # The configuration is wrong; starting again cannot help.
             logger.error("node %s cannot start; see above", node.name)
+            self._misconfigured = True
             self._stopping.set()
             return
         if now - node.started_at > HEALTHY_AFTER_S:
@@ -193,7 +196,7 @@ class Supervisor:
         node.process = processes.start(processes.python("-m", "worker.node"), environment)
         logger.info("started node %s, pid %d", node.name, node.process.pid)
 
-    def _stop(self) -> int:
+    def _stop(self) -> bool:
         running = [node for node in self._nodes if node.process is not None]
         for node in running:
             if node.process is not None:
@@ -210,4 +213,4 @@ class Supervisor:
                 clean = False
                 node.process.kill()
                 node.process.wait()
-        return 0 if clean else 1
+        return clean

@@ -1,0 +1,158 @@
+"""A drain on a real job store, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from backends.contract import LoadContext
+from backends.device import current_device
+from backends.loader import LoadedModel
+from modelmill.catalogue import Catalogue
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
+from modelmill.states import Status
+from modelmill.store import AsyncJobStore, JobRecord, JobStore, Submission, keys
+from tasks.examples import CAT
+from tests.conftest import TEST_MODELS, wait_until
+from worker.drain import Drain
+from worker.leases import Leases
+
+TASK = "zero-shot-image-classification"
+
+
+@pytest.fixture
+def leases(store: JobStore) -> Leases:
+    return Leases(store)
+
+
+@pytest.fixture
+def drain(settings: Settings, store: JobStore, leases: Leases) -> Iterator[Drain]:
+    made = Drain(settings, store, leases, "node", "cpu")
+    yield made
+    made.close()
+
+
+def model(name: str, settings: Settings) -> LoadedModel:
+    catalogue = Catalogue.load(TEST_MODELS)
+    return LoadedModel(LoadContext(catalogue[name], current_device(), catalogue, settings)).load()
+
+
+def submit(settings: Settings, name: str, *classes: str) -> list[str]:
+    async def act() -> list[str]:
+        store = AsyncJobStore(settings)
+        ids = []
+        for each in classes:
+            body = json.dumps({"image": CAT, "classes": [each, "other"]}).encode()
+            ids.append((await store.submit(Submission(str(uuid.uuid4()), TASK, name, body))).id)
+        await store.close()
+        return ids
+
+    return asyncio.run(act())
+
+
+def records(store: JobStore, ids: list[str]) -> list[JobRecord]:
+    found = [store.get(job_id) for job_id in ids]
+    return [record for record in found if record is not None]
+
+
+def test_a_drain_runs_the_queue_empty_in_full_batches(settings: Settings, store: JobStore, drain: Drain) -> None:
+    ids = submit(settings, "noop", *["a"] * 20)
+    assert drain.run(model("noop", settings), threading.Event()) is False
+    done = records(store, ids)
+    assert {record.status for record in done} == {Status.COMPLETE}
+    assert {record.ends for record in done} == {1}
+    assert [record.details["batch_size"] for record in done] == [8] * 16 + [4] * 4
+    assert done[0].result == {"probabilities": [0.5, 0.5]}
+
+
+def test_one_bad_job_among_many_fails_alone(settings: Settings, store: JobStore, drain: Drain) -> None:
+    ids = submit(settings, "picky", "a", "bad", "a", "poison", "late", "a")
+    drain.run(model("picky", settings), threading.Event())
+    assert [record.status.value for record in records(store, ids)] == [
+        "complete", "failed", "complete", "failed", "failed", "complete",
+    ]  # fmt: skip
+
+
+def test_a_slice_ends_and_says_that_jobs_remain(settings: Settings, store: JobStore, leases: Leases) -> None:
+    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, "node", "cpu")
+    ids = submit(settings, "slow", *["a"] * 12)
+    assert brief.run(model("slow", settings), threading.Event()) is True
+    statuses = [record.status for record in records(store, ids)]
+    assert Status.COMPLETE in statuses
+    assert Status.STARTING in statuses
+    assert Status.RUNNING not in statuses
+    brief.close()
+
+
+def test_told_to_stop_it_finishes_the_batch_in_hand_and_gives_the_rest_back(
+    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, "slow", *["a"] * 12)
+    stopping = threading.Event()
+    loaded = model("slow", settings)
+    worker = threading.Thread(target=drain.run, args=(loaded, stopping))
+    worker.start()
+    # The first batch is in forward and the next is claimed: that is the moment to stop.
+    wait_until(lambda: raw_redis.zcard(keys.LEASES) == 8, what="two claims")
+    stopping.set()
+    worker.join(timeout=10)
+    done = records(store, ids)
+    assert [record.status for record in done] == [Status.COMPLETE] * 4 + [Status.STARTING] * 8
+    assert {record.deliveries for record in done[4:]} == {0}
+    assert raw_redis.zcard(keys.LEASES) == 0
+
+
+def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason(
+    settings: Settings, store: JobStore, drain: Drain
+) -> None:
+    ids = submit(settings, "broken", "a", "b")
+    with pytest.raises(ModelmillError) as reason:
+        model("broken", settings)
+    drain.fail_waiting("broken", reason.value)
+    for record in records(store, ids):
+        assert record.status is Status.FAILED
+        assert record.error is not None
+        assert record.error["code"] == ErrorCode.MODEL_LOAD_FAILED
+        assert "no such file" in record.error["message"]
+
+
+def test_a_running_job_that_is_canceled_ends_between_batches(
+    settings: Settings, store: JobStore, leases: Leases, drain: Drain, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, "slow", *["a"] * 8)
+    worker = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
+    worker.start()
+    wait_until(lambda: raw_redis.zcard(keys.LEASES) == 8, what="two claims")
+
+    async def cancel() -> str:
+        async_store = AsyncJobStore(settings)
+        try:
+            return await async_store.cancel(ids[-1])
+        finally:
+            await async_store.close()
+
+    assert asyncio.run(cancel()) == "requested"
+    leases.beat()
+    worker.join(timeout=10)
+    done = records(store, ids)
+    assert [record.status for record in done] == [Status.COMPLETE] * 7 + [Status.CANCELED]
+
+
+def test_results_are_held_while_the_store_is_away(
+    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, "slow", "a")
+    worker = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
+    worker.start()
+    wait_until(lambda: raw_redis.zcard(keys.LEASES) == 1, what="the claim")
+    # All clients are stopped for longer than the forward pass takes, within the lease.
+    raw_redis.execute_command("CLIENT", "PAUSE", "1000", "ALL")
+    worker.join(timeout=20)
+    assert [record.status for record in records(store, ids)] == [Status.COMPLETE]

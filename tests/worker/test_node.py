@@ -1,0 +1,264 @@
+"""Nodes as they really run: Celery processes, signals, devices, other workers beside them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from modelmill.settings import Settings
+from modelmill.store import keys
+from tasks.examples import CAT
+from tests.conftest import Workers, environment_of, live_nodes, wait_until
+
+TASK = "/api/tasks/zero-shot-image-classification"
+StartWorkers = Callable[..., Workers]
+
+
+def submit(api: httpx.Client, model: str, count: int = 1) -> list[str]:
+    body = {"image": CAT, "classes": ["cat", "dog"]}
+    return [api.post(f"{TASK}/{model}/jobs", json=body).json()["id"] for _ in range(count)]
+
+
+def documents(api: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
+    return [api.get(f"/api/jobs/{job_id}").json() for job_id in ids]
+
+
+def wait_all(api: httpx.Client, ids: list[str], timeout_s: float = 60.0) -> list[dict[str, Any]]:
+    def ended() -> bool:
+        return all(each["status"] in ("complete", "failed", "canceled") for each in documents(api, ids))
+
+    wait_until(ended, timeout_s, "the end of all jobs")
+    return documents(api, ids)
+
+
+def only_node(raw_redis: redis.Redis, workers: Workers) -> dict[str, Any]:
+    (node,) = live_nodes(raw_redis, workers.name).values()
+    return node
+
+
+def test_a_job_goes_through_a_real_worker(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    start_workers()
+    (done,) = wait_all(api, submit(api, "noop"))
+    assert done["result"] == {"probabilities": [0.5, 0.5]}
+    assert (done["device"], done["node"], done["batch_size"]) == ("cpu", "w1-cpu0", 1)
+    assert api.get("/api/models/noop/status").json()["status"] == "running"
+    assert raw_redis.zcard(keys.LEASES) == raw_redis.zcard(keys.READY + "noop") == 0
+
+
+def test_each_node_and_its_child_see_one_device_before_any_import(
+    start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    # A pretended list: nothing runs on these devices, the pins are all that is looked at.
+    workers = start_workers(devices="0,1")
+    seen = {
+        name: (node["parent"]["cuda_visible_devices"], node["child"]["cuda_visible_devices"], node["child"]["device"])
+        for name, node in live_nodes(raw_redis, workers.name).items()
+    }
+    assert seen == {"w1-cuda0": ("0", "0", "cuda"), "w1-cuda1": ("1", "1", "cuda")}
+    for node in live_nodes(raw_redis, workers.name).values():
+        parent, child = node["parent"]["pid"], node["child"]["pid"]
+        for pid, pin in ((parent, node["parent"]), (child, node["child"])):
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            assert f"CUDA_VISIBLE_DEVICES={pin['cuda_visible_devices']}".encode() in environment
+        # The parent imports no runtime: their libraries are not mapped into it.
+        assert not any(word in Path(f"/proc/{parent}/maps").read_text() for word in ("libtorch", "onnxruntime"))
+
+
+def test_a_second_worker_takes_its_share_and_stopping_one_loses_nothing(
+    api: httpx.Client, start_workers: StartWorkers
+) -> None:
+    first, second = start_workers(), start_workers()
+    ids = submit(api, "slow", 40)
+    wait_until(
+        lambda: {each.get("node") for each in documents(api, ids)} >= {"w1-cpu0", "w2-cpu0"},
+        what="jobs done by both workers",
+    )
+    assert second.stop() == 0
+    assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
+    # Given back in good order, not lost and found: nobody was charged a second delivery.
+    assert {each["deliveries"] for each in documents(api, ids)} == {1}
+    assert first.process.poll() is None
+
+
+@pytest.mark.parametrize("target", ["parent", "group"])
+def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis, target: str
+) -> None:
+    workers = start_workers()
+    pid = only_node(raw_redis, workers)["parent"]["pid"]
+    os.kill(workers.process.pid, signal.SIGSTOP)  # it would start the node again
+    ids = submit(api, "slow", 12)
+    wait_until(lambda: any(each["status"] == "complete" for each in documents(api, ids)), what="a first batch")
+    started = time.monotonic()
+    if target == "parent":
+        os.kill(pid, signal.SIGTERM)
+    else:
+        os.killpg(os.getpgid(pid), signal.SIGTERM)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="the node's end")
+    assert time.monotonic() - started < 10
+    statuses = [each["status"] for each in documents(api, ids)]
+    assert set(statuses) == {"complete", "starting"}
+    assert raw_redis.zcard(keys.LEASES) == 0
+    os.kill(workers.process.pid, signal.SIGCONT)
+    done = wait_all(api, ids)
+    assert {(each["status"], each["deliveries"]) for each in done} == {("complete", 1)}
+
+
+def test_a_killed_child_is_replaced_and_its_jobs_run_again(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    workers = start_workers()
+    ids = submit(api, "slow", 12)
+    wait_until(lambda: raw_redis.zcard(keys.LEASES), what="a claim")
+    child = only_node(raw_redis, workers)["child"]["pid"]
+    os.kill(child, signal.SIGKILL)
+    done = wait_all(api, ids)
+    assert {each["status"] for each in done} == {"complete"}
+    assert max(each["deliveries"] for each in done) == 2
+    assert only_node(raw_redis, workers)["child"]["pid"] != child
+
+
+def test_a_killed_node_is_started_again_and_its_jobs_run_again(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    workers = start_workers()
+    ids = submit(api, "slow", 12)
+    wait_until(lambda: raw_redis.zcard(keys.LEASES), what="a claim")
+    node = only_node(raw_redis, workers)
+    os.kill(node["parent"]["pid"], signal.SIGKILL)
+    # Nothing of it is left to hold a GPU.
+    wait_until(lambda: not psutil.pid_exists(node["child"]["pid"]), what="the end of the child")
+    assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
+    assert only_node(raw_redis, workers)["parent"]["pid"] != node["parent"]["pid"]
+    assert "starting it again in 0.5 s" in workers.log.read_text()
+
+
+def test_a_killed_supervisor_takes_its_nodes_along(start_workers: StartWorkers, raw_redis: redis.Redis) -> None:
+    workers = start_workers()
+    node = only_node(raw_redis, workers)
+    workers.process.kill()
+    for part in ("parent", "child"):
+        wait_until(lambda pid=node[part]["pid"]: not _runs(pid), what=f"the end of the {part}")  # type: ignore[misc]
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_a_folder_with_a_tasks_py_does_not_get_in_the_way(
+    api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
+) -> None:
+    folder = tmp_path / "users-own"
+    folder.mkdir()
+    for name in ("tasks", "api", "worker", "backends", "celeryconfig"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+    start_workers(cwd=folder)
+    assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+
+
+def test_a_model_that_fails_to_load_fails_its_jobs_and_others_go_on(
+    api: httpx.Client, start_workers: StartWorkers
+) -> None:
+    start_workers()
+    broken, fine = submit(api, "broken", 3), submit(api, "noop", 3)
+    assert {each["status"] for each in wait_all(api, fine)} == {"complete"}
+    for each in wait_all(api, broken):
+        assert each["error"]["code"] == "model_load_failed"
+        assert "no such file" in each["error"]["message"]
+    status = api.get("/api/models/broken/status").json()
+    assert status["status"] == "failed"
+    assert "no such file" in status["error"]
+
+
+def test_models_load_when_told_and_unload_when_told(api: httpx.Client, start_workers: StartWorkers) -> None:
+    start_workers("--preload", "noop")
+
+    def status(model: str) -> str:
+        return str(api.get(f"/api/models/{model}/status").json()["status"])
+
+    wait_until(lambda: status("noop") == "running", what="the preloaded model")
+    assert status("slow") == "uninitialized"
+    assert api.post("/api/models/slow/start").json()["status"] in ("starting", "loading", "running")
+    wait_until(lambda: status("slow") == "running", what="the start")
+    api.post("/api/models/noop/stop")
+    wait_until(lambda: status("noop") == "stopped", what="the stop")
+    assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+
+
+def test_a_worker_serves_only_the_models_it_is_given(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    workers = start_workers("--models", "noop")
+    assert list(only_node(raw_redis, workers)["parent"]["models"]) == ["noop"]
+    waiting, done = submit(api, "slow"), submit(api, "noop")
+    assert [each["status"] for each in wait_all(api, done)] == ["complete"]
+    assert [each["status"] for each in documents(api, waiting)] == ["starting"]
+    start_workers("--tasks", "zero-shot-image-classification", "--models", "slow")
+    assert [each["status"] for each in wait_all(api, waiting)] == ["complete"]
+
+
+def test_a_lost_bell_is_rung_again(api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis) -> None:
+    ids = submit(api, "noop", 3)
+    wait_until(lambda: raw_redis.llen("modelmill.model.noop"), what="the bell")
+    raw_redis.delete("modelmill.model.noop")
+    start_workers()
+    assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
+
+
+def test_bells_that_nobody_answers_do_not_pile_up(api: httpx.Client, raw_redis: redis.Redis) -> None:
+    submit(api, "noop", 500)
+    wait_until(lambda: raw_redis.llen("modelmill.model.noop") >= 30, what="bells")
+    assert raw_redis.llen("modelmill.model.noop") <= 32
+
+
+def test_the_plain_celery_command_runs_a_node_too(
+    api: httpx.Client, settings: Settings, tmp_path: Path, raw_redis: redis.Redis
+) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--loglevel", "INFO"]
+    with (tmp_path / "celery.log").open("wb") as log:
+        environment = os.environ | environment_of(settings)
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert raw_redis.smembers(keys.NODES) == set()
+
+
+def test_a_wrong_configuration_ends_the_worker_with_a_sentence(settings: Settings, tmp_path: Path) -> None:
+    wrong = tmp_path / "models.toml"
+    wrong.write_text('[models.mine]\nbackend = "onnx"\n')
+    command = [sys.executable, "-P", "-m", "modelmill.cli", "worker", "--models-file", str(wrong)]
+    done = subprocess.run(
+        command, env=os.environ | environment_of(settings), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert f"{wrong}, line 1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_health_check_knows_the_nodes_of_this_host(
+    settings: Settings, start_workers: StartWorkers
+) -> None:
+    command = [sys.executable, "-P", "-m", "worker.health"]
+    environment = os.environ | environment_of(settings)
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 1
+    start_workers()
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 0

@@ -1,0 +1,49 @@
+"""Devices and what pins a node to one."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.device import available_cores
+from modelmill.errors import ConfigError
+from worker.supervisor import plan_devices
+
+
+@pytest.fixture(autouse=True)
+def _no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+def pins(devices: str) -> list[tuple[str, str, str]]:
+    return [
+        (slot.label, slot.environment["MODELMILL_DEVICE"], slot.environment["CUDA_VISIBLE_DEVICES"])
+        for slot in plan_devices(devices)
+    ]
+
+
+def test_each_gpu_gets_a_node_that_sees_only_it() -> None:
+    assert pins("0,1") == [("cuda0", "cuda", "0"), ("cuda1", "cuda", "1")]
+    assert pins("GPU-5f3c") == [("cudaGPU-5f3c", "cuda", "GPU-5f3c")]
+
+
+def test_all_means_every_visible_gpu_or_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pins("all") == [("cpu0", "cpu", "")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert pins("all") == [("cuda0", "cuda", "2"), ("cuda1", "cuda", "5")]
+
+
+def test_cpu_nodes_share_the_cores_and_see_no_gpu() -> None:
+    slots = plan_devices("cpu:2")
+    assert [slot.label for slot in slots] == ["cpu0", "cpu1"]
+    assert {slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots} == {""}
+    assert {slot.environment["OMP_NUM_THREADS"] for slot in slots} == {str(max(1, available_cores() // 2))}
+
+
+def test_a_gpu_and_the_cpu_can_be_mixed() -> None:
+    assert [label for label, *_ in pins("0,cpu")] == ["cuda0", "cpu0"]
+
+
+@pytest.mark.parametrize("devices", ["", ",", "gpu", "cpu:x", "cpux", "0,one", "cpu:0"])
+def test_nonsense_is_refused(devices: str) -> None:
+    with pytest.raises(ConfigError, match="--devices"):
+        plan_devices(devices)

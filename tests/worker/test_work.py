@@ -1,0 +1,163 @@
+"""Jobs opened into items, formed into batches, run and closed: without Redis and threads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from backends.contract import LoadContext, Prepared
+from backends.device import current_device
+from modelmill.catalogue import Catalogue
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
+from modelmill.states import Status
+from modelmill.store import Claimed, Ended
+from tasks.examples import CAT
+from tests.conftest import TEST_MODELS
+from tests.fixtures.runners import PickyRunner
+from worker.work import Job, close_job, form_batches, open_job, preprocess, run_batch
+
+TASK = "zero-shot-image-classification"
+
+
+class CountingRunner(PickyRunner):
+    """Remembers the sizes of its batches."""
+
+    sizes: list[int]
+
+    def forward(self, batch: Sequence[Prepared[Any]]) -> Sequence[list[float]]:
+        self.sizes.append(len(batch))
+        return super().forward(batch)
+
+
+def runner() -> CountingRunner:
+    catalogue = Catalogue.load(TEST_MODELS)
+    made = CountingRunner(None, LoadContext(catalogue["picky"], current_device(), catalogue, Settings()))
+    made.sizes = []
+    return made
+
+
+def job_of(body: dict[str, Any], *, batched: bool = False, job_id: str = "id") -> Job:
+    claimed = Claimed(job_id, "fence", TASK, batched, 10, 1, 0.5)
+    return open_job(claimed, json.dumps(body).encode())
+
+
+def plain(classes: list[str], job_id: str = "id") -> Job:
+    return job_of({"image": CAT, "classes": classes}, job_id=job_id)
+
+
+def end(job: Job) -> Ended:
+    assert job.is_done
+    return close_job(job, {"device": "cpu"})
+
+
+def process(jobs: Sequence[Job], max_batch: int = 8) -> list[int]:
+    made = runner()
+    items = [item for job in jobs for item in job.items]
+    for item in items:
+        preprocess(made, item)
+    for batch in form_batches(items, max_batch):
+        run_batch(made, batch)
+    return made.sizes
+
+
+def test_items_of_plain_and_batched_jobs_share_a_batch() -> None:
+    batched = job_of({"image": [CAT] * 3, "classes": ["a", "b"]}, batched=True)
+    jobs = [plain(["a"]), batched, plain(["a", "b", "c"])]
+    assert process(jobs) == [5]
+    outcome = end(batched)
+    assert outcome.status is Status.COMPLETE
+    assert json.loads(outcome.result or b"") == [{"probabilities": [0.5, 0.5]}] * 3
+    assert outcome.details["batch_size"] == 5
+    assert outcome.details["failed_items"] == 0
+
+
+def test_batches_keep_within_the_cap() -> None:
+    assert process([plain(["a"]) for _ in range(10)], max_batch=4) == [4, 4, 2]
+
+
+def test_batches_keep_within_the_cost() -> None:
+    made = runner()
+    items = [item for job in [plain(["a"]) for _ in range(5)] for item in job.items]
+    for item, cost in zip(items, [1, 3, 1, 9, 1], strict=True):
+        preprocess(made, item)
+        item.prepared = Prepared(item.input, ["a"], cost)
+    assert [len(batch) for batch in form_batches(items, 4)] == [2, 1, 1, 1]
+
+
+def test_items_with_different_keys_do_not_share_a_batch() -> None:
+    items = [item for job in [plain(["a"]) for _ in range(4)] for item in job.items]
+    for index, item in enumerate(items):
+        item.prepared, item.group = Prepared(item.input, ["a"]), index % 2
+    assert [[items.index(item) for item in batch] for batch in form_batches(items, 8)] == [[0, 2], [1, 3]]
+
+
+def test_a_poison_item_fails_alone_and_the_rest_completes() -> None:
+    jobs = [plain(["a"]) for _ in range(7)] + [plain(["poison"])]
+    sizes = process(jobs)
+    assert [end(job).status for job in jobs] == [Status.COMPLETE] * 7 + [Status.FAILED]
+    error = end(jobs[-1]).error
+    assert error is not None
+    assert error["code"] == ErrorCode.INFERENCE_FAILED
+    assert "poison in the batch" in error["message"]
+    assert error["deliveries"] == 1
+    assert sizes == [8, 4, 4, 2, 2, 1, 1]
+
+
+def test_errors_before_and_after_the_forward_pass_stay_with_their_item() -> None:
+    jobs = [plain(["a"]), plain(["bad"]), plain(["late"])]
+    assert process(jobs) == [2]
+    statuses = [end(job) for job in jobs]
+    assert [outcome.status for outcome in statuses] == [Status.COMPLETE, Status.FAILED, Status.FAILED]
+    assert [(outcome.error or {}).get("code") for outcome in statuses] == [
+        None,
+        ErrorCode.INVALID_MEDIA,
+        ErrorCode.INFERENCE_FAILED,
+    ]
+
+
+def test_failed_items_of_a_batched_job_stand_in_their_places() -> None:
+    job = job_of({"image": [CAT] * 3, "classes": [["a"], ["poison"], ["a", "b"]]}, batched=True)
+    process([job])
+    outcome = end(job)
+    first, second, third = json.loads(outcome.result or b"")
+    assert outcome.status is Status.COMPLETE
+    assert outcome.details["failed_items"] == 1
+    assert (first, third) == ({"probabilities": [1.0]}, {"probabilities": [0.5, 0.5]})
+    assert second["error"]["code"] == "inference_failed"
+
+
+def test_a_batched_job_fails_only_when_all_its_items_do() -> None:
+    job = job_of({"image": [CAT] * 2, "classes": ["poison"]}, batched=True)
+    process([job])
+    assert end(job).status is Status.FAILED
+
+
+def test_a_request_that_cannot_be_read_fails_its_job_only() -> None:
+    for body in (None, b"{", b'{"classes": []}'):
+        job = open_job(Claimed("id", "fence", TASK, False, 10, 1, 0.0), body)
+        assert end(job).status is Status.FAILED
+    unknown = open_job(Claimed("id", "fence", "no-such-task", False, 10, 1, 0.0), b"{}")
+    assert (end(unknown).error or {})["code"] == ErrorCode.TASK_NOT_FOUND
+
+
+def test_a_canceled_job_ends_as_canceled_and_a_failed_one_with_its_reason() -> None:
+    job = plain(["a"])
+    job.canceled = True
+    assert end(job).status is Status.CANCELED
+    failed = Job(plain(["a"]).claimed, error=ModelmillError(ErrorCode.MODEL_LOAD_FAILED, "no weights"))
+    assert end(failed).error == {
+        "code": "model_load_failed",
+        "message": "no weights",
+        "retryable": True,
+        "deliveries": 1,
+    }
+
+
+def test_timings_are_told() -> None:
+    job = plain(["a"])
+    process([job])
+    timings = end(job).details["timings"]
+    assert timings.keys() == {"queued_s", "preprocess_s", "forward_s", "postprocess_s"}
+    assert timings["queued_s"] == 0.5
