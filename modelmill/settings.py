@@ -47,7 +47,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address the API binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
+    )
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="Largest request body.")
     max_image_pixels: int = Field(
@@ -69,7 +71,9 @@ class Settings(BaseModel):
         16, ge=1, le=1024, description="Items in one forward pass, unless the model says otherwise."
     )
     claim_bytes: int = Field(64 * MIB, ge=1, description="Request bytes one claim takes at most.")
-    preprocess_threads: int = Field(2, ge=1, le=64)
+    preprocess_threads: int = Field(
+        2, ge=1, le=64, description="Threads of a worker that decode and prepare inputs."
+    )
     batch_timeout_s: float = Field(
         300.0, gt=0, description="A batch that runs longer is taken for hung and its process killed."
     )

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import psutil
 import pytest
 import redis
 import uvicorn
@@ -82,6 +83,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
         time.sleep(0.02)
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process lives. One that nobody has waited for yet has ended all the same."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(scope="session")
 def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     server = Valkey(tmp_path_factory.mktemp("valkey"))
@@ -101,7 +110,7 @@ def raw_redis(_valkey: Valkey) -> Iterator[redis.Redis]:
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder of exported models for the whole session: exporting takes seconds."""
-    return tmp_path_factory.mktemp("cache")
+    return tmp_path_factory.getbasetemp() / "cache"
 
 
 @pytest.fixture
@@ -213,8 +222,11 @@ def live_nodes(client: redis.Redis, name: str) -> dict[str, dict[str, Any]]:
     from modelmill.store import keys
 
     nodes: dict[str, dict[str, Any]] = {}
-    for key in client.scan_iter(f"{keys.NODE}{name}-*"):
-        fields = {part.decode(): json.loads(text) for part, text in client.hgetall(key).items()}
+    for key in (cast("bytes", found).decode() for found in client.scan_iter(f"{keys.NODE}{name}-*")):
+        fields = {
+            part.decode(): json.loads(text)
+            for part, text in cast("dict[bytes, bytes]", client.hgetall(key)).items()
+        }
         if {"parent", "child"} <= fields.keys():
-            nodes[key.decode().removeprefix(keys.NODE)] = fields
+            nodes[key.removeprefix(keys.NODE)] = fields
     return nodes

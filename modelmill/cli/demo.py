@@ -27,7 +27,7 @@ def run_demo() -> int:
     started = time.monotonic()
 
     def say(line: str) -> None:
-        err.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}", highlight=False)
+        err.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}", highlight=False, soft_wrap=True)
 
     with tempfile.TemporaryDirectory(prefix="modelmill-demo-") as folder:
         set_environment(data_dir=folder)

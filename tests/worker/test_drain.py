@@ -62,7 +62,9 @@ def records(store: JobStore, ids: list[str]) -> list[JobRecord]:
     return [record for record in found if record is not None]
 
 
-def test_a_drain_runs_the_queue_empty_in_full_batches(settings: Settings, store: JobStore, drain: Drain) -> None:
+def test_a_drain_runs_the_queue_empty_in_full_batches(
+    settings: Settings, store: JobStore, drain: Drain
+) -> None:
     ids = submit(settings, "noop", *["a"] * 20)
     assert drain.run(model("noop", settings), threading.Event()) is False
     done = records(store, ids)
@@ -153,6 +155,6 @@ def test_results_are_held_while_the_store_is_away(
     worker.start()
     wait_until(lambda: raw_redis.zcard(keys.LEASES) == 1, what="the claim")
     # All clients are stopped for longer than the forward pass takes, within the lease.
-    raw_redis.execute_command("CLIENT", "PAUSE", "1000", "ALL")
+    raw_redis.client_pause(1000, all=True)
     worker.join(timeout=20)
     assert [record.status for record in records(store, ids)] == [Status.COMPLETE]

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import redis
 
 from modelmill.settings import Settings
 from modelmill.store import keys
 from tasks.examples import CAT
-from tests.conftest import Workers, environment_of, live_nodes, wait_until
+from tests.conftest import Workers, environment_of, is_running, live_nodes, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
@@ -64,7 +63,11 @@ def test_each_node_and_its_child_see_one_device_before_any_import(
     # A pretended list: nothing runs on these devices, the pins are all that is looked at.
     workers = start_workers(devices="0,1")
     seen = {
-        name: (node["parent"]["cuda_visible_devices"], node["child"]["cuda_visible_devices"], node["child"]["device"])
+        name: (
+            node["parent"]["cuda_visible_devices"],
+            node["child"]["cuda_visible_devices"],
+            node["child"]["device"],
+        )
         for name, node in live_nodes(raw_redis, workers.name).items()
     }
     assert seen == {"w1-cuda0": ("0", "0", "cuda"), "w1-cuda1": ("1", "1", "cuda")}
@@ -74,7 +77,9 @@ def test_each_node_and_its_child_see_one_device_before_any_import(
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             assert f"CUDA_VISIBLE_DEVICES={pin['cuda_visible_devices']}".encode() in environment
         # The parent imports no runtime: their libraries are not mapped into it.
-        assert not any(word in Path(f"/proc/{parent}/maps").read_text() for word in ("libtorch", "onnxruntime"))
+        assert not any(
+            word in Path(f"/proc/{parent}/maps").read_text() for word in ("libtorch", "onnxruntime")
+        )
 
 
 def test_a_second_worker_takes_its_share_and_stopping_one_loses_nothing(
@@ -101,13 +106,15 @@ def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(
     pid = only_node(raw_redis, workers)["parent"]["pid"]
     os.kill(workers.process.pid, signal.SIGSTOP)  # it would start the node again
     ids = submit(api, "slow", 12)
-    wait_until(lambda: any(each["status"] == "complete" for each in documents(api, ids)), what="a first batch")
+    wait_until(
+        lambda: any(each["status"] == "complete" for each in documents(api, ids)), what="a first batch"
+    )
     started = time.monotonic()
     if target == "parent":
         os.kill(pid, signal.SIGTERM)
     else:
         os.killpg(os.getpgid(pid), signal.SIGTERM)
-    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, what="the node's end")
+    wait_until(lambda: not is_running(pid), what="the node's end")
     assert time.monotonic() - started < 10
     statuses = [each["status"] for each in documents(api, ids)]
     assert set(statuses) == {"complete", "starting"}
@@ -140,25 +147,20 @@ def test_a_killed_node_is_started_again_and_its_jobs_run_again(
     node = only_node(raw_redis, workers)
     os.kill(node["parent"]["pid"], signal.SIGKILL)
     # Nothing of it is left to hold a GPU.
-    wait_until(lambda: not psutil.pid_exists(node["child"]["pid"]), what="the end of the child")
+    wait_until(lambda: not is_running(node["child"]["pid"]), what="the end of the child")
     assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
     assert only_node(raw_redis, workers)["parent"]["pid"] != node["parent"]["pid"]
     assert "starting it again in 0.5 s" in workers.log.read_text()
 
 
-def test_a_killed_supervisor_takes_its_nodes_along(start_workers: StartWorkers, raw_redis: redis.Redis) -> None:
+def test_a_killed_supervisor_takes_its_nodes_along(
+    start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
     workers = start_workers()
     node = only_node(raw_redis, workers)
     workers.process.kill()
     for part in ("parent", "child"):
-        wait_until(lambda pid=node[part]["pid"]: not _runs(pid), what=f"the end of the {part}")  # type: ignore[misc]
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        wait_until(lambda pid=node[part]["pid"]: not is_running(pid), what=f"the end of the {part}")  # type: ignore[misc]
 
 
 def test_a_folder_with_a_tasks_py_does_not_get_in_the_way(
@@ -213,7 +215,9 @@ def test_a_worker_serves_only_the_models_it_is_given(
     assert [each["status"] for each in wait_all(api, waiting)] == ["complete"]
 
 
-def test_a_lost_bell_is_rung_again(api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis) -> None:
+def test_a_lost_bell_is_rung_again(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
     ids = submit(api, "noop", 3)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop"), what="the bell")
     raw_redis.delete("modelmill.model.noop")

@@ -238,7 +238,7 @@ def test_a_large_result_that_was_lost_is_not_settled(
     (job_id,) = submit(settings, submission())
     (outcome,) = complete(claim(store), b'"' + b"a" * keys.INLINE_BYTES + b'"')
     script = scripts.script("settle")
-    reply = raw_redis.eval(script.source, 0, *scripts.pack_settle([outcome], settings))  # type: ignore[arg-type]
+    reply = raw_redis.eval(script.source, 0, *scripts.pack_settle([outcome], settings))
     assert scripts.read_settle(reply) == [Settlement.MISSING]
     assert place_of(raw_redis, job_id) == "leased"
 

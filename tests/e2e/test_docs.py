@@ -1,0 +1,101 @@
+"""README and docs: every command and example in them runs, and every file they name is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelmill.catalogue import Catalogue, read_models_file
+from modelmill.settings import ENV_PREFIX, Settings
+from tasks.registry import all_tasks
+from tests.conftest import REPOSITORY
+from tests.e2e.conftest import Up
+
+PAGES = sorted(
+    [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "deploy").glob("*.md")]
+)
+
+ELSEWHERE = {
+    # Commands that start something and stay, or that install: what they do is seen in the test named here.
+    "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
+    "make test": "this very run",
+    "source .venv/bin/activate": "the interpreter that runs this",
+    "modelmill up": "tests/e2e/test_up.py",
+    "modelmill up --models-file models.toml": "tests/e2e/test_up.py",
+    "export MODELMILL_REDIS_URL=redis://:password@redis.internal:6379/0": "tests/worker/test_node.py",
+    "modelmill api --host 127.0.0.1 --port 8000": "tests/e2e/test_procfile.py",
+    "modelmill worker --devices all": "tests/e2e/test_procfile.py",
+}
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python")]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def test_examples_run_as_they_are_written(page: Path, up: Up, tmp_path: Path) -> None:
+    (tmp_path / "modelmill").symlink_to(REPOSITORY / "modelmill")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MODELMILL_URL": up.url,
+        "COLUMNS": "160",
+        "PYTHONSAFEPATH": "1",
+    }
+    found = re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for language, text in found:
+        # The server of the tests has a port of its own; nothing else is changed.
+        text = text.replace("http://127.0.0.1:8000", up.url)
+        command = (
+            ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
+        )
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        assert '"code"' not in done.stdout, f"{text}\n{done.stdout}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_not_run_here_are_seen_elsewhere(page: Path) -> None:
+    if page.parent.name == "deploy":
+        pytest.skip("deployment commands need hosts of their own; its files are checked in tests/deploy")
+    for block in blocks(page, "console"):
+        for line in filter(None, block.splitlines()):
+            assert line in ELSEWHERE, f"{page.name}: {line!r} runs in no test"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_models_files_in_the_docs_are_valid(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "toml")):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block)
+        assert read_models_file(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} names {target}"
+
+
+def test_the_readme_names_every_task_and_every_model() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    for name in (*all_tasks(), *Catalogue.load()):
+        assert f"`{name}`" in text
+
+
+def test_the_settings_page_lists_every_setting_with_its_default() -> None:
+    text = (REPOSITORY / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        row = f"| `{ENV_PREFIX}{name.upper()}` | {field.description or ''} |"
+        assert row in text, row

@@ -1,0 +1,206 @@
+"""`modelmill up`: the seed example, real photos, the command line, a restart."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from modelmill import processes
+from modelmill.client import Client, data_url
+from tests.conftest import REPOSITORY, is_running, wait_until
+from tests.e2e.conftest import NOOP_MODELS, Up, start_up
+from tests.fixtures import photos
+
+CAT_PHOTO = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
+TASK = "zero-shot-image-classification"
+CLASSES = ["cat", "temple", "flower", "cup of coffee", "rocket", "camera", "motorcycle", "dog", "bird", "car"]
+
+
+def run_to_end(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    accepted = http.post(path, json=body)
+    assert accepted.status_code == 202, accepted.text
+    assert accepted.json().keys() == {"id", "status"}
+    assert accepted.json()["status"] == "starting"
+    document: dict[str, Any] = {}
+
+    def ended() -> bool:
+        document.update(http.get(accepted.headers["location"]).json())
+        return document["status"] in ("complete", "failed")
+
+    wait_until(ended, 60, "the job's end")
+    return document
+
+
+@pytest.fixture
+def http(up: Up) -> Any:
+    with httpx.Client(base_url=up.url, timeout=30) as client:
+        yield client
+
+
+def test_the_seed_example_works_word_for_word(http: httpx.Client) -> None:
+    image = "data:image/jpeg;base64," + base64.b64encode(CAT_PHOTO.read_bytes()).decode()
+    body = {"image": image, "classes": ["cat", "dog"], "config": {}}
+    done = run_to_end(http, f"/api/tasks/{TASK}/conse-lite0/jobs", body)
+    assert done["status"] == "complete"
+    assert done["result"].keys() == {"probabilities"}
+    cat, dog = done["result"]["probabilities"]
+    assert cat > 0.9
+    assert cat + dog == pytest.approx(1)
+    del body["config"]
+    assert run_to_end(http, f"/api/tasks/{TASK}/conse-lite0/jobs", body)["result"] == done["result"]
+
+
+def test_a_batched_job_with_three_photos(http: httpx.Client) -> None:
+    shown = {"chelsea": "cat", "coffee": "cup of coffee", "rocket": "rocket"}
+    body = {"image": [photos.data_url(photos.photo(name)) for name in shown], "classes": CLASSES}
+    done = run_to_end(http, f"/api/tasks/{TASK}/batched/conse-lite0/jobs", body)
+    best = [CLASSES[max(range(10), key=item["probabilities"].__getitem__)] for item in done["result"]]
+    assert best == list(shown.values())
+    assert (done["items"], done["failed_items"]) == (3, 0)
+
+
+def test_the_other_default_models_answer(http: httpx.Client) -> None:
+    image = data_url(CAT_PHOTO)
+    done = run_to_end(
+        http,
+        "/api/tasks/image-classification/efficientnet-lite0/jobs",
+        {"image": image, "config": {"top_k": 3}},
+    )
+    labels = [row["label"] for row in done["result"]["classes"]]
+    assert len(labels) == 3
+    assert set(labels) & {"tabby", "tiger cat", "Egyptian cat"}
+    done = run_to_end(http, "/api/tasks/text-embedding/minilm/jobs", {"text": "a cat"})
+    assert len(done["result"]["embedding"]) == 384
+
+
+def test_a_truncated_image_fails_alone_with_its_reason(http: httpx.Client) -> None:
+    buffer = io.BytesIO()
+    photos.photo("coffee").save(buffer, "JPEG")
+    broken = base64.b64encode(buffer.getvalue()[:-5000]).decode()
+    body = {"image": [data_url(CAT_PHOTO), broken], "classes": ["cat", "dog"]}
+    done = run_to_end(http, f"/api/tasks/{TASK}/batched/conse-lite0/jobs", body)
+    assert done["status"] == "complete"
+    good, bad = done["result"]
+    assert good["probabilities"][0] > 0.9
+    assert bad["error"]["code"] == "invalid_media"
+    assert "truncated" in bad["error"]["message"]
+    alone = run_to_end(http, f"/api/tasks/{TASK}/conse-lite0/jobs", {"image": broken, "classes": ["cat"]})
+    assert (alone["status"], alone["error"]["code"]) == ("failed", "invalid_media")
+
+
+def test_the_client_runs_a_task(up: Up) -> None:
+    with Client(up.url) as client:
+        result = client.run(TASK, "conse-lite0", {"image": data_url(CAT_PHOTO), "classes": ["dog", "cat"]})
+        assert result["probabilities"][1] > 0.9
+        assert client.run(TASK, "noop", {"image": data_url(CAT_PHOTO), "classes": ["dog", "cat"]}) == {
+            "probabilities": [0.5, 0.5]
+        }
+
+
+def modelmill(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = processes.python("-m", "modelmill.cli", *arguments)
+    environment = os.environ | {"MODELMILL_URL": up.url, "COLUMNS": "160"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_line_submits_waits_and_shows(up: Up) -> None:
+    image = ("--image", str(CAT_PHOTO))
+    waited = modelmill(up, "submit", TASK, "conse-lite0", *image, "--classes", "cat,dog", "--wait")
+    assert waited.returncode == 0, waited.stderr
+    assert "cat" in waited.stdout
+    assert json.loads(waited.stdout[waited.stdout.index("{") :])["probabilities"][0] > 0.9
+    submitted = modelmill(up, "submit", TASK, "noop", *image, *image, "--classes", "cat,dog")
+    job_id = json.loads(submitted.stdout)["id"]
+    shown = json.loads(modelmill(up, "job", job_id, "--wait").stdout)
+    assert shown["result"] == [{"probabilities": [0.5, 0.5]}] * 2
+    text = modelmill(up, "submit", "text-embedding", "minilm", "--text", "a cat", "--wait", "--json")
+    assert len(json.loads(text.stdout)["embedding"]) == 384
+
+
+def test_the_command_line_lists_models_and_says_what_is_wrong(up: Up) -> None:
+    listed = modelmill(up, "models")
+    assert "conse-lite0" in listed.stdout
+    assert "running" in listed.stdout
+    assert "noop" in listed.stdout
+    wrong = modelmill(up, "submit", TASK, "conse-lite", "--image", str(CAT_PHOTO), "--classes", "cat")
+    assert wrong.returncode == 1
+    assert "Did you mean conse-lite0" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    nowhere = subprocess.run(
+        processes.python("-m", "modelmill.cli", "job", "x", "--url", "http://127.0.0.1:1"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert nowhere.returncode == 1
+    assert "modelmill up" in nowhere.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, number: int) -> None:
+    options = ("--devices", "cpu", "--models-file", str(NOOP_MODELS))
+    first = start_up(tmp_path, cache_dir, *options)
+    body = {"image": data_url(CAT_PHOTO), "classes": ["cat"]}
+    with Client(first.url) as client:
+        done = client.submit(TASK, "noop", body)
+        assert client.wait(done, timeout_s=30)["status"] == "complete"
+    children = psutil.Process(first.process.pid).children(recursive=True)
+    assert {"valkey-server"} <= {child.name() for child in children}
+    assert len(children) >= 5
+    os.kill(first.process.pid, number)
+    assert first.process.wait(timeout=40) == 0, first.log.read_text()
+    assert not [child for child in children if is_running(child.pid)]
+
+    second = start_up(tmp_path, cache_dir, *options)
+    with Client(second.url) as client:
+        assert client.job(done)["result"] == {"probabilities": [1.0]}
+        assert client.wait(client.submit(TASK, "noop", body), timeout_s=30)["status"] == "complete"
+    assert processes.stop(second.process, 40)
+
+
+def test_a_second_up_on_the_same_data_is_refused(tmp_path: Path, cache_dir: Path) -> None:
+    first = start_up(tmp_path, cache_dir, "--devices", "cpu")
+    again = subprocess.run(
+        processes.python("-m", "modelmill.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert again.returncode == 1
+    assert "in use by another" in again.stderr
+    assert processes.stop(first.process, 40)
+
+
+def test_a_part_that_ends_by_itself_ends_the_rest(tmp_path: Path, cache_dir: Path) -> None:
+    started = start_up(tmp_path, cache_dir, "--devices", "cpu")
+    api = next(
+        child
+        for child in psutil.Process(started.process.pid).children()
+        if " api " in " ".join(child.cmdline())
+    )
+    api.kill()
+    assert started.process.wait(timeout=40) == 1
+    assert "the API ended by itself" in started.log.read_text()
+
+
+def test_help_is_quick_to_import() -> None:
+    code = (
+        "import sys; sys.argv = ['modelmill', '--help']\n"
+        "from modelmill.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('celery', 'fastapi', 'redis', 'httpx', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
