@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
+
+from celery.platforms import SecurityWarning
 
 
 def main() -> int:
@@ -21,6 +24,8 @@ def main() -> int:
         return 2
     from worker.app import node_name
 
+    # It warns of pickles sent to root. Nothing but JSON is accepted here.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         hostname=node_name(),
         pool="prefork",

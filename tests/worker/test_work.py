@@ -26,7 +26,7 @@ class CountingRunner(PickyRunner):
 
     sizes: list[int]
 
-    def forward(self, batch: Sequence[Prepared[Any]]) -> Sequence[list[float]]:
+    def forward(self, batch: Sequence[Prepared[Any]]) -> Sequence[int]:
         self.sizes.append(len(batch))
         return super().forward(batch)
 
@@ -82,14 +82,14 @@ def test_batches_keep_within_the_cost() -> None:
     items = [item for job in [plain(["a"]) for _ in range(5)] for item in job.items]
     for item, cost in zip(items, [1, 3, 1, 9, 1], strict=True):
         preprocess(made, item)
-        item.prepared = Prepared(item.input, ["a"], cost)
+        item.prepared = Prepared(item.input, 1, cost)
     assert [len(batch) for batch in form_batches(items, 4)] == [2, 1, 1, 1]
 
 
 def test_items_with_different_keys_do_not_share_a_batch() -> None:
     items = [item for job in [plain(["a"]) for _ in range(4)] for item in job.items]
     for index, item in enumerate(items):
-        item.prepared, item.group = Prepared(item.input, ["a"]), index % 2
+        item.prepared, item.group = Prepared(item.input, 1), index % 2
     assert [[items.index(item) for item in batch] for batch in form_batches(items, 8)] == [[0, 2], [1, 3]]
 
 
