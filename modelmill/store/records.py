@@ -23,6 +23,8 @@ class Verdict(StrEnum):
     """The Idempotency-Key was seen with another body."""
     QUEUE_FULL = "queue_full"
     BYTES_FULL = "bytes_full"
+    STORE_FULL = "store_full"
+    """The server is near its memory limit; what is left of it is for results."""
     PAYLOAD_MISSING = "payload_missing"
     """The payload written just before is not there (evicted, or the write was refused)."""
 
@@ -67,6 +69,8 @@ class Claimed:
     """How often it was handed out, this time included."""
     queued_s: float
     """From its acceptance to this claim."""
+    suspect: bool = False
+    """It was in a forward pass when its process died, and is to run alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +102,26 @@ class Ended:
     """More for the job document: ``batch_size``, ``device``, ``timings``, …; JSON values."""
 
 
+class Return(StrEnum):
+    """Why a job goes back to its place in the queue unfinished."""
+
+    RELEASED = "released"
+    """In good order, uncharged: a worker leaves, or died without touching it."""
+    SUSPECT = "suspect"
+    """Its process died while it was in a forward pass with others: it runs alone next time."""
+    CRASHED = "crashed"
+    """Its process died while it, or one item of it, was in a forward pass alone. The third time ends it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A job given back unfinished, to its old place in the queue and uncharged."""
+    """A job given back unfinished."""
 
     id: str
     fence: str
+    why: Return = Return.RELEASED
+    item: int = 0
+    """For ``crashed``: which item of a batched job it was."""
 
 
 class Settlement(StrEnum):
@@ -194,6 +212,15 @@ class NodeRecord:
         """``{"status": …}`` of one model in its child; empty when it was never loaded there."""
         state: dict[str, Any] = self.child.get("models", {}).get(model, {})
         return state
+
+
+def node_records(names: Sequence[str], found: Sequence[Mapping[bytes, bytes]]) -> list[NodeRecord]:
+    """Nodes from the hashes that they keep; those whose hash has expired are left out."""
+    return [
+        NodeRecord(name, json.loads(fields[b"parent"]), json.loads(fields.get(b"child", b"{}")))
+        for name, fields in zip(names, found, strict=True)
+        if b"parent" in fields
+    ]
 
 
 def _seconds(ms: str | None) -> float | None:

@@ -34,6 +34,9 @@ RUNG_TTL_S = 5.0
 ORPHAN_TTL_S = 3600
 """How long a payload lives that no script has taken over."""
 
+MEMORY_SHARE = 0.8
+"""Share of the server's ``maxmemory`` up to which jobs are accepted; the rest is for their results."""
+
 Argument = str | bytes | int | float
 
 
@@ -82,6 +85,7 @@ def pack_submit(job: Submission, settings: Settings) -> list[Argument]:
         job.bell_every,
         settings.max_queue_depth,
         settings.max_queued_bytes,
+        MEMORY_SHARE,
     ]
 
 
@@ -116,6 +120,7 @@ def read_claim(fence: str, reply: Any) -> Claims:
             bytes=int(row[3]),
             deliveries=int(row[4]),
             queued_s=(int(row[6]) - int(row[5])) / 1000,
+            suspect=row[7] == b"1",
         )
         for row in rows
     )
@@ -135,7 +140,7 @@ def pack_settle(outcomes: Sequence[Ended | Released], settings: Settings) -> lis
     arguments: list[Argument] = [settings.result_ttl_s * 1000]
     for outcome in outcomes:
         if isinstance(outcome, Released):
-            arguments += [outcome.id, outcome.fence, "released", "", "", 0]
+            arguments += [outcome.id, outcome.fence, outcome.why.value, "", outcome.item, 0]
             continue
         fields: list[Argument] = ["details", _json(outcome.details)]
         if outcome.error is not None:

@@ -19,10 +19,14 @@ from modelmill.store.records import (
     Claims,
     Ended,
     JobRecord,
+    NodeRecord,
     Reaped,
     Released,
     Settlement,
+    node_records,
 )
+
+PARTS_TTL_S = 7 * 86_400
 
 
 class JobStore:
@@ -95,6 +99,47 @@ class JobStore:
         if b"out" in fields:
             result = cast("bytes | None", self._redis.get(fields[b"out"].decode()))
         return JobRecord.from_hash(job_id, fields, result)
+
+    def parts(self, job_id: str) -> dict[int, str]:
+        """Finished items of a batched job that was begun before: JSON text by index."""
+        found = cast("dict[bytes, bytes]", self._redis.hgetall(keys.PARTS + job_id))
+        return {int(index): text.decode() for index, text in found.items()}
+
+    def save_parts(self, job_id: str, parts: Mapping[int, str]) -> None:
+        """Keeps finished items of a batched job that goes on, so that a retry need not run them again.
+
+        Not fenced: a late writer only adds a valid result of the same item. What it writes after the
+        job's end expires by itself.
+        """
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hset(keys.PARTS + job_id, mapping={str(index): text for index, text in parts.items()})
+        pipe.expire(keys.PARTS + job_id, PARTS_TTL_S)
+        pipe.execute()
+
+    def depth(self, model: str) -> int:
+        """Jobs that wait for ``model``."""
+        return cast("int", self._redis.zcard(keys.READY + model))
+
+    def nodes(self) -> list[NodeRecord]:
+        """The worker nodes that live."""
+        names = sorted(name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.NODES)))
+        pipe = self._redis.pipeline(transaction=False)
+        for name in names:
+            pipe.hgetall(keys.NODE + name)
+        return node_records(names, pipe.execute() if names else [])
+
+    def held_by(self, node: str) -> list[tuple[str, str]]:
+        """Jobs that are leased to ``node``, as (id, fence)."""
+        leased = [job_id.decode() for job_id in cast("list[bytes]", self._redis.zrange(keys.LEASES, 0, -1))]
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in leased:
+            pipe.hmget(keys.JOB + job_id, "node", "fence")
+        found = cast("list[list[bytes | None]]", pipe.execute() if leased else [])
+        return [
+            (job_id, fence.decode())
+            for job_id, (name, fence) in zip(leased, found, strict=True)
+            if name == node.encode() and fence is not None
+        ]
 
     def announce(self, node: str, part: str, document: Mapping[str, Any], ttl_s: float) -> None:
         """Says what a node's ``parent`` or ``child`` is; forgotten after ``ttl_s`` without renewal."""

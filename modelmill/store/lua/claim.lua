@@ -1,7 +1,12 @@
 #!lua flags=allow-oom
--- Leases jobs of one model to one claim, in queue order. Safe to replay with the same fence.
+-- Leases jobs of one model to one claim. Safe to replay with the same fence.
 -- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms
--- Returns {ready jobs left, job, job, …}, a job as {id, task, batched, bytes, deliveries, created ms, now ms}.
+-- Returns {ready jobs left, job, job, …}, a job as
+--   {id, task, batched, bytes, deliveries, created ms, now ms, suspect}.
+--
+-- Lanes: interactive jobs first, then normal, then bulk, which fills what the others leave. No lane starves: of
+-- the places of a claim, one in eight is kept for normal and one in eight for bulk, while they have jobs; of
+-- claims too small for that, one in eight begins with normal and one in eight with bulk.
 local model, fence, node = ARGV[1], ARGV[2], ARGV[3]
 local max_count, max_bytes, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local max_deliveries, ttl_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -9,8 +14,8 @@ local ready, claim = K.ready .. model, K.claim .. fence
 local now = now_ms()
 
 local function describe(id)
-  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms')
-  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now)}
+  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect')
+  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now), job[6] or ''}
 end
 
 local reply = {0}
@@ -25,8 +30,34 @@ if #replayed > 0 then
   return reply
 end
 
+local LANE = 1125899906842624
+local function lane(rank, count)
+  if count <= 0 then return {} end
+  return redis.call('ZRANGE', ready, string.format('%.0f', rank * LANE), '(' .. string.format('%.0f', (rank + 1) * LANE), 'BYSCORE',
+    'LIMIT', 0, count)
+end
+
+local function candidates()
+  local interactive, normal, bulk = lane(0, max_count), lane(1, max_count), lane(2, max_count)
+  local kept = math.floor(max_count / 8)
+  local for_normal, for_bulk = kept, kept
+  if kept == 0 and #interactive + #normal + #bulk > max_count then
+    local turn = redis.call('HINCRBY', K.turns, model, 1) % 8
+    for_normal, for_bulk = turn == 4 and 1 or 0, turn == 0 and 1 or 0
+  end
+  for_normal, for_bulk = math.min(for_normal, #normal), math.min(for_bulk, #bulk)
+  local n0 = math.min(#interactive, max_count - for_normal - for_bulk)
+  local n1 = math.min(#normal, max_count - n0 - for_bulk)
+  local n2 = math.min(#bulk, max_count - n0 - n1)
+  local ids = {}
+  for _, part in ipairs({{interactive, n0}, {normal, n1}, {bulk, n2}}) do
+    for i = 1, part[2] do table.insert(ids, part[1][i]) end
+  end
+  return ids
+end
+
 local bytes = 0
-for _, id in ipairs(redis.call('ZRANGE', ready, 0, max_count - 1)) do
+for _, id in ipairs(candidates()) do
   local key = K.job .. id
   local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms')
   if not job[1] then

@@ -2,11 +2,32 @@
 -- Ends or gives back many claimed jobs. Only the fence that holds a lease may, and a replay by the
 -- same fence is a success. ARGV: result ttl ms, then for each job
 --   id, fence, outcome, where the result is ('', 'inline', 'beside'), result, n, n × (field, value)
--- with outcome complete, failed or canceled (terminal), or released (back to the queue, uncharged).
+-- with outcome complete, failed or canceled (terminal); released (back to the queue, uncharged); suspect (back,
+-- to run alone: it was in a forward pass when its process died); or crashed (it was there alone: the third
+-- time ends it, as ARGV result says which item of a batched job, which then has failed and is left out).
 -- Returns a verdict a job: ok, refused, or missing (a result beside the record that is not there).
 local ttl_ms = tonumber(ARGV[1])
 local now = now_ms()
 local verdicts = {}
+
+local MAX_CRASHES = 3
+local CRASHED = 'The worker process died while it ran this input alone, ' .. MAX_CRASHES .. ' times.'
+
+local function crashed(id, item)
+  local key = K.job .. id
+  redis.call('HSET', key, 'suspect', '1')
+  if redis.call('HINCRBY', key, 'crashes:' .. item, 1) < MAX_CRASHES then
+    requeue(id, now, ttl_ms)
+  elseif redis.call('HGET', key, 'batched') == '1' then
+    -- The item is convicted and its fellows are cleared; the others of the job go on without it.
+    local verdict = {error = {code = 'worker_crashed', message = CRASHED, retryable = false}}
+    redis.call('HSET', K.parts .. id, item, cjson.encode(verdict))
+    redis.call('HDEL', key, 'suspect')
+    requeue(id, now, ttl_ms)
+  else
+    fail(id, now, ttl_ms, 'worker_crashed', CRASHED, false)
+  end
+end
 
 local function settle(id, fence, outcome, where, result, fields)
   local job = redis.call('HMGET', K.job .. id, 'fence', 'finished_ms')
@@ -15,8 +36,14 @@ local function settle(id, fence, outcome, where, result, fields)
   if not redis.call('ZSCORE', K.leases, id) then return 'refused' end
   if outcome == 'released' then
     redis.call('HINCRBY', K.job .. id, 'deliveries', -1)
-    if #fields > 0 then redis.call('HSET', K.job .. id, unpack(fields)) end
     requeue(id, now, ttl_ms)
+    return 'ok'
+  elseif outcome == 'suspect' then
+    redis.call('HSET', K.job .. id, 'suspect', '1')
+    requeue(id, now, ttl_ms)
+    return 'ok'
+  elseif outcome == 'crashed' then
+    crashed(id, result)
     return 'ok'
   end
   if where == 'inline' then

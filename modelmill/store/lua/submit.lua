@@ -1,12 +1,24 @@
 -- Accepts a job: record, queue and payload in one step. Safe to replay with the same id.
 -- ARGV: id, task, model, lane, lane rank, batched, items, bytes, caller, idempotency key, body hash,
---       idempotency ttl ms, expires in ms, bell every, max depth, max bytes
+--       idempotency ttl ms, expires in ms, bell every, max depth, max bytes, max share of maxmemory
 -- Returns {verdict, id, bell due}. The payload was written just before, under a short TTL.
 local id, task, model, lane, rank = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local batched, items, bytes, caller = ARGV[6], ARGV[7], tonumber(ARGV[8]), ARGV[9]
 local idem_key, body_hash, idem_ttl_ms = ARGV[10], ARGV[11], ARGV[12]
 local expires_in_ms, bell_every = tonumber(ARGV[13]), tonumber(ARGV[14])
-local max_depth, max_bytes = tonumber(ARGV[15]), tonumber(ARGV[16])
+local max_depth, max_bytes, max_share = tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+
+-- Whether the server is near its limit. Asking it costs a little, so the answer is kept for a moment.
+local function memory_is_short(share)
+  local known = redis.call('GET', K.memory)
+  if known then return known == '1' end
+  local info = redis.call('INFO', 'memory')
+  local limit = tonumber(string.match(info, 'maxmemory:(%d+)'))
+  local used = tonumber(string.match(info, 'used_memory:(%d+)'))
+  local short = limit > 0 and used > limit * share
+  redis.call('SET', K.memory, short and '1' or '0', 'PX', 250)
+  return short
+end
 
 -- The caller's retry of a lost reply: the job is there, only the bell may be missing.
 if redis.call('EXISTS', K.job .. id) == 1 then
@@ -35,6 +47,10 @@ end
 if tonumber(redis.call('HGET', K.totals, 'bytes') or 0) + bytes > max_bytes then
   redis.call('DEL', K.input .. id)
   return {'bytes_full', id, 0}
+end
+if memory_is_short(max_share) then
+  redis.call('DEL', K.input .. id)
+  return {'store_full', id, 0}
 end
 if redis.call('EXISTS', K.input .. id) == 0 then
   return {'payload_missing', id, 0}
