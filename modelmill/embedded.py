@@ -74,8 +74,9 @@ class EmbeddedServer:
         config = self._dir / "valkey.conf"
         config.touch(mode=0o600)
         # In a file and not among the arguments, where every user of the machine could read the password.
+        quoted_dir = json.dumps(str(self._dir), ensure_ascii=False)
         config.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {json.dumps(str(self._dir))}\n"
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {quoted_dir}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
             f"maxmemory {int(memory * MEMORY_SHARE)}\n",
             encoding="utf-8",
@@ -115,7 +116,10 @@ class EmbeddedServer:
             return
         import redis
 
-        with suppress(redis.RedisError), redis.Redis.from_url(url, socket_timeout=10, retry=None) as client:
+        with (
+            suppress(redis.RedisError),
+            redis.Redis.from_url(url, socket_timeout=START_TIMEOUT_S, retry=None) as client,
+        ):
             client.shutdown()
         deadline = time.monotonic() + START_TIMEOUT_S
         while _runs(url):

@@ -120,7 +120,10 @@ class Task:
         fields: dict[str, Any] = {}
         for name in self.batched_fields:
             field = self.input.model_fields[name]
-            items: Any = Annotated[_type_of(field), Field(description=field.description)]
+            items: Any = Annotated[
+                _type_of(field),
+                Field(description=field.description, json_schema_extra=field.json_schema_extra),
+            ]
             fields[name] = (
                 Annotated[list[items], Field(min_length=1, max_length=MAX_ITEMS)],
                 Field(description=f"{field.description or name}, one an item"),

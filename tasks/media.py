@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
 
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation to Pillow's ``Transpose`` that undoes it."""
+
 
 def source_bytes(value: str) -> bytes:
     """The bytes behind a media field.
@@ -75,14 +79,15 @@ def open_image(source: str | bytes | PILImage) -> PILImage:
     Raises:
         MediaError: it is not an image, is truncated, or has more pixels than allowed.
     """
-    from PIL import ImageOps
-
     image = _open(source_bytes(source) if isinstance(source, str) else source)
     try:
         image.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        return _to_rgb(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Damaged files make Pillow raise nearly anything: struct.error, KeyError, IndexError, …
         raise MediaError(ErrorCode.INVALID_MEDIA, f"The image is damaged or truncated: {error}") from None
-    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def check_image(value: str) -> None:
@@ -94,8 +99,9 @@ def check_image(value: str) -> None:
 def _pillow() -> Any:
     from PIL import Image
 
-    # The size is checked below, against our own limit and with its numbers in the message.
-    Image.MAX_IMAGE_PIXELS = None
+    Image.init()
+    # For what Pillow allocates while it reads a header: a GIF's frame. Every image's size is checked below.
+    Image.MAX_IMAGE_PIXELS = get_settings().max_image_pixels
     return Image
 
 
@@ -104,13 +110,7 @@ def _open(source: bytes | PILImage) -> PILImage:
     if isinstance(source, pillow.Image):
         image: PILImage = source
     else:
-        try:
-            image = pillow.open(io.BytesIO(cast("bytes", source)), formats=IMAGE_FORMATS)
-        except (OSError, SyntaxError, ValueError):
-            raise MediaError(
-                ErrorCode.INVALID_MEDIA,
-                f"The bytes are not an image of a known format ({', '.join(IMAGE_FORMATS)}).",
-            ) from None
+        image = _identify(cast("bytes", source))
     width, height = image.size
     limit = get_settings().max_image_pixels
     if width * height > limit:
@@ -121,10 +121,49 @@ def _open(source: bytes | PILImage) -> PILImage:
     return image
 
 
+def _identify(data: bytes) -> PILImage:
+    """Image.open for our formats, but without its own check of the size, which does not tell the size."""
+    pillow = _pillow()
+    name = next((name for name in IMAGE_FORMATS if pillow.OPEN[name][1](data[:16])), None)
+    if name is None:
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA,
+            f"The bytes are not an image of a known format ({', '.join(IMAGE_FORMATS)}).",
+        )
+    try:
+        return cast("PILImage", pillow.OPEN[name][0](io.BytesIO(data), ""))
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The image's first frame has more than the {pillow.MAX_IMAGE_PIXELS} pixels that are accepted.",
+        ) from None
+    except MemoryError:
+        raise
+    except Exception:
+        # As in open_image: nearly anything.
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA, f"The header of the {name} image is damaged or truncated."
+        ) from None
+
+
+def _upright(image: PILImage) -> PILImage:
+    """Applies the EXIF orientation. ImageOps.exif_transpose would fail on EXIF that it cannot write back."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:
+        # Broken EXIF in a sound image: viewers show it as it is stored.
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(cast("Any", method))
+
+
 def _to_rgb(image: PILImage) -> PILImage:
     if image.mode.startswith("I;16") or image.mode == "I":
         # convert() clips 16-bit greys to 255 instead of scaling them.
         image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns of a palette whose transparency is lost.
+        image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
