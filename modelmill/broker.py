@@ -87,7 +87,7 @@ class Bells:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._pending: queue.Queue[tuple[str, str, str] | None] = queue.Queue(maxsize=1000)
+        self._pending: queue.Queue[tuple[str, str, str, bool] | None] = queue.Queue(maxsize=1000)
         self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
         self._thread.start()
 
@@ -95,9 +95,12 @@ class Bells:
         """Wakes a worker for ``model``."""
         self._put(DRAIN, model, model_queue(model))
 
-    def order(self, name: str, model: str, node: str) -> None:
-        """Sends ``LOAD``, ``UNLOAD`` or ``DRAIN`` for ``model`` to one node."""
-        self._put(name, model, node_queue(node))
+    def order(self, name: str, model: str, node: str, *, passed_on: bool = False) -> None:
+        """Sends ``LOAD``, ``UNLOAD`` or ``DRAIN`` for ``model`` to one node.
+
+        ``passed_on`` marks a bell that came from another node, and is not to be passed on again.
+        """
+        self._put(name, model, node_queue(node), passed_on=passed_on)
 
     def close(self) -> None:
         """Sends what is pending, for two seconds at most."""
@@ -107,18 +110,21 @@ class Bells:
             return
         self._thread.join(timeout=2)
 
-    def _put(self, name: str, model: str, queue_name: str) -> None:
+    def _put(self, name: str, model: str, queue_name: str, *, passed_on: bool = False) -> None:
         try:
-            self._pending.put_nowait((name, model, queue_name))
+            self._pending.put_nowait((name, model, queue_name, passed_on))
         except queue.Full:
             logger.warning("too many bells are waiting to be sent; dropped one for model %s", model)
 
     def _run(self) -> None:
         while (item := self._pending.get()) is not None:
-            name, model, queue_name = item
+            name, model, queue_name, passed_on = item
             try:
                 if self._waiting(queue_name) < MAX_WAITING_BELLS:
-                    self._app.send_task(name, args=[model], queue=queue_name, retry=False, ignore_result=True)
+                    arguments = [model, True] if passed_on else [model]
+                    self._app.send_task(
+                        name, args=arguments, queue=queue_name, retry=False, ignore_result=True
+                    )
             except Exception as error:
                 logger.warning("the bell for model %s was not sent: %s", model, error)
 

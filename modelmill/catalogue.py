@@ -62,6 +62,9 @@ class ModelEntry(BaseModel):
     tasks: tuple[str, ...] = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict, description="What the runner understands.")
     max_batch: int | None = Field(None, ge=1, le=1024, description="Items in one forward pass.")
+    max_wait_ms: int | None = Field(
+        None, ge=0, le=60_000, description="How long a batch that is not full may wait for more."
+    )
     memory_mib: int | None = Field(None, ge=0, description="Estimate of what the loaded model takes.")
     requires: tuple[str, ...] = Field((), description="Extras of this distribution that it needs.")
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")

@@ -70,6 +70,11 @@ class Settings(BaseModel):
     max_batch: int = Field(
         16, ge=1, le=1024, description="Items in one forward pass, unless the model says otherwise."
     )
+    spread_after_s: float = Field(
+        2.0,
+        ge=0,
+        description="Another worker loads a model when those that have it need longer for its queue.",
+    )
     claim_bytes: int = Field(64 * MIB, ge=1, description="Request bytes one claim takes at most.")
     preprocess_threads: int = Field(
         2, ge=1, le=64, description="Threads of a worker that decode and prepare inputs."
@@ -78,6 +83,12 @@ class Settings(BaseModel):
         300.0, gt=0, description="A batch that runs longer is taken for hung and its process killed."
     )
     load_timeout_s: float = Field(1800.0, gt=0, description="The same for loading a model.")
+    metrics_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Port on which a worker's first node serves Prometheus metrics; the next nodes count up.",
+    )
     shutdown_grace_s: float = Field(
         30.0, gt=0, description="What a worker has, after SIGTERM, to finish the batch in hand."
     )

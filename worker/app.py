@@ -6,6 +6,8 @@ Started by ``modelmill worker`` with supervision, or by ``celery -A worker.app w
 from __future__ import annotations
 
 import logging
+import shutil
+from functools import partial
 from typing import Any
 
 from celery.signals import (
@@ -21,7 +23,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.logs import configure_logging
 from modelmill.settings import get_settings
 from worker.child import the_child
-from worker.config import NodeConfig
+from worker.config import NodeConfig, state_folder
 from worker.parent import Parent
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 _settings = get_settings()
 _config = NodeConfig.from_env(Catalogue.load(_settings.models_file))
 _parent: Parent | None = None
+state_folder()  # made before the child starts, which finds it through the environment
 
 app = make_celery(_settings)
 app.conf.task_queues = queues_for(list(_config.models), _config.name)
@@ -40,9 +43,9 @@ def node_name() -> str:
 
 
 @app.task(name=DRAIN)
-def drain(model: str) -> None:
+def drain(model: str, passed_on: bool = False) -> None:
     """A bell: ``model`` has jobs ready."""
-    _safely(the_child(app).drain, model)
+    _safely(partial(the_child(app).drain, passed_on=passed_on), model)
 
 
 @app.task(name=LOAD)
@@ -92,3 +95,4 @@ def _node_shutting_down(**_: Any) -> None:
 def _node_left(**_: Any) -> None:
     if _parent is not None:
         _parent.leave()
+        shutil.rmtree(state_folder(), ignore_errors=True)

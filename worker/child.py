@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 from functools import cache
 from types import FrameType
 
@@ -14,15 +15,18 @@ from celery import Celery
 from redis.exceptions import RedisError
 
 from backends.device import current_device
-from modelmill.broker import Bells
+from modelmill.broker import DRAIN, Bells
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ModelmillError
-from modelmill.settings import get_settings
+from modelmill.settings import MIB, get_settings
 from modelmill.store import JobStore
-from worker.config import NodeConfig
+from worker.config import NodeConfig, state_folder
 from worker.drain import Drain
 from worker.leases import Leases
 from worker.models import ModelCache
+from worker.placement import Demand, better_node
+from worker.recorder import Recorder
+from worker.work import DeviceLostError
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +40,36 @@ class Child:
     def __init__(self, app: Celery) -> None:
         self._settings = get_settings()
         self._device = current_device()
-        catalogue = Catalogue.load(self._settings.models_file)
-        self._config = NodeConfig.from_env(catalogue)
+        self._catalogue = Catalogue.load(self._settings.models_file)
+        self._config = NodeConfig.from_env(self._catalogue)
+        self._recorder = Recorder(state_folder())
+        self._recorder.child_started()
         self._store = JobStore(self._settings)
         self._bells = Bells(app)
         self._leases = Leases(self._store)
-        self._models = ModelCache(catalogue, self._device, self._settings, self._announce)
-        self._drain = Drain(self._settings, self._store, self._leases, self._config.name, self._device.kind)
+        self._models = ModelCache(
+            self._catalogue, self._device, self._settings, self._recorder, self._announce
+        )
+        self._drain = Drain(
+            self._settings,
+            self._store,
+            self._leases,
+            self._recorder,
+            self._config.name,
+            self._device.kind,
+        )
         self._stopping = threading.Event()
         self._started_at = time.time()
         threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
 
-    def drain(self, model: str) -> None:
-        """Answers a bell."""
-        self._stopping.clear()
-        with self._finish_on_sigterm():
+    def drain(self, model: str, *, passed_on: bool = False) -> None:
+        """Answers a bell; one that another node passed on is not passed on again."""
+        with self._until_sigterm():
             try:
                 self._store.drain_started(model)
+                if not passed_on and (node := self._somebody_better(model)):
+                    self._bells.order(DRAIN, model, node, passed_on=True)
+                    return
                 try:
                     loaded = self._models.get(model)
                 except ModelmillError as error:
@@ -64,10 +81,14 @@ class Child:
                 # The reaper rings again when the store is back.
                 logger.warning("drain of %s ended early: %s", model, error)
                 time.sleep(1)
+            except DeviceLostError as error:
+                # Only a new process gets the device back. The parent sees to the jobs.
+                logger.critical("the device is lost, ending this process: %s", error)
+                os._exit(70)
 
     def load(self, model: str) -> None:
         """Loads a model ahead of its first job."""
-        with self._finish_on_sigterm():
+        with self._until_sigterm():
             try:
                 self._store.load_began(model)
                 self._models.get(model)
@@ -80,7 +101,22 @@ class Child:
         """Frees a model's memory."""
         self._models.unload(model)
 
-    def _finish_on_sigterm(self) -> _Finishing:
+    def _somebody_better(self, model: str) -> str | None:
+        if self._models.is_loaded(model):
+            return None
+        entry = self._catalogue[model]
+        demand = Demand(
+            model,
+            backlog=self._store.depth(model),
+            rate=self._store.rate(model),
+            max_batch=entry.max_batch or self._settings.max_batch,
+            memory_mib=entry.memory_mib or 0,
+        )
+        nodes = self._store.nodes()
+        return better_node(demand, self._config.name, nodes, self._settings.spread_after_s)
+
+    def _until_sigterm(self) -> AbstractContextManager[None]:
+        self._stopping.clear()
         return _Finishing(self._stopping)
 
     def _pulse(self) -> None:
@@ -94,12 +130,16 @@ class Child:
                 logger.exception("heartbeat failed")
 
     def _announce(self) -> None:
+        sizes = self._drain.sizes() if hasattr(self, "_drain") else {}
+        models = self._models.describe()
         document = {
             "pid": os.getpid(),
             "device": self._device.kind,
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "started_at": self._started_at,
-            "models": self._models.describe(),
+            "models": {name: state | sizes.get(name, {}) for name, state in models.items()},
+            "free_mib": self._models.free_bytes // MIB,
+            "idle_s": self._models.idle_s(),
         }
         try:
             self._store.announce(self._config.name, "child", document, NODE_TTL_BEATS * self._settings.beat_s)
@@ -107,7 +147,7 @@ class Child:
             logger.warning("announcing this worker failed: %s", error)
 
 
-class _Finishing:
+class _Finishing(AbstractContextManager[None]):
     """While it lasts, SIGTERM sets an event instead of ending the process.
 
     Celery gives a child's SIGTERM handler back its default after the pool's start-up hooks have run,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ConfigError
@@ -16,6 +18,7 @@ NODE_VARIABLE = "MODELMILL_NODE"
 MODELS_VARIABLE = "MODELMILL_WORKER_MODELS"
 TASKS_VARIABLE = "MODELMILL_WORKER_TASKS"
 PRELOAD_VARIABLE = "MODELMILL_PRELOAD"
+STATE_VARIABLE = "MODELMILL_STATE_DIR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,13 @@ class NodeConfig:
             if not wanted or model in wanted
         }
         return cls(name, {model: served for model, served in models.items() if served}, tuple(preload))
+
+
+def state_folder() -> Path:
+    """The folder that a node's parent and child share, on this host and for this node only."""
+    if not os.environ.get(STATE_VARIABLE):
+        os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="modelmill-node-")
+    return Path(os.environ[STATE_VARIABLE])
 
 
 def _names(variable: str) -> list[str]:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -23,7 +24,19 @@ from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import Claimed, Claims, Ended, JobStore, Released, Settlement
 from worker.leases import Leases
-from worker.work import Item, Job, close_job, form_batches, open_job, preprocess, run_batch
+from worker.recorder import Recorder
+from worker.sizing import BatchSizer
+from worker.work import (
+    Item,
+    Job,
+    close_job,
+    form_batches,
+    item_json,
+    log_end,
+    open_job,
+    preprocess,
+    run_batch,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +49,41 @@ class Window:
     remaining: int = 0
     """Jobs of the model that the claim left in the queue."""
 
+    @property
+    def items(self) -> int:
+        return sum(len(job.items) for job in self.jobs)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it holds a suspect, which shares its window with nobody."""
+        return any(job.claimed.suspect for job in self.jobs)
+
 
 class Drain:
     """Works on one model at a time; one object serves a process's whole life."""
 
-    def __init__(self, settings: Settings, store: JobStore, leases: Leases, node: str, device: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: JobStore,
+        leases: Leases,
+        recorder: Recorder,
+        node: str,
+        device: str,
+    ) -> None:
         self._settings = settings
         self._store = store
         self._leases = leases
+        self._recorder = recorder
         self._node = node
+        self._device = device
+        self._sizers: dict[str, BatchSizer] = {}
         self._details: dict[str, Any] = {"node": node, "device": device}
         self._open: dict[str, Claimed] = {}
-        """Claimed and not settled. Single operations on it are atomic; no thread iterates but the drain's."""
+        """Claimed and not settled, by id."""
+        self._lock = threading.Lock()
+        self._settled = 0
+        self._remembered: dict[str, tuple[int, int]] = {}
         self._ahead = ThreadPoolExecutor(1, "claim")
         self._behind = ThreadPoolExecutor(1, "settle")
         self._preparers = ThreadPoolExecutor(settings.preprocess_threads, "preprocess")
@@ -56,8 +92,13 @@ class Drain:
         """Drains ``model``'s queue for one slice. Returns whether jobs may remain in it.
 
         When ``stopping`` is set, the batch in hand is finished and everything else given back.
+
+        Raises:
+            DeviceLostError: this process can do no more; its parent takes care of what it held.
         """
         settling: list[Future[None]] = []
+        started, settled = time.monotonic(), self._settled
+        self._recorder.draining(model.name)
         try:
             remaining = self._run(model, stopping, settling)
             for future in settling:
@@ -66,14 +107,45 @@ class Drain:
         finally:
             # After an unforeseen error nobody must go on beating for these: their leases run out, and
             # the delivery they cost keeps a job that causes such errors from coming back for ever.
-            self._leases.drop(self._open)
+            self._leases.drop(list(self._open))
             self._open.clear()
+        self._recorder.idle()
+        self._remember(model.name, self._settled - settled, time.monotonic() - started)
         return remaining > 0
+
+    def sizer(self, model: LoadedModel) -> BatchSizer:
+        """The batch size of ``model`` on this device, with what was learned before."""
+        if model.name not in self._sizers:
+            cap = model.context.entry.max_batch or self._settings.max_batch
+            known = self._store.recall_sizing(model.name, self._device)
+            self._sizers[model.name] = BatchSizer(min(cap, known.get("cap", cap)), known.get("best", 0))
+        return self._sizers[model.name]
+
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """What is known of batch sizes, by model, as the node announces it."""
+        return {
+            name: {
+                "batch_size": sizer.best,
+                "max_batch": sizer.cap,
+                "items_per_s": {str(size): round(rate, 1) for size, rate in dict(sizer.rates).items()},
+            }
+            for name, sizer in dict(self._sizers).items()
+        }
+
+    def _remember(self, model: str, jobs: int, seconds: float) -> None:
+        sizer = self._sizers[model]
+        if (sizer.cap, sizer.best) != self._remembered.get(model):
+            self._remembered[model] = (sizer.cap, sizer.best)
+            self._store.remember_sizing(model, self._device, {"cap": sizer.cap, "best": sizer.best})
+        # One job alone says how long a bell takes, and nothing of what a queue would do.
+        if jobs > 1:
+            self._store.report_rate(model, jobs / max(seconds, 1e-3))
 
     def _run(self, model: LoadedModel, stopping: threading.Event, settling: list[Future[None]]) -> int:
         deadline = time.monotonic() + self._settings.slice_s
         window = self._fetch(model)
         while window.jobs:
+            self._fill_up(model, window, stopping)
             ahead = None
             if time.monotonic() < deadline and not stopping.is_set():
                 ahead = self._ahead.submit(self._fetch, model)
@@ -85,6 +157,19 @@ class Drain:
                 # Jobs may have come while the last batch ran: look once more before leaving.
                 window = self._fetch(model)
         return window.remaining
+
+    def _fill_up(self, model: LoadedModel, window: Window, stopping: threading.Event) -> None:
+        """Claims what came since, if the window fills no batch; waits only where the model says so."""
+        size = self.sizer(model).size
+        wait_until = time.monotonic() + (model.context.entry.max_wait_ms or 0) / 1000
+        while (missing := size - window.items) > 0 and not window.alone and not stopping.is_set():
+            more = self._fetch(model, missing)
+            window.jobs += more.jobs
+            window.remaining = more.remaining
+            if not more.jobs:
+                if time.monotonic() >= wait_until:
+                    return
+                time.sleep(min(0.005, max(0.0, wait_until - time.monotonic())))
 
     def fail_waiting(self, model: str, error: ModelmillError) -> None:
         """Ends the waiting jobs of a model that cannot be loaded, with the reason."""
@@ -100,26 +185,31 @@ class Drain:
         for pool in (self._ahead, self._behind, self._preparers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _max_batch(self, model: LoadedModel) -> int:
-        return model.context.entry.max_batch or self._settings.max_batch
-
     def _claim(self, model: str, count: int) -> Claims:
-        claims = self._store.claim(model, uuid.uuid4().hex, self._node, count, self._settings.claim_bytes)
+        fence = uuid.uuid4().hex
+        self._recorder.claiming(fence)
+        claims = self._store.claim(model, fence, self._node, count, self._settings.claim_bytes)
         self._leases.hold(claims.jobs)
-        self._open |= {job.id: job for job in claims.jobs}
+        with self._lock:
+            self._open |= {job.id: job for job in claims.jobs}
+        if not claims.jobs:
+            self._recorder.settled(fence)
         return claims
 
-    def _fetch(self, model: LoadedModel) -> Window:
+    def _fetch(self, model: LoadedModel, count: int | None = None) -> Window:
         """Claims a batchful of jobs and prepares their items."""
         try:
-            claims = self._claim(model.name, self._max_batch(model))
+            claims = self._claim(model.name, count or self.sizer(model).size)
             bodies = self._store.inputs(claims.jobs)
+            parts = [
+                self._store.parts(job.id) if job.batched and job.deliveries > 1 else {} for job in claims.jobs
+            ]
         except RedisError as error:
             # What was claimed and not read comes back when its lease runs out.
             logger.warning("claiming jobs of %s failed: %s", model.name, error)
             return Window()
-        jobs = [open_job(claimed, body) for claimed, body in zip(claims.jobs, bodies, strict=True)]
-        items = [item for job in jobs for item in job.items]
+        jobs = [open_job(*job) for job in zip(claims.jobs, bodies, parts, strict=True)]
+        items = [item for job in jobs for item in job.items if not item.is_done]
         if len(items) == 1:
             self._prepare(model, items[0])
         else:
@@ -148,13 +238,38 @@ class Drain:
                 settling.append(self._behind.submit(self._settle, outcomes))
 
         settle_done()
+        sizer = self.sizer(model)
         items = [item for job in unsettled for item in job.items]
-        for batch in form_batches(items, self._max_batch(model)):
+        for batch in form_batches(items, sizer.size):
             if stopping.is_set():
                 return
             if wanted := [item for item in batch if not item.job.is_done]:
-                run_batch(model.runner(wanted[0].job.claimed.task), wanted)
+                entering = partial(self._entering, model.name)
+                run_batch(model.runner(wanted[0].job.claimed.task), wanted, entering, sizer)
+                self._recorder.draining(model.name)
                 settle_done()
+                self._save_parts(wanted, settling)
+
+    def _entering(self, model: str, batch: Sequence[Item]) -> None:
+        self._recorder.forward(
+            model, tuple((item.job.claimed.id, item.job.claimed.fence, item.index) for item in batch)
+        )
+
+    def _save_parts(self, batch: Sequence[Item], settling: list[Future[None]]) -> None:
+        """Keeps the finished items of batched jobs that go on after this batch."""
+        parts: dict[str, dict[int, str]] = {}
+        for item in batch:
+            if item.is_done and item.job.claimed.batched and not item.job.is_done:
+                parts.setdefault(item.job.claimed.id, {})[item.index] = item_json(item)
+        for job_id, finished in parts.items():
+            settling.append(self._behind.submit(self._save, job_id, finished))
+
+    def _save(self, job_id: str, finished: dict[int, str]) -> None:
+        try:
+            self._store.save_parts(job_id, finished)
+        except RedisError as error:
+            # Only a retry would have gained from it.
+            logger.warning("job %s: its finished items were not kept: %s", job_id, error)
 
     def _drop_unwanted(self, jobs: list[Job]) -> None:
         """Marks jobs that were canceled, and forgets those that belong to somebody else by now."""
@@ -166,9 +281,12 @@ class Drain:
                 job.canceled = True
 
     def _forget(self, job_ids: Iterable[str]) -> None:
-        for job_id in job_ids:
-            self._open.pop(job_id, None)
-            self._leases.drop([job_id])
+        with self._lock:
+            gone = [job for job_id in job_ids if (job := self._open.pop(job_id, None)) is not None]
+            held = {job.fence for job in self._open.values()}
+        self._leases.drop([job.id for job in gone])
+        for fence in {job.fence for job in gone} - held:
+            self._recorder.settled(fence)
 
     def _settle(self, outcomes: Sequence[Ended | Released]) -> None:
         """Writes outcomes. While the store is away they are held: the fence decides when it is back."""
@@ -181,13 +299,12 @@ class Drain:
                 logger.warning("settling %d jobs failed, trying again: %s", len(outcomes), error)
                 time.sleep(wait_s)
                 wait_s = min(wait_s * 2, 2.0)
-        self._forget([outcome.id for outcome in outcomes])
         for outcome, verdict in zip(outcomes, verdicts, strict=True):
-            status = outcome.status.value if isinstance(outcome, Ended) else "released"
-            if verdict is Settlement.OK:
-                logger.info("job %s %s", outcome.id, status)
-            else:
-                logger.warning("job %s: settling it as %s was %s", outcome.id, status, verdict.value)
+            claimed = self._open.get(outcome.id)
+            if isinstance(outcome, Ended) and claimed is not None:
+                self._settled += verdict is Settlement.OK
+                log_end(outcome, claimed, verdict)
+        self._forget([outcome.id for outcome in outcomes])
 
     def _give_back(self) -> None:
         """Returns what is claimed and not settled to the queue."""

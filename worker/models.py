@@ -15,6 +15,7 @@ from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
+from worker.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,19 @@ class ModelCache:
     """Loads models on first use and evicts those used longest ago. Used by one thread."""
 
     def __init__(
-        self, catalogue: Catalogue, device: Device, settings: Settings, changed: Callable[[], None]
+        self,
+        catalogue: Catalogue,
+        device: Device,
+        settings: Settings,
+        recorder: Recorder,
+        changed: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue
         self._device = device
         self._settings = settings
+        self._recorder = recorder
         self._changed = changed
+        self._used_at = time.monotonic()
         self._loaded: OrderedDict[str, LoadedModel] = OrderedDict()
         self._memory: dict[str, int] = {}
         self._failures: dict[str, tuple[int, float, ModelmillError]] = {}
@@ -61,15 +69,18 @@ class ModelCache:
         Raises:
             ModelmillError: it cannot be loaded. For a while after, the same error comes at once.
         """
+        self._used_at = time.monotonic()
         if name in self._loaded:
             self._loaded.move_to_end(name)
             return self._loaded[name]
         count, not_before, error = self._failures.get(name, (0, 0.0, None))
         if error is not None and time.monotonic() < not_before:
             raise error
+        self._refuse_deadly(name)
         entry = self._catalogue.find(name)
         estimate = (entry.memory_mib or 0) * MIB
         self._make_room(name, estimate)
+        self._recorder.loading(name)
         self._set(name, ModelState("loading", time.time()))
         logger.info("loading model %s on %s", name, self._device.kind)
         context = LoadContext(entry, self._device, self._catalogue, self._settings)
@@ -88,6 +99,8 @@ class ModelCache:
             self._set(name, ModelState("failed", time.time(), error=problem.message))
             logger.error("model %s failed to load: %s", name, problem.message)
             raise
+        finally:
+            self._recorder.idle()
         load_s = time.monotonic() - started
         # Weights that are mapped from a file show in resident memory only once they are used.
         taken = max(used_bytes(self._device) - before, estimate)
@@ -100,6 +113,18 @@ class ModelCache:
         logger.info("loaded model %s in %.1f s, %d MiB", name, load_s, taken // MIB)
         self._make_room(name, 0)
         return model
+
+    def is_loaded(self, name: str) -> bool:
+        return name in self._loaded
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left of the budget."""
+        return max(0, self.budget_bytes - sum(self._memory.values()))
+
+    def idle_s(self) -> float:
+        """Seconds since a model was last asked for."""
+        return time.monotonic() - self._used_at
 
     def unload(self, name: str) -> None:
         """Frees a model, if it is loaded; it loads again when it is next used."""
@@ -115,6 +140,17 @@ class ModelCache:
         """The states, as a node announces them."""
         # A copy first: the heartbeat thread reads while this thread loads.
         return {name: asdict(state) for name, state in dict(self.states).items()}
+
+    def _refuse_deadly(self, name: str) -> None:
+        """A model whose loading killed this child's predecessors gets a rest, like one that fails to load."""
+        deaths = self._recorder.load_deaths().get(name)
+        if deaths is not None and time.monotonic() < deaths.not_before:
+            problem = ModelmillError(
+                ErrorCode.MODEL_LOAD_FAILED,
+                f"Model {name}: the worker process died {deaths.count} times while it loaded the model.",
+            )
+            self._set(name, ModelState("failed", time.time(), error=problem.message))
+            raise problem
 
     def _make_room(self, newcomer: str, needed: int) -> None:
         while sum(self._memory.values()) + needed > self.budget_bytes:

@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 
-from celery.platforms import SecurityWarning
+from celery.exceptions import SecurityWarning
 
 
 def main() -> int:

@@ -21,9 +21,14 @@ from modelmill.broker import LOAD, Bells
 from modelmill.settings import Settings
 from modelmill.store import JobStore
 from worker.child import NODE_TTL_BEATS
-from worker.config import NodeConfig
+from worker.config import NodeConfig, state_folder
+from worker.recorder import Recorder
+from worker.undertaker import Undertaker
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+"""How often the child is looked at."""
 
 
 class Parent:
@@ -36,6 +41,7 @@ class Parent:
         self._bells = Bells(app)
         self._child_pids: Callable[[], list[int]] = list
         self._left = threading.Event()
+        self._undertaker = Undertaker(settings, self._store, Recorder(state_folder()))
         self._started_at = time.time()
 
     def start(self, child_pids: Callable[[], list[int]]) -> None:
@@ -59,8 +65,17 @@ class Parent:
             logger.warning("taking this node off the list failed: %s", error)
 
     def _run(self) -> None:
-        while not self._left.wait(self._settings.reap_s):
-            self._tend()
+        reap_at = 0.0
+        while not self._left.wait(WATCH_S):
+            try:
+                self._undertaker.tend()
+            except RedisError as error:
+                logger.warning("the jobs of a dead process could not be returned yet: %s", error)
+            except Exception:
+                logger.exception("watching the child failed")
+            if time.monotonic() >= reap_at:
+                reap_at = time.monotonic() + self._settings.reap_s
+                self._tend()
 
     def _tend(self) -> None:
         try:

@@ -22,7 +22,13 @@ from backends.device import DEVICE_VARIABLE, available_cores
 from modelmill import processes
 from modelmill.errors import ConfigError
 from modelmill.settings import Settings
-from worker.config import MODELS_VARIABLE, NODE_VARIABLE, PRELOAD_VARIABLE, TASKS_VARIABLE
+from worker.config import (
+    MODELS_VARIABLE,
+    NODE_VARIABLE,
+    PRELOAD_VARIABLE,
+    STATE_VARIABLE,
+    TASKS_VARIABLE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +197,7 @@ class Supervisor:
             **node.slot.environment,
             NODE_VARIABLE: node.name,
             "PYTHONSAFEPATH": "1",
+            STATE_VARIABLE: "",  # each node makes its own
         }
         node.started_at = time.monotonic()
         node.process = processes.start(processes.python("-m", "worker.node"), environment)

@@ -8,16 +8,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from backends.contract import Prepared, Runner
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
-from modelmill.store import Claimed, Ended
+from modelmill.store import Claimed, Ended, Settlement
 from tasks.contract import TaskInput
 from tasks.registry import find_task
+from worker.sizing import BatchSizer
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ class Item:
     """One input inside a job. It ends with ``result`` or ``error``."""
 
     job: Job
+    index: int
     input: TaskInput
     prepared: Prepared[Any] | None = None
     group: Hashable = None
     result: str | None = None
-    """The task's output as JSON text."""
+    """The task's output as JSON text; of an earlier delivery, also the JSON of its error."""
     error: ModelmillError | None = None
 
     @property
@@ -59,15 +61,27 @@ class Job:
         return self.canceled or self.error is not None or all(item.is_done for item in self.items)
 
 
-def open_job(claimed: Claimed, body: bytes | None) -> Job:
-    """Reads a claimed job's request into items. A request that cannot be read fails the job, and only it."""
+class DeviceLostError(Exception):
+    """The device's context is gone; only a new process can use the device again."""
+
+
+def open_job(claimed: Claimed, body: bytes | None, parts: Mapping[int, str] | None = None) -> Job:
+    """Reads a claimed job's request into items. A request that cannot be read fails the job, and only it.
+
+    Args:
+        claimed: The job.
+        body: Its request.
+        parts: Items of a batched job that an earlier delivery finished, as JSON text by index.
+    """
     job = Job(claimed)
     try:
         if body is None:
             raise ModelmillError(ErrorCode.INTERNAL, "The job's request is missing from the job store.")
         task = find_task(claimed.task)
         request = task.parse(body, batched=claimed.batched, trusted=True)
-        job.items = [Item(job, item) for item in task.items(request)]
+        job.items = [Item(job, index, item) for index, item in enumerate(task.items(request))]
+        for index, text in (parts or {}).items():
+            job.items[index].result = text
     except ModelmillError as error:
         job.error = error
     return job
@@ -88,12 +102,13 @@ def preprocess(runner: Runner[Any, Any], item: Item) -> None:
 def form_batches(items: Sequence[Item], max_batch: int) -> Iterator[list[Item]]:
     """Batches of items that may share a forward pass, in order, within ``max_batch`` items and as much cost.
 
-    An item whose cost alone is over the cap is a batch by itself.
+    An item whose cost alone is over the cap is a batch by itself, and so is each item of a suspect.
     """
     groups: dict[Hashable, list[Item]] = {}
     for item in items:
         if not item.is_done and item.prepared is not None:
-            groups.setdefault((item.job.claimed.task, item.group), []).append(item)
+            alone = (item.job.claimed.id, item.index) if item.job.claimed.suspect else None
+            groups.setdefault((item.job.claimed.task, item.group, alone), []).append(item)
     for members in groups.values():
         batch: list[Item] = []
         cost = 0.0
@@ -108,30 +123,65 @@ def form_batches(items: Sequence[Item], max_batch: int) -> Iterator[list[Item]]:
             yield batch
 
 
-def run_batch(runner: Runner[Any, Any], batch: Sequence[Item]) -> None:
+def run_batch(
+    runner: Runner[Any, Any],
+    batch: Sequence[Item],
+    entering: Callable[[Sequence[Item]], None] | None = None,
+    sizer: BatchSizer | None = None,
+) -> None:
     """Runs one batch; every member ends with a result or an error.
 
     When a forward pass raises, the batch is halved until the item that is to blame stands alone.
+
+    Args:
+        runner: The runner of all its items.
+        batch: Items that may share a pass.
+        entering: Told the items of each pass before it begins.
+        sizer: Told how long a pass took, or that it did not fit into memory.
+
+    Raises:
+        DeviceLostError: the device can no longer be used by this process.
     """
-    prepared = [item.prepared for item in batch if item.prepared is not None]
+    if entering is not None:
+        entering(batch)
     started = time.monotonic()
     try:
-        raw = runner.forward(prepared)
-        if len(raw) != len(batch):
-            raise RuntimeError(f"the runner gave {len(raw)} results for a batch of {len(batch)}")
+        raw = _forward(runner, batch)
     except Exception as error:
-        if len(batch) == 1:
-            batch[0].error = as_item_error(error, batch[0])
-            return
-        middle = len(batch) // 2
-        run_batch(runner, batch[:middle])
-        run_batch(runner, batch[middle:])
+        raw = None
+        _blame(error, batch, sizer)
+    # Outside of `except`: the exception holds the frames, and they the tensors that were too large.
+    if raw is None:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            run_batch(runner, batch[:middle], entering, sizer)
+            run_batch(runner, batch[middle:], entering, sizer)
         return
     forward_s = time.monotonic() - started
+    if sizer is not None:
+        sizer.ran(len(batch), forward_s)
     for item, value in zip(batch, raw, strict=True):
         item.job.forward_s += forward_s
         item.job.batch_size = max(item.job.batch_size, len(batch))
         _postprocess(runner, item, value)
+
+
+def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
+    raw = runner.forward([item.prepared for item in batch if item.prepared is not None])
+    if len(raw) != len(batch):
+        raise RuntimeError(f"the runner gave {len(raw)} results for a batch of {len(batch)}")
+    return raw
+
+
+def _blame(error: Exception, batch: Sequence[Item], sizer: BatchSizer | None) -> None:
+    """Charges the error to the item that ran alone, or to the size of the batch."""
+    if _is_device_lost(error):
+        raise DeviceLostError(str(error)) from error
+    if len(batch) == 1:
+        batch[0].error = as_item_error(error, batch[0])
+    elif sizer is not None and _is_out_of_memory(error):
+        logger.warning("a batch of %d did not fit into memory; halving it", len(batch))
+        sizer.out_of_memory(len(batch))
 
 
 def _postprocess(runner: Runner[Any, Any], item: Item, raw: Any) -> None:
@@ -148,10 +198,29 @@ def as_item_error(error: Exception, item: Item) -> ModelmillError:
     if isinstance(error, ModelmillError):
         return error
     logger.error("job %s: the runner failed", item.job.claimed.id, exc_info=error)
+    if _is_out_of_memory(error):
+        return ModelmillError(
+            ErrorCode.OUT_OF_MEMORY, "This input does not fit the device's memory, even alone in its batch."
+        )
     text = str(error).strip().splitlines()[0][:300] if str(error).strip() else ""
     return ModelmillError(
         ErrorCode.INFERENCE_FAILED, f"The model failed on this input: {type(error).__name__}: {text}"
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """MemoryError, torch's on any device, and ONNX Runtime's, which has no class of its own."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return "Failed to allocate memory" in text or "bad_alloc" in text or "CUDA out of memory" in text
+
+
+def _is_device_lost(error: Exception) -> bool:
+    """Errors after which CUDA refuses everything else in this process."""
+    text = str(error)
+    lost = ("illegal memory access", "device-side assert", "unspecified launch failure", "misaligned address")
+    return "CUDA" in text and any(word in text for word in lost)
 
 
 def close_job(job: Job, details: dict[str, Any]) -> Ended:
@@ -168,22 +237,44 @@ def close_job(job: Job, details: dict[str, Any]) -> Ended:
     }
     if job.canceled:
         return Ended(claimed.id, claimed.fence, Status.CANCELED, details=details)
-    failures = [item.error for item in job.items if item.error is not None]
-    error = job.error
-    if error is None and job.items and len(failures) == len(job.items):
-        error = failures[0]
+    texts = [item_json(item) for item in job.items]
+    failed_items = sum(text.startswith(ITEM_ERROR) for text in texts)
+    error: dict[str, Any] | None = job.error.as_data() if job.error else None
+    if error is None and texts and failed_items == len(texts):
+        error = json.loads(texts[0])["error"]
     if error is not None:
-        data = error.as_data() | {"deliveries": claimed.deliveries}
+        data = error | {"deliveries": claimed.deliveries}
         return Ended(claimed.id, claimed.fence, Status.FAILED, error=data, details=details)
     if not claimed.batched:
-        result = job.items[0].result or ""
+        result = texts[0]
     else:
-        details |= {"failed_items": len(failures)}
-        result = "[" + ",".join(map(_item_json, job.items)) + "]"
+        details |= {"failed_items": failed_items}
+        result = "[" + ",".join(texts) + "]"
     return Ended(claimed.id, claimed.fence, Status.COMPLETE, result=result.encode(), details=details)
 
 
-def _item_json(item: Item) -> str:
+ITEM_ERROR = '{"error":'
+
+
+def item_json(item: Item) -> str:
+    """An item that has ended, as it stands in a batched job's result."""
     if item.error is not None:
-        return json.dumps({"error": item.error.as_data()})
+        return json.dumps({"error": item.error.as_data()}, separators=(",", ":"))
     return item.result or ""
+
+
+def log_end(outcome: Ended, claimed: Claimed, verdict: Settlement) -> None:
+    """One line a job's end, as key=value pairs."""
+    timings = outcome.details.get("timings", {})
+    pairs = {
+        "id": outcome.id,
+        "task": claimed.task,
+        "status": outcome.status.value,
+        "code": (outcome.error or {}).get("code"),
+        "settled": verdict.value,
+        "deliveries": claimed.deliveries,
+        "batch_size": outcome.details.get("batch_size"),
+        **timings,
+    }
+    line = " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
+    logger.log(logging.INFO if verdict is Settlement.OK else logging.WARNING, "job_end %s", line)

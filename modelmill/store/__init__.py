@@ -4,7 +4,7 @@
 alone change a job's state. See ``docs/architecture.md`` for a job's way through them.
 """
 
-from modelmill.store.aio import AsyncJobStore
+from modelmill.store.aio import AsyncJobStore, QueueState, Snapshot, Standing
 from modelmill.store.records import (
     Beat,
     Claimed,
@@ -20,20 +20,25 @@ from modelmill.store.records import (
     Verdict,
 )
 from modelmill.store.sync import JobStore
+from modelmill.store.waiting import EndWatch
 
 __all__ = [
     "AsyncJobStore",
     "Beat",
     "Claimed",
     "Claims",
+    "EndWatch",
     "Ended",
     "JobRecord",
     "JobStore",
     "NodeRecord",
+    "QueueState",
     "Reaped",
     "Released",
     "Return",
     "Settlement",
+    "Snapshot",
+    "Standing",
     "Submission",
     "Verdict",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis.asyncio
@@ -15,8 +15,42 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
+from modelmill.states import Status
 from modelmill.store import keys, scripts
-from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Submission
+from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Submission, node_records
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a job that has not ended stands, and what an estimate of its end is made from."""
+
+    position: int | None
+    """Jobs before it in its model's queue; None when it is not in the queue."""
+    jobs_per_s: float | None
+    """What one worker did of late."""
+    items_done: int
+    """Finished items of a batched job."""
+    now: float
+    """Seconds since the epoch, by the clock of Redis."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A model's queue: how many wait, and how long its first one has."""
+
+    depth: int
+    oldest_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole system at a glance, for metrics."""
+
+    ended: Mapping[tuple[str, str, str], int]
+    """Jobs that ended, ever, by task, model and status."""
+    queues: Mapping[str, QueueState]
+    """By model; of every model that lately had jobs, or has a worker."""
+    nodes: Sequence[NodeRecord]
 
 
 class AsyncJobStore:
@@ -49,7 +83,8 @@ class AsyncJobStore:
         arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
         async with _translated():
             pipe = self._redis.pipeline(transaction=False)
-            pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S)
+            # Not over itself: sent again after a lost reply, it would put a time to live on an accepted job's.
+            pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S, nx=True)
             pipe.evalsha(script.sha, 0, *arguments)
             written, reply = await pipe.execute(raise_on_error=False)
             if isinstance(written, Exception):
@@ -71,6 +106,32 @@ class AsyncJobStore:
                 result = cast("bytes | None", await self._redis.get(fields[b"out"].decode()))
             return JobRecord.from_hash(job_id, fields, result)
 
+    async def standing(self, job: JobRecord) -> Standing:
+        """Where a job stands that had not ended when it was read."""
+        async with _translated():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.zrank(keys.READY + job.model, job.id)
+            pipe.hget(keys.RATES, job.model)
+            pipe.hlen(keys.PARTS + job.id)
+            pipe.time()
+            position, rate, done, (seconds, micros) = await pipe.execute()
+        return Standing(position, float(rate) if rate else None, done, seconds + micros / 1e6)
+
+    async def ended(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of ``job_ids`` that have ended, or are not there any more."""
+        found: list[bytes | None] = []
+        async with _translated():
+            for start in range(0, len(job_ids), 1000):
+                pipe = self._redis.pipeline(transaction=False)
+                for job_id in job_ids[start : start + 1000]:
+                    pipe.hget(keys.JOB + job_id, "status")
+                found += await pipe.execute()
+        return [
+            job_id
+            for job_id, status in zip(job_ids, found, strict=True)
+            if status is None or Status(status.decode()).is_terminal
+        ]
+
     async def cancel(self, job_id: str) -> str:
         """Cancels a job: ``canceled``, ``requested``, ``missing``, or the status it has ended with."""
         reply = await self._run("cancel", [job_id, self._settings.result_ttl_s * 1000])
@@ -91,13 +152,37 @@ class AsyncJobStore:
             gone = [name for name, fields in zip(names, found, strict=True) if not fields]
             if gone:
                 await cast("Any", self._redis.srem(keys.NODES, *gone))
-        return [
-            NodeRecord(
-                name, json.loads(fields.get(b"parent", b"{}")), json.loads(fields.get(b"child", b"{}"))
-            )
-            for name, fields in zip(names, found, strict=True)
-            if b"parent" in fields
-        ]
+        return node_records(names, found)
+
+    async def snapshot(self) -> Snapshot:
+        """What metrics are made from."""
+        nodes = await self.nodes()
+        async with _translated():
+            pipe = self._redis.pipeline(transaction=False)
+            pipe.hgetall(keys.COUNTERS)
+            pipe.smembers(keys.MODELS)
+            counters, waiting, (seconds, micros) = await pipe.time().execute()
+            ended = {_counter(name): int(count) for name, count in counters.items()}
+            models = {name.decode() for name in waiting} | {model for _, model, _ in ended}
+            models.update(model for node in nodes for model in node.models)
+            queues = await self._queues(sorted(models), seconds * 1000 + micros // 1000)
+        return Snapshot(ended, queues, nodes)
+
+    async def _queues(self, models: Sequence[str], now_ms: int) -> dict[str, QueueState]:
+        pipe = self._redis.pipeline(transaction=False)
+        for model in models:
+            pipe.zcard(keys.READY + model)
+            pipe.zrange(keys.READY + model, 0, 0)
+        replies = await pipe.execute() if models else []
+        depths, heads = replies[::2], replies[1::2]
+        pipe = self._redis.pipeline(transaction=False)
+        for head in heads:
+            pipe.hget(keys.JOB + (head[0].decode() if head else ""), "created_ms")
+        created = await pipe.execute() if models else []
+        return {
+            model: QueueState(depth, max(0, now_ms - int(since)) / 1000 if since else 0.0)
+            for model, depth, since in zip(models, depths, created, strict=True)
+        }
 
     async def open_jobs(self, model: str, limit: int = 100) -> list[tuple[str, str]]:
         """Up to ``limit`` jobs of ``model`` that have not ended, running ones first, as (id, status)."""
@@ -136,6 +221,11 @@ class AsyncJobStore:
                 return await cast("Any", self._redis.evalsha(script.sha, 0, *packed))
             except NoScriptError:
                 return await cast("Any", self._redis.eval(script.source, 0, *packed))
+
+
+def _counter(name: bytes) -> tuple[str, str, str]:
+    task, model, status = name.decode().split("|")
+    return task, model, status
 
 
 @asynccontextmanager

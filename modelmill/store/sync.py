@@ -118,7 +118,7 @@ class JobStore:
 
     def depth(self, model: str) -> int:
         """Jobs that wait for ``model``."""
-        return cast("int", self._redis.zcard(keys.READY + model))
+        return self._redis.zcard(keys.READY + model)
 
     def nodes(self) -> list[NodeRecord]:
         """The worker nodes that live."""
@@ -128,18 +128,27 @@ class JobStore:
             pipe.hgetall(keys.NODE + name)
         return node_records(names, pipe.execute() if names else [])
 
-    def held_by(self, node: str) -> list[tuple[str, str]]:
-        """Jobs that are leased to ``node``, as (id, fence)."""
-        leased = [job_id.decode() for job_id in cast("list[bytes]", self._redis.zrange(keys.LEASES, 0, -1))]
-        pipe = self._redis.pipeline(transaction=False)
-        for job_id in leased:
-            pipe.hmget(keys.JOB + job_id, "node", "fence")
-        found = cast("list[list[bytes | None]]", pipe.execute() if leased else [])
-        return [
-            (job_id, fence.decode())
-            for job_id, (name, fence) in zip(leased, found, strict=True)
-            if name == node.encode() and fence is not None
-        ]
+    def claimed_under(self, fence: str) -> list[str]:
+        """Ids that a claim took, whatever became of them since."""
+        found = cast("list[bytes]", self._redis.lrange(keys.CLAIM + fence, 0, -1))
+        return [job_id.decode() for job_id in found]
+
+    def recall_sizing(self, model: str, device: str) -> dict[str, int]:
+        """What workers learned of a model's batch size on a kind of device: ``cap`` and ``best``."""
+        found = cast("bytes | None", self._redis.hget(keys.SIZING, f"{model}|{device}"))
+        return json.loads(found) if found else {}
+
+    def remember_sizing(self, model: str, device: str, sizing: Mapping[str, int]) -> None:
+        self._redis.hset(keys.SIZING, f"{model}|{device}", json.dumps(sizing))
+
+    def rate(self, model: str) -> float | None:
+        """Jobs a second that a worker of ``model`` reported last."""
+        found = cast("bytes | None", self._redis.hget(keys.RATES, model))
+        return float(found) if found else None
+
+    def report_rate(self, model: str, jobs_per_s: float) -> None:
+        """How fast a worker of ``model`` gets on, for estimates."""
+        self._redis.hset(keys.RATES, model, f"{jobs_per_s:.4g}")
 
     def announce(self, node: str, part: str, document: Mapping[str, Any], ttl_s: float) -> None:
         """Says what a node's ``parent`` or ``child`` is; forgotten after ``ttl_s`` without renewal."""

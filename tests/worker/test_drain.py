@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -23,6 +24,7 @@ from tasks.examples import CAT
 from tests.conftest import TEST_MODELS, wait_until
 from worker.drain import Drain
 from worker.leases import Leases
+from worker.recorder import Recorder
 
 TASK = "zero-shot-image-classification"
 
@@ -33,8 +35,13 @@ def leases(store: JobStore) -> Leases:
 
 
 @pytest.fixture
-def drain(settings: Settings, store: JobStore, leases: Leases) -> Iterator[Drain]:
-    made = Drain(settings, store, leases, "node", "cpu")
+def recorder(tmp_path: Path) -> Recorder:
+    return Recorder(tmp_path)
+
+
+@pytest.fixture
+def drain(settings: Settings, store: JobStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
+    made = Drain(settings, store, leases, recorder, "node", "cpu")
     yield made
     made.close()
 
@@ -82,8 +89,10 @@ def test_one_bad_job_among_many_fails_alone(settings: Settings, store: JobStore,
     ]  # fmt: skip
 
 
-def test_a_slice_ends_and_says_that_jobs_remain(settings: Settings, store: JobStore, leases: Leases) -> None:
-    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, "node", "cpu")
+def test_a_slice_ends_and_says_that_jobs_remain(
+    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder
+) -> None:
+    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
     ids = submit(settings, "slow", *["a"] * 12)
     assert brief.run(model("slow", settings), threading.Event()) is True
     statuses = [record.status for record in records(store, ids)]

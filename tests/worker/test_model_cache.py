@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
 from worker.models import ModelCache
+from worker.recorder import Recorder
 
 
 def entry(name: str, memory_mib: int, runner: str = "UniformRunner", **more: Any) -> ModelEntry:
@@ -27,7 +30,8 @@ def entry(name: str, memory_mib: int, runner: str = "UniformRunner", **more: Any
 def cache(*entries: ModelEntry, budget_mib: int = 100, device: Device | None = None) -> ModelCache:
     settings = Settings(model_memory_bytes=budget_mib * MIB)
     catalogue = Catalogue({each.name: each for each in entries})
-    return ModelCache(catalogue, device or current_device(), settings, changed=lambda: None)
+    recorder = Recorder(Path(tempfile.mkdtemp()))
+    return ModelCache(catalogue, device or current_device(), settings, recorder, changed=lambda: None)
 
 
 def statuses(models: ModelCache) -> dict[str, str]:

@@ -1,0 +1,151 @@
+"""Waiting for the end of jobs: one subscription for everybody who waits in a process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from modelmill.errors import ModelmillError
+from modelmill.settings import Settings
+from modelmill.store import keys
+from modelmill.store.aio import AsyncJobStore
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S = 15.0
+"""A connection on which nothing came for so long is asked whether it lives; after as long again it is dropped."""
+ANSWER_S = 5.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+class EndWatch:
+    """Tells those who wait in this process that their job has ended.
+
+    Every terminal write publishes on one channel, and one connection listens to it for all. While it is
+    broken, ends are missed; so each new subscription first looks once at every job that is waited for.
+    """
+
+    def __init__(self, settings: Settings, store: AsyncJobStore) -> None:
+        self._store = store
+        # A plain connection and no PubSub object: that one subscribes again by itself, and then nobody
+        # knows that messages were missed.
+        self._pool = redis.asyncio.ConnectionPool.from_url(
+            settings.redis_url,
+            protocol=2,
+            socket_timeout=ANSWER_S,
+            socket_connect_timeout=2,
+            socket_keepalive=True,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._waiting: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._released = False
+        self._listening = False
+        self._tried = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Subscribes. Without a server it returns all the same, and goes on trying."""
+        self._task = asyncio.create_task(self._run())
+        await self._tried.wait()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return sum(len(futures) for futures in self._waiting.values())
+
+    @contextmanager
+    def watch(self, job_id: str) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when the job ends, from now on: look at the record after, not before.
+
+        It may be done early, so whoever it wakes reads the record to know.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._released:
+            future.set_result(None)
+        key = job_id.encode()
+        futures = self._waiting.setdefault(key, set())
+        futures.add(future)
+        try:
+            yield future
+        finally:
+            futures.discard(future)
+            if not futures:
+                self._waiting.pop(key, None)
+
+    def release(self) -> None:
+        """Wakes everybody, now and from now on: this process is about to end."""
+        self._released = True
+        for job_id in self._waiting:
+            self._wake(job_id)
+
+    async def close(self) -> None:
+        self.release()
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        told = False
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, ModelmillError, OSError) as error:
+                problem: Exception = error
+            except Exception as error:
+                logger.exception("the subscription to ended jobs failed")
+                problem = error
+            if self._listening:
+                pause_s, told = FIRST_PAUSE_S, False
+            if not told:
+                logger.warning("not subscribed to ended jobs, trying again: %s", problem)
+                told = True
+            self._listening = False
+            self._tried.set()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _listen(self) -> None:
+        """Subscribes, catches up, and passes ends on until the connection breaks."""
+        connection = self._pool.make_connection()
+        try:
+            await connection.connect()
+            await connection.send_command("SUBSCRIBE", keys.ENDED_CHANNEL)
+            if await connection.read_response(timeout=ANSWER_S, push_request=True) is None:
+                raise RedisConnectionError("no answer to SUBSCRIBE")
+            await self._catch_up()
+            self._listening = True
+            self._tried.set()
+            asked = False
+            while True:
+                reply = await connection.read_response(timeout=SILENCE_S, push_request=True)
+                if reply is None:
+                    if asked:
+                        raise RedisConnectionError("the subscription has fallen silent")
+                    await connection.send_command("PING")
+                    asked = True
+                    continue
+                asked = False
+                if reply[0] == b"message":
+                    self._wake(reply[2].partition(b" ")[0])
+        finally:
+            await connection.disconnect(nowait=True)
+
+    async def _catch_up(self) -> None:
+        """Wakes those whose job ended while nobody listened."""
+        for job_id in await self._store.ended([job_id.decode() for job_id in self._waiting]):
+            self._wake(job_id.encode())
+
+    def _wake(self, job_id: bytes) -> None:
+        for future in self._waiting.get(job_id, ()):
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,165 @@
+"""The flight recorder: what a child is doing, in a file that outlives it.
+
+The child writes, its parent reads: to see that it hangs and, when it died, whom it took along. A file
+of this host is there when Redis is not, and a process that was killed has nothing left to flush.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Phase(StrEnum):
+    """What a child is doing."""
+
+    IDLE = "idle"
+    LOADING = "loading"
+    DRAINING = "draining"
+    """Working on a queue, outside of ``forward``."""
+    FORWARD = "forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A child's last word.
+
+    Attributes:
+        pid: The child.
+        phase: What it is doing.
+        model: On which model.
+        since: Since when, in seconds of ``time.monotonic``, which is one clock for all processes of a host.
+        fences: Its open claims. Written before a claim is made, so that none can be missing.
+        forward: The items in ``forward``: job id, fence, index within the job.
+    """
+
+    pid: int
+    phase: Phase = Phase.IDLE
+    model: str = ""
+    since: float = 0.0
+    fences: tuple[str, ...] = ()
+    forward: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def age_s(self) -> float:
+        return time.monotonic() - self.since
+
+
+@dataclass
+class LoadDeaths:
+    """Deaths of children while they loaded a model; the parent's word to the next child."""
+
+    count: int = 0
+    not_before: float = 0.0
+    """``time.monotonic`` until which the model is not to be tried."""
+
+
+class Recorder:
+    """One node's files. The child's side and the parent's are told apart by the methods that they call.
+
+    The child's methods may be called by several threads: one is in ``forward`` while another claims.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._fences: dict[str, None] = {}
+        self._last = Flight(os.getpid())
+
+    def child_started(self) -> None:
+        """Puts the file of a predecessor aside for the parent, and begins an own one."""
+        flight = self.read()
+        if flight is not None and flight.pid != os.getpid():
+            self._file.rename(self.folder / f"dead-{flight.pid}.json")
+        self._enter(Phase.IDLE)
+
+    def loading(self, model: str) -> None:
+        self._enter(Phase.LOADING, model)
+
+    def draining(self, model: str) -> None:
+        self._enter(Phase.DRAINING, model)
+
+    def forward(self, model: str, items: tuple[tuple[str, str, int], ...]) -> None:
+        """``items`` are about to run: job id, fence and index of each."""
+        self._enter(Phase.FORWARD, model, items)
+
+    def idle(self) -> None:
+        """Nothing is held any more."""
+        with self._lock:
+            self._fences.clear()
+        self._enter(Phase.IDLE)
+
+    def claiming(self, fence: str) -> None:
+        """To be called before the claim is made, so that no job can be held by a fence that nobody knows."""
+        with self._lock:
+            self._fences[fence] = None
+            self._write(replace(self._last, fences=tuple(self._fences)))
+
+    def settled(self, fence: str) -> None:
+        """All jobs of the claim are settled. Told to the file with its next change."""
+        with self._lock:
+            self._fences.pop(fence, None)
+
+    def read(self) -> Flight | None:
+        """The present child's last word, if it has said one."""
+        return _read(self._file)
+
+    def take_dead(self) -> list[Flight]:
+        """The last words of children that were replaced, each once."""
+        found = []
+        for file in self.folder.glob("dead-*.json"):
+            if (flight := _read(file)) is not None:
+                found.append(flight)
+            file.unlink(missing_ok=True)
+        return found
+
+    def bury(self) -> None:
+        """The present file's child is dead and has been dealt with."""
+        self._file.unlink(missing_ok=True)
+
+    def load_deaths(self) -> dict[str, LoadDeaths]:
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "loads.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {model: LoadDeaths(**deaths) for model, deaths in found.items()}
+
+    def write_load_deaths(self, deaths: dict[str, LoadDeaths]) -> None:
+        text = json.dumps({model: asdict(each) for model, each in deaths.items()})
+        _replace(self.folder / "loads.json", text)
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "child.json"
+
+    def _enter(self, phase: Phase, model: str = "", forward: tuple[tuple[str, str, int], ...] = ()) -> None:
+        with self._lock:
+            self._write(Flight(os.getpid(), phase, model, time.monotonic(), tuple(self._fences), forward))
+
+    def _write(self, flight: Flight) -> None:
+        self._last = flight
+        _replace(self._file, json.dumps(asdict(flight)))
+
+
+def _replace(file: Path, text: str) -> None:
+    # Renamed into place, so that a reader never sees half of it.
+    new = file.with_suffix(f".{os.getpid()}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def _read(file: Path) -> Flight | None:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found["phase"] = Phase(found["phase"])
+    found["fences"] = tuple(found["fences"])
+    found["forward"] = tuple((job_id, fence, index) for job_id, fence, index in found["forward"])
+    return Flight(**found)
