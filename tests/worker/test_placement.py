@@ -1,0 +1,112 @@
+"""Where bells go: the rule by itself, and on real nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from modelmill.settings import MIB, Settings
+from modelmill.store import NodeRecord
+from tests.conftest import Workers, live_nodes, wait_until
+from tests.worker.test_node import submit, wait_all
+from worker.placement import Demand, better_node
+
+
+def node(name: str, free_mib: int = 100, idle_s: float = 0.0, **models: str) -> NodeRecord:
+    states = {model: {"status": status, "load_s": 1.0} for model, status in models.items()}
+    child = {"models": states, "free_mib": free_mib, "idle_s": idle_s}
+    return NodeRecord(name, {"models": {"m": ["t"], "other": ["t"]}}, child)
+
+
+def choose(*nodes: NodeRecord, backlog: int = 1, rate: float | None = 10.0) -> str | None:
+    demand = Demand("m", backlog, rate, max_batch=4, memory_mib=60)
+    return better_node(demand, "own", nodes, spread_after_s=2.0)
+
+
+def test_a_short_backlog_stays_with_the_node_that_has_the_model() -> None:
+    assert choose(node("own"), node("b", m="running"), backlog=20) == "b"
+    assert choose(node("own"), node("b", m="loading"), backlog=20) == "b"
+
+
+def test_a_long_backlog_makes_this_node_load_the_model_too() -> None:
+    assert choose(node("own"), node("b", m="running"), backlog=21) is None
+    # Two nodes get through twice as much.
+    assert choose(node("own"), node("b", m="running"), node("c", m="running"), backlog=40) in ("b", "c")
+
+
+def test_what_takes_long_to_load_is_spread_later() -> None:
+    slow = node("b", m="running")
+    slow.child["models"]["m"]["load_s"] = 60.0
+    assert choose(node("own"), slow, backlog=599) == "b"
+    assert choose(node("own"), slow, backlog=601) is None
+
+
+def test_while_the_speed_is_unknown_two_batches_are_short() -> None:
+    assert choose(node("own"), node("b", m="running"), backlog=8, rate=None) == "b"
+    assert choose(node("own"), node("b", m="running"), backlog=9, rate=None) is None
+
+
+def test_a_busy_node_without_room_does_not_evict_for_a_second_copy() -> None:
+    busy = node("own", free_mib=10, other="running")
+    assert choose(busy, node("b", m="running"), backlog=1000) == "b"
+    idle = node("own", free_mib=10, idle_s=60.0, other="running")
+    assert choose(idle, node("b", m="running"), backlog=1000) is None
+
+
+def test_a_model_that_nobody_has_goes_where_there_is_room() -> None:
+    full = node("own", free_mib=10, other="running")
+    assert choose(full, node("b")) == "b"
+    assert choose(full, node("b", free_mib=10, other="running")) is None
+    assert choose(node("own"), node("b")) is None
+
+
+def test_a_node_that_does_not_serve_the_model_is_never_chosen() -> None:
+    stranger = NodeRecord("b", {"models": {"other": ["t"]}}, {"models": {}, "free_mib": 1000})
+    assert choose(node("own", free_mib=10, other="running"), stranger) is None
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    # Room for one of the models at a time, which claim 60 MiB each.
+    return settings.model_copy(update={"model_memory_bytes": 100 * MIB})
+
+
+def loaded_by(raw_redis: redis.Redis, name: str) -> list[set[str]]:
+    return [
+        {model for model, state in each["child"]["models"].items() if state["status"] == "running"}
+        for each in live_nodes(raw_redis, name).values()
+    ]
+
+
+def test_two_models_under_alternating_load_settle_on_two_nodes(
+    settings: Settings,
+    api: httpx.Client,
+    start_workers: Callable[..., Workers],
+    raw_redis: redis.Redis,
+) -> None:
+    workers = start_workers(devices="cpu:2")
+    for _ in range(6):
+        for model in ("room-a", "room-b"):
+            done = wait_all(api, submit(api, model, 4))
+            assert {each["status"] for each in done} == {"complete"}
+    assert sorted(map(sorted, loaded_by(raw_redis, workers.name))) == [["room-a"], ["room-b"]]
+    log = workers.log.read_text()
+    assert log.count("loaded model room-") == 2
+    assert "evicting" not in log
+
+
+def test_one_model_under_heavy_load_is_served_by_both_nodes(
+    settings: Settings,
+    api: httpx.Client,
+    start_workers: Callable[..., Workers],
+    raw_redis: redis.Redis,
+) -> None:
+    workers = start_workers(devices="cpu:2")
+    done: list[dict[str, Any]] = wait_all(api, submit(api, "room-a", 400))
+    assert {each["status"] for each in done} == {"complete"}
+    assert {each["node"] for each in done} == {f"{workers.name}-cpu0", f"{workers.name}-cpu1"}
+    wait_until(lambda: loaded_by(raw_redis, workers.name) == [{"room-a"}] * 2, what="both copies")

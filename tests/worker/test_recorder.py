@@ -1,0 +1,94 @@
+"""The flight recorder: the parent reads what the child last wrote, also when it died writing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from worker.recorder import LoadDeaths, Phase, Recorder
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Recorder:
+    made = Recorder(tmp_path)
+    made.child_started()
+    return made
+
+
+def test_the_parent_sees_what_the_child_is_doing(recorder: Recorder, tmp_path: Path) -> None:
+    parent = Recorder(tmp_path)
+    recorder.loading("m")
+    flight = parent.read()
+    assert flight is not None
+    assert (flight.phase, flight.model) == (Phase.LOADING, "m")
+    recorder.claiming("f1")
+    recorder.forward("m", (("job", "f1", 2),))
+    flight = parent.read()
+    assert flight is not None
+    assert (flight.phase, flight.fences, flight.forward) == (Phase.FORWARD, ("f1",), (("job", "f1", 2),))
+    assert 0 <= flight.age_s < 5
+
+
+def test_a_claim_while_in_forward_is_still_in_forward(recorder: Recorder) -> None:
+    recorder.forward("m", (("job", "f1", 0),))
+    before = recorder.read()
+    recorder.claiming("f2")
+    after = recorder.read()
+    assert before is not None
+    assert after is not None
+    assert (after.phase, after.forward, after.since) == (before.phase, before.forward, before.since)
+    assert after.fences == ("f2",)
+
+
+def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
+    recorder.claiming("f1")
+    recorder.claiming("f2")
+    recorder.settled("f1")
+    recorder.draining("m")
+    flight = recorder.read()
+    assert flight is not None
+    assert flight.fences == ("f2",)
+    recorder.idle()
+    flight = recorder.read()
+    assert flight is not None
+    assert flight.fences == ()
+
+
+def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, tmp_path: Path) -> None:
+    document = json.loads((tmp_path / "child.json").read_text()) | {"pid": 1, "fences": ["f1"]}
+    (tmp_path / "child.json").write_text(json.dumps(document))
+    Recorder(tmp_path).child_started()
+    (dead,) = recorder.take_dead()
+    assert (dead.pid, dead.fences) == (1, ("f1",))
+    assert recorder.take_dead() == []
+
+
+def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
+    parent, done = Recorder(tmp_path), threading.Event()
+
+    def write() -> None:
+        for index in range(500):
+            recorder.forward("m", tuple((f"job{n}", "fence", n) for n in range(index % 50)))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    while not done.is_set():
+        assert parent.read() is not None
+    thread.join()
+
+
+def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "absent")
+    assert recorder.read() is None
+    assert recorder.load_deaths() == {}
+    (tmp_path / "child.json").write_text("{")
+    assert Recorder(tmp_path).read() is None
+
+
+def test_load_deaths_are_told_to_the_next_child(recorder: Recorder) -> None:
+    recorder.write_load_deaths({"m": LoadDeaths(3, 12.5)})
+    assert recorder.load_deaths() == {"m": LoadDeaths(3, 12.5)}
