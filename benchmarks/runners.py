@@ -1,0 +1,20 @@
+"""Runners for measuring."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from backends.contract import Prepared
+from backends.noop import NoopRunner
+from tasks.zero_shot_image_classification import Input
+
+
+class SleepRunner(NoopRunner):
+    """Sleeps 50 ms a batch."""
+
+    name = "sleep"
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[int]:
+        time.sleep(0.05)
+        return super().forward(batch)
