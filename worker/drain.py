@@ -201,9 +201,7 @@ class Drain:
         try:
             claims = self._claim(model.name, count or self.sizer(model).size)
             bodies = self._store.inputs(claims.jobs)
-            parts = [
-                self._store.parts(job.id) if job.batched and job.deliveries > 1 else {} for job in claims.jobs
-            ]
+            parts = [self._store.parts(job.id) if job.batched else {} for job in claims.jobs]
         except RedisError as error:
             # What was claimed and not read comes back when its lease runs out.
             logger.warning("claiming jobs of %s failed: %s", model.name, error)

@@ -8,6 +8,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -22,6 +23,7 @@ from modelmill.states import Status
 from modelmill.store import AsyncJobStore, JobRecord, JobStore, Submission, keys
 from tasks.examples import CAT
 from tests.conftest import TEST_MODELS, wait_until
+from tests.fixtures.runners import SlowRunner
 from worker.drain import Drain
 from worker.leases import Leases
 from worker.recorder import Recorder
@@ -167,3 +169,31 @@ def test_results_are_held_while_the_store_is_away(
     raw_redis.client_pause(1000, all=True)
     worker.join(timeout=20)
     assert [record.status for record in records(store, ids)] == [Status.COMPLETE]
+
+
+def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
+    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+) -> None:
+    body = json.dumps({"image": [CAT] * 12, "classes": ["a", "b"]}).encode()
+    job = Submission(str(uuid.uuid4()), TASK, "slow", body, batched=True, items=12)
+
+    async def act() -> None:
+        async_store = AsyncJobStore(settings)
+        await async_store.submit(job)
+        await async_store.close()
+
+    asyncio.run(act())
+    stopping = threading.Event()
+    loaded = model("slow", settings)
+    worker = threading.Thread(target=drain.run, args=(loaded, stopping))
+    worker.start()
+    wait_until(lambda: raw_redis.hlen(keys.PARTS + job.id) == 4, what="the first part")
+    stopping.set()
+    worker.join(timeout=10)
+    done = raw_redis.hlen(keys.PARTS + job.id)
+    assert done in (4, 8)
+    drain.run(loaded, threading.Event())
+    # Three batches of four in all: none ran twice.
+    assert cast("SlowRunner", loaded.runner(TASK)).passes == 3
+    (record,) = records(store, [job.id])
+    assert (record.status, record.result) == (Status.COMPLETE, [{"probabilities": [0.5, 0.5]}] * 12)

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
+
 from backends.contract import LoadContext, Prepared
 from backends.device import current_device
 from modelmill.catalogue import Catalogue
@@ -16,7 +18,8 @@ from modelmill.store import Claimed, Ended
 from tasks.examples import CAT
 from tests.conftest import TEST_MODELS
 from tests.fixtures.runners import PickyRunner
-from worker.work import Job, close_job, form_batches, open_job, preprocess, run_batch
+from worker.sizing import BatchSizer
+from worker.work import DeviceLostError, Job, close_job, form_batches, open_job, preprocess, run_batch
 
 TASK = "zero-shot-image-classification"
 
@@ -31,9 +34,13 @@ class CountingRunner(PickyRunner):
         return super().forward(batch)
 
 
-def runner() -> CountingRunner:
+def runner_context() -> LoadContext:
     catalogue = Catalogue.load(TEST_MODELS)
-    made = CountingRunner(None, LoadContext(catalogue["picky"], current_device(), catalogue, Settings()))
+    return LoadContext(catalogue["picky"], current_device(), catalogue, Settings())
+
+
+def runner() -> CountingRunner:
+    made = CountingRunner(None, runner_context())
     made.sizes = []
     return made
 
@@ -161,3 +168,72 @@ def test_timings_are_told() -> None:
     timings = end(job).details["timings"]
     assert timings.keys() == {"queued_s", "preprocess_s", "forward_s", "postprocess_s"}
     assert timings["queued_s"] == 0.5
+
+
+class HungryRunner(CountingRunner):
+    """Fits two items into memory, and an item of the class "huge" not even alone."""
+
+    def forward(self, batch: Sequence[Prepared[Any]]) -> Sequence[int]:
+        self.sizes.append(len(batch))
+        if len(batch) > 2 or any("huge" in prepared.item.classes for prepared in batch):
+            raise MemoryError
+        return [prepared.data for prepared in batch]
+
+
+def hungry(jobs: Sequence[Job], sizer: BatchSizer) -> None:
+    made = HungryRunner(None, runner_context())
+    made.sizes = []
+    items = [item for job in jobs for item in job.items]
+    for item in items:
+        preprocess(made, item)
+    run_batch(made, items, sizer=sizer)
+
+
+def test_running_out_of_memory_halves_the_batch_and_is_remembered() -> None:
+    jobs, sizer = [plain(["a"]) for _ in range(8)], BatchSizer(8)
+    hungry(jobs, sizer)
+    assert {end(job).status for job in jobs} == {Status.COMPLETE}
+    assert sizer.cap == 2
+
+
+def test_an_item_that_does_not_fit_alone_fails_alone() -> None:
+    jobs = [plain(["a"]), plain(["huge"])]
+    hungry(jobs, BatchSizer(8))
+    assert [end(job).status for job in jobs] == [Status.COMPLETE, Status.FAILED]
+    assert (end(jobs[1]).error or {})["code"] == ErrorCode.OUT_OF_MEMORY
+
+
+def test_a_lost_device_is_for_the_process_to_deal_with() -> None:
+    class Lost(PickyRunner):
+        def forward(self, batch: Sequence[Prepared[Any]]) -> Sequence[int]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    made, job = Lost(None, runner_context()), plain(["a"])
+    preprocess(made, job.items[0])
+    with pytest.raises(DeviceLostError):
+        run_batch(made, job.items)
+    assert not job.is_done
+
+
+def test_items_of_a_suspect_run_alone() -> None:
+    claimed = Claimed("id", "fence", TASK, True, 10, 1, 0.0, suspect=True)
+    body = json.dumps({"image": [CAT] * 3, "classes": ["a"]}).encode()
+    assert process([open_job(claimed, body), plain(["a"]), plain(["a"])]) == [1, 1, 1, 2]
+
+
+def test_items_that_an_earlier_delivery_finished_do_not_run_again() -> None:
+    claimed = Claimed("id", "fence", TASK, True, 10, 2, 0.0)
+    body = json.dumps({"image": [CAT] * 4, "classes": ["a", "b"]}).encode()
+    crashed = '{"error":{"code":"worker_crashed","message":"…","retryable":false}}'
+    job = open_job(claimed, body, {1: '{"probabilities":[1.0,0.0]}', 2: crashed})
+    assert process([job]) == [2]
+    outcome = end(job)
+    result = json.loads(outcome.result or b"")
+    assert [next(iter(item)) for item in result] == [
+        "probabilities",
+        "probabilities",
+        "error",
+        "probabilities",
+    ]
+    assert result[1] == {"probabilities": [1.0, 0.0]}
+    assert outcome.details["failed_items"] == 1
