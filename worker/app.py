@@ -6,6 +6,7 @@ Started by ``modelmill worker`` with supervision, or by ``celery -A worker.app w
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from functools import partial
 from typing import Any
@@ -22,8 +23,9 @@ from modelmill.broker import DRAIN, LOAD, UNLOAD, make_celery, queues_for
 from modelmill.catalogue import Catalogue
 from modelmill.logs import configure_logging
 from modelmill.settings import get_settings
+from worker import metrics
 from worker.child import the_child
-from worker.config import NodeConfig, state_folder
+from worker.config import STATE_VARIABLE, NodeConfig, state_folder
 from worker.parent import Parent
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,12 @@ logger = logging.getLogger(__name__)
 _settings = get_settings()
 _config = NodeConfig.from_env(Catalogue.load(_settings.models_file))
 _parent: Parent | None = None
-state_folder()  # made before the child starts, which finds it through the environment
+
+if not os.environ.get(STATE_VARIABLE):
+    # This is the parent: both folders are made before the child starts, which finds them by the environment.
+    state_folder()
+    if _settings.metrics_port is not None:
+        metrics.prepare_directory()
 
 app = make_celery(_settings)
 app.conf.task_queues = queues_for(list(_config.models), _config.name)
@@ -83,6 +90,8 @@ def _node_ready(sender: Any, **_: Any) -> None:
     global _parent
     _parent = Parent(app, _settings, _config)
     _parent.start(lambda: sender.pool.info["processes"])
+    if _settings.metrics_port is not None:
+        metrics.start_server(_settings.metrics_port)
 
 
 @worker_shutting_down.connect

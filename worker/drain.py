@@ -14,7 +14,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -23,12 +22,14 @@ from backends.loader import LoadedModel
 from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import Claimed, Claims, Ended, JobStore, Released, Settlement
+from worker import metrics
 from worker.leases import Leases
 from worker.recorder import Recorder
 from worker.sizing import BatchSizer
 from worker.work import (
     Item,
     Job,
+    PassObserver,
     close_job,
     form_batches,
     item_json,
@@ -59,6 +60,27 @@ class Window:
         return any(job.claimed.suspect for job in self.jobs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Observer(PassObserver):
+    """Tells of forward passes whoever learns from them."""
+
+    recorder: Recorder
+    sizer: BatchSizer
+    model: str
+    task: str
+
+    def entering(self, batch: Sequence[Item]) -> None:
+        members = ((item.job.claimed.id, item.job.claimed.fence, item.index) for item in batch)
+        self.recorder.forward(self.model, tuple(members))
+
+    def ran(self, items: int, seconds: float) -> None:
+        self.sizer.ran(items, seconds)
+        metrics.batch_ran(self.task, self.model, items, seconds)
+
+    def out_of_memory(self, items: int) -> None:
+        self.sizer.out_of_memory(items)
+
+
 class Drain:
     """Works on one model at a time; one object serves a process's whole life."""
 
@@ -83,6 +105,7 @@ class Drain:
         """Claimed and not settled, by id."""
         self._lock = threading.Lock()
         self._settled = 0
+        self._model = ""
         self._remembered: dict[str, tuple[int, int]] = {}
         self._ahead = ThreadPoolExecutor(1, "claim")
         self._behind = ThreadPoolExecutor(1, "settle")
@@ -97,7 +120,7 @@ class Drain:
             DeviceLostError: this process can do no more; its parent takes care of what it held.
         """
         settling: list[Future[None]] = []
-        started, settled = time.monotonic(), self._settled
+        started, settled, self._model = time.monotonic(), self._settled, model.name
         self._recorder.draining(model.name)
         try:
             remaining = self._run(model, stopping, settling)
@@ -173,7 +196,7 @@ class Drain:
 
     def fail_waiting(self, model: str, error: ModelmillError) -> None:
         """Ends the waiting jobs of a model that cannot be loaded, with the reason."""
-        deadline = time.monotonic() + self._settings.slice_s
+        deadline, self._model = time.monotonic() + self._settings.slice_s, model
         while time.monotonic() < deadline:
             claims = self._claim(model, 256)
             if not claims.jobs:
@@ -242,16 +265,11 @@ class Drain:
             if stopping.is_set():
                 return
             if wanted := [item for item in batch if not item.job.is_done]:
-                entering = partial(self._entering, model.name)
-                run_batch(model.runner(wanted[0].job.claimed.task), wanted, entering, sizer)
+                task = wanted[0].job.claimed.task
+                run_batch(model.runner(task), wanted, _Observer(self._recorder, sizer, model.name, task))
                 self._recorder.draining(model.name)
                 settle_done()
                 self._save_parts(wanted, settling)
-
-    def _entering(self, model: str, batch: Sequence[Item]) -> None:
-        self._recorder.forward(
-            model, tuple((item.job.claimed.id, item.job.claimed.fence, item.index) for item in batch)
-        )
 
     def _save_parts(self, batch: Sequence[Item], settling: list[Future[None]]) -> None:
         """Keeps the finished items of batched jobs that go on after this batch."""
@@ -301,7 +319,8 @@ class Drain:
             claimed = self._open.get(outcome.id)
             if isinstance(outcome, Ended) and claimed is not None:
                 self._settled += verdict is Settlement.OK
-                log_end(outcome, claimed, verdict)
+                log_end(outcome, claimed, self._model, verdict)
+                metrics.job_ended(claimed.task, self._model, outcome.status.value, claimed.queued_s)
         self._forget([outcome.id for outcome in outcomes])
 
     def _give_back(self) -> None:

@@ -15,6 +15,7 @@ from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
+from worker import metrics
 from worker.recorder import Recorder
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class ModelCache:
         state = ModelState("running", time.time(), taken // MIB, round(load_s, 3))
         state.revision = entry.source.revision if entry.source else None
         self._set(name, state)
+        metrics.model_loaded(name, load_s)
         logger.info("loaded model %s in %.1f s, %d MiB", name, load_s, taken // MIB)
         self._make_room(name, 0)
         return model
@@ -159,6 +161,7 @@ class ModelCache:
                 return
             logger.info("evicting model %s: the memory budget is used up", victim)
             self._evict(victim)
+            metrics.model_evicted(victim)
             self._set(victim, ModelState("stopped", time.time()))
 
     def _evict(self, name: str) -> None:

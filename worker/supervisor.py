@@ -119,6 +119,7 @@ def _cpu_count(name: str) -> int:
 class _Node:
     slot: Slot
     name: str
+    metrics_port: int | None = None
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     restart_at: float = 0.0
@@ -145,7 +146,10 @@ class Supervisor:
         self._stopping = threading.Event()
         self._misconfigured = False
         base = name or f"{socket.gethostname()}-{os.getpid()}"
-        self._nodes = [_Node(slot, f"{base}-{slot.label}") for slot in slots]
+        self._nodes = [
+            _Node(slot, f"{base}-{slot.label}", settings.metrics_port and settings.metrics_port + index)
+            for index, slot in enumerate(slots)
+        ]
         self._environment = {
             MODELS_VARIABLE: ",".join(models),
             TASKS_VARIABLE: ",".join(tasks),
@@ -198,6 +202,7 @@ class Supervisor:
             NODE_VARIABLE: node.name,
             "PYTHONSAFEPATH": "1",
             STATE_VARIABLE: "",  # each node makes its own
+            "MODELMILL_METRICS_PORT": str(node.metrics_port or ""),
         }
         node.started_at = time.monotonic()
         node.process = processes.start(processes.python("-m", "worker.node"), environment)

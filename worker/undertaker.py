@@ -14,6 +14,7 @@ import psutil
 
 from modelmill.settings import Settings
 from modelmill.store import JobStore, Released, Return
+from worker import metrics
 from worker.recorder import Flight, LoadDeaths, Phase, Recorder
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Undertaker:
 
     def _mourn(self, flight: Flight) -> None:
         logger.error("process %d died in phase %s of model %s", flight.pid, flight.phase.value, flight.model)
+        metrics.child_died(flight.pid)
         if flight.phase is Phase.LOADING:
             self._count_load_death(flight.model)
         self._unburied.append(flight)

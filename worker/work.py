@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from modelmill.states import Status
 from modelmill.store import Claimed, Ended, Settlement
 from tasks.contract import TaskInput
 from tasks.registry import find_task
-from worker.sizing import BatchSizer
 
 logger = logging.getLogger(__name__)
 
@@ -123,43 +122,44 @@ def form_batches(items: Sequence[Item], max_batch: int) -> Iterator[list[Item]]:
             yield batch
 
 
-def run_batch(
-    runner: Runner[Any, Any],
-    batch: Sequence[Item],
-    entering: Callable[[Sequence[Item]], None] | None = None,
-    sizer: BatchSizer | None = None,
-) -> None:
+class PassObserver:
+    """Is told of each forward pass; this one does not care."""
+
+    def entering(self, batch: Sequence[Item]) -> None:
+        """The pass is about to begin."""
+
+    def ran(self, items: int, seconds: float) -> None:
+        """A pass of ``items`` took ``seconds``."""
+
+    def out_of_memory(self, items: int) -> None:
+        """A pass of ``items``, more than one, did not fit into memory."""
+
+
+def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObserver | None = None) -> None:
     """Runs one batch; every member ends with a result or an error.
 
     When a forward pass raises, the batch is halved until the item that is to blame stands alone.
 
-    Args:
-        runner: The runner of all its items.
-        batch: Items that may share a pass.
-        entering: Told the items of each pass before it begins.
-        sizer: Told how long a pass took, or that it did not fit into memory.
-
     Raises:
         DeviceLostError: the device can no longer be used by this process.
     """
-    if entering is not None:
-        entering(batch)
+    observer = observer or PassObserver()
+    observer.entering(batch)
     started = time.monotonic()
     try:
         raw = _forward(runner, batch)
     except Exception as error:
         raw = None
-        _blame(error, batch, sizer)
+        _blame(error, batch, observer)
     # Outside of `except`: the exception holds the frames, and they the tensors that were too large.
     if raw is None:
         if len(batch) > 1:
             middle = len(batch) // 2
-            run_batch(runner, batch[:middle], entering, sizer)
-            run_batch(runner, batch[middle:], entering, sizer)
+            run_batch(runner, batch[:middle], observer)
+            run_batch(runner, batch[middle:], observer)
         return
     forward_s = time.monotonic() - started
-    if sizer is not None:
-        sizer.ran(len(batch), forward_s)
+    observer.ran(len(batch), forward_s)
     for item, value in zip(batch, raw, strict=True):
         item.job.forward_s += forward_s
         item.job.batch_size = max(item.job.batch_size, len(batch))
@@ -173,15 +173,15 @@ def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
     return raw
 
 
-def _blame(error: Exception, batch: Sequence[Item], sizer: BatchSizer | None) -> None:
+def _blame(error: Exception, batch: Sequence[Item], observer: PassObserver) -> None:
     """Charges the error to the item that ran alone, or to the size of the batch."""
     if _is_device_lost(error):
         raise DeviceLostError(str(error)) from error
     if len(batch) == 1:
         batch[0].error = as_item_error(error, batch[0])
-    elif sizer is not None and _is_out_of_memory(error):
+    elif _is_out_of_memory(error):
         logger.warning("a batch of %d did not fit into memory; halving it", len(batch))
-        sizer.out_of_memory(len(batch))
+        observer.out_of_memory(len(batch))
 
 
 def _postprocess(runner: Runner[Any, Any], item: Item, raw: Any) -> None:
@@ -263,12 +263,13 @@ def item_json(item: Item) -> str:
     return item.result or ""
 
 
-def log_end(outcome: Ended, claimed: Claimed, verdict: Settlement) -> None:
+def log_end(outcome: Ended, claimed: Claimed, model: str, verdict: Settlement) -> None:
     """One line a job's end, as key=value pairs."""
     timings = outcome.details.get("timings", {})
     pairs = {
         "id": outcome.id,
         "task": claimed.task,
+        "model": model,
         "status": outcome.status.value,
         "code": (outcome.error or {}).get("code"),
         "settled": verdict.value,

@@ -19,7 +19,16 @@ from tasks.examples import CAT
 from tests.conftest import TEST_MODELS
 from tests.fixtures.runners import PickyRunner
 from worker.sizing import BatchSizer
-from worker.work import DeviceLostError, Job, close_job, form_batches, open_job, preprocess, run_batch
+from worker.work import (
+    DeviceLostError,
+    Job,
+    PassObserver,
+    close_job,
+    form_batches,
+    open_job,
+    preprocess,
+    run_batch,
+)
 
 TASK = "zero-shot-image-classification"
 
@@ -186,7 +195,12 @@ def hungry(jobs: Sequence[Job], sizer: BatchSizer) -> None:
     items = [item for job in jobs for item in job.items]
     for item in items:
         preprocess(made, item)
-    run_batch(made, items, sizer=sizer)
+
+    class Observer(PassObserver):
+        def out_of_memory(self, items: int) -> None:
+            sizer.out_of_memory(items)
+
+    run_batch(made, items, Observer())
 
 
 def test_running_out_of_memory_halves_the_batch_and_is_remembered() -> None:
