@@ -6,8 +6,11 @@ starts, so inside it a GPU is always number 0.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -62,3 +65,14 @@ def total_bytes(device: Device) -> int:
         return min(machine, int(limit.read_text()))
     except (OSError, ValueError):
         return machine
+
+
+def free_memory() -> None:
+    """Gives back what was freed in this process: to the device, and to the machine."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):
+        # glibc keeps freed pages for itself unless it is asked.
+        ctypes.CDLL(None).malloc_trim(0)

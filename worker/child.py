@@ -77,6 +77,7 @@ class Child:
                     return
                 if self._stopping.is_set() or self._drain.run(loaded, self._stopping):
                     self._bells.ring(model)
+                self._leave_if_pinned()
             except RedisError as error:
                 # The reaper rings again when the store is back.
                 logger.warning("drain of %s ended early: %s", model, error)
@@ -100,6 +101,14 @@ class Child:
     def unload(self, model: str) -> None:
         """Frees a model's memory."""
         self._models.unload(model)
+        self._leave_if_pinned()
+
+    def _leave_if_pinned(self) -> None:
+        if self._models.pinned:
+            logger.warning("ending this process, to free memory that an unloaded model still holds")
+            self._bells.close()
+            # Nothing is claimed between two tasks, and the pool starts another process.
+            os._exit(0)
 
     def _somebody_better(self, model: str) -> str | None:
         if self._models.is_loaded(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import OrderedDict
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from backends.contract import LoadContext
-from backends.device import Device, total_bytes, used_bytes
+from backends.device import Device, free_memory, total_bytes, used_bytes
 from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
@@ -59,6 +58,8 @@ class ModelCache:
         self._memory: dict[str, int] = {}
         self._failures: dict[str, tuple[int, float, ModelmillError]] = {}
         self.states: dict[str, ModelState] = {}
+        self.pinned = False
+        """An unloaded model still holds memory of the device: only the end of this process frees it."""
 
     @property
     def budget_bytes(self) -> int:
@@ -165,11 +166,19 @@ class ModelCache:
             self._set(victim, ModelState("stopped", time.time()))
 
     def _evict(self, name: str) -> None:
-        self._memory.pop(name, None)
-        if model := self._loaded.pop(name, None):
-            model.close()
-            del model
-            gc.collect()
+        taken = self._memory.pop(name, 0)
+        model = self._loaded.pop(name, None)
+        if model is None:
+            return
+        before = used_bytes(self._device)
+        model.close()
+        del model
+        free_memory()
+        freed = before - used_bytes(self._device)
+        # Resident memory tells too little on the CPU, where pages are shared and kept; a GPU's is exact.
+        if self._device.kind == "cuda" and freed < taken // 2:
+            logger.warning("model %s left %d MiB behind", name, (taken - freed) // MIB)
+            self.pinned = True
 
     def _set(self, name: str, state: ModelState) -> None:
         self.states[name] = state

@@ -197,3 +197,20 @@ def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
     assert cast("SlowRunner", loaded.runner(TASK)).passes == 3
     (record,) = records(store, [job.id])
     assert (record.status, record.result) == (Status.COMPLETE, [{"probabilities": [0.5, 0.5]}] * 12)
+
+
+@pytest.mark.parametrize(("max_wait_ms", "sizes"), [(None, [1, 1]), (5000, [2, 2])])
+def test_a_batch_waits_for_more_only_where_its_model_says_so(
+    settings: Settings, store: JobStore, drain: Drain, max_wait_ms: int | None, sizes: list[int]
+) -> None:
+    catalogue = Catalogue.load(TEST_MODELS)
+    changes = {"max_wait_ms": max_wait_ms, "max_batch": 2, "options": {"batch_s": 0.3}}
+    entry = catalogue["slow"].model_copy(update=changes)
+    loaded = LoadedModel(LoadContext(entry, current_device(), catalogue, settings)).load()
+    ids = submit(settings, "slow", "a")
+    worker = threading.Thread(target=drain.run, args=(loaded, threading.Event()))
+    worker.start()
+    wait_until(lambda: records(store, ids)[0].status is Status.RUNNING, what="the claim")
+    ids += submit(settings, "slow", "a")
+    worker.join(timeout=20)
+    assert [record.details["batch_size"] for record in records(store, ids)] == sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,26 @@ def test_a_model_for_gpus_only_is_refused_on_the_cpu() -> None:
     models = cache(entry("big", 10, devices=("cuda",)), device=Device("cpu", 1))
     with pytest.raises(ModelmillError, match="runs on cuda"):
         models.get("big")
+
+
+def test_unloading_gives_the_memory_back(cache_dir: Path) -> None:
+    # In a process of its own: what this one holds already would hide it.
+    code = (
+        "import sys, tempfile; from pathlib import Path\n"
+        "from backends.device import current_device, used_bytes\n"
+        "from modelmill.catalogue import Catalogue; from modelmill.settings import Settings\n"
+        "from worker.models import ModelCache; from worker.recorder import Recorder\n"
+        "device, recorder = current_device(), Recorder(Path(tempfile.mkdtemp()))\n"
+        "settings = Settings(cache_dir=Path(sys.argv[1]))\n"
+        "models = ModelCache(Catalogue.load(), device, settings, recorder, lambda: None)\n"
+        "models.get('minilm').run('text-embedding', {'text': 'a cat'}); models.unload('minilm')\n"
+        "first = used_bytes(device)\n"
+        "models.get('minilm').run('text-embedding', {'text': 'a cat'}); loaded = used_bytes(device)\n"
+        "models.unload('minilm'); print(loaded - first, used_bytes(device) - first)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(cache_dir)], capture_output=True, text=True, check=True
+    )
+    taken, left = map(int, done.stdout.split())
+    assert taken > 50 * MIB
+    assert left < 0.2 * taken
