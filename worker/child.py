@@ -70,12 +70,14 @@ class Child:
                 if not passed_on and (node := self._somebody_better(model)):
                     self._bells.order(DRAIN, model, node, passed_on=True)
                     return
+                started, was_loaded = time.monotonic(), self._models.is_loaded(model)
                 try:
                     loaded = self._models.get(model)
                 except ModelmillError as error:
                     self._drain.fail_waiting(model, error)
                     return
-                if self._stopping.is_set() or self._drain.run(loaded, self._stopping):
+                load_s = 0.0 if was_loaded else time.monotonic() - started
+                if self._stopping.is_set() or self._drain.run(loaded, self._stopping, load_s):
                     self._bells.ring(model)
                 self._leave_if_pinned()
             except RedisError as error:

@@ -111,10 +111,15 @@ class Drain:
         self._behind = ThreadPoolExecutor(1, "settle")
         self._preparers = ThreadPoolExecutor(settings.preprocess_threads, "preprocess")
 
-    def run(self, model: LoadedModel, stopping: threading.Event) -> bool:
+    def run(self, model: LoadedModel, stopping: threading.Event, load_s: float = 0.0) -> bool:
         """Drains ``model``'s queue for one slice. Returns whether jobs may remain in it.
 
         When ``stopping`` is set, the batch in hand is finished and everything else given back.
+
+        Args:
+            model: The model.
+            stopping: To be looked at between batches.
+            load_s: How long the model was just being loaded, if it was.
 
         Raises:
             DeviceLostError: this process can do no more; its parent takes care of what it held.
@@ -123,7 +128,7 @@ class Drain:
         started, settled, self._model = time.monotonic(), self._settled, model.name
         self._recorder.draining(model.name)
         try:
-            remaining = self._run(model, stopping, settling)
+            remaining = self._run(model, stopping, settling, load_s)
             for future in settling:
                 future.result()
             self._give_back()
@@ -164,9 +169,17 @@ class Drain:
         if jobs > 1:
             self._store.report_rate(model, jobs / max(seconds, 1e-3))
 
-    def _run(self, model: LoadedModel, stopping: threading.Event, settling: list[Future[None]]) -> int:
+    def _run(
+        self,
+        model: LoadedModel,
+        stopping: threading.Event,
+        settling: list[Future[None]],
+        load_s: float,
+    ) -> int:
         deadline = time.monotonic() + self._settings.slice_s
         window = self._fetch(model)
+        for job in window.jobs:
+            job.load_s = min(load_s, job.claimed.queued_s)
         while window.jobs:
             self._fill_up(model, window, stopping)
             ahead = None
@@ -249,13 +262,15 @@ class Drain:
         self, model: LoadedModel, window: Window, stopping: threading.Event, settling: list[Future[None]]
     ) -> None:
         unsettled = list(window.jobs)
+        source = model.context.entry.source
+        details = self._details | ({"revision": source.revision} if source and source.revision else {})
 
         def settle_done() -> None:
             self._drop_unwanted(unsettled)
             done = [job for job in unsettled if job.is_done]
             unsettled[:] = [job for job in unsettled if not job.is_done]
             if done:
-                outcomes = [close_job(job, self._details) for job in done]
+                outcomes = [close_job(job, details) for job in done]
                 settling.append(self._behind.submit(self._settle, outcomes))
 
         settle_done()

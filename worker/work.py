@@ -51,6 +51,8 @@ class Job:
     canceled: bool = False
     batch_size: int = 0
     """The largest batch that one of its items ran in."""
+    load_s: float = 0.0
+    """How much of its waiting was for the model to load."""
     preprocess_s: float = 0.0
     forward_s: float = 0.0
     postprocess_s: float = 0.0
@@ -229,7 +231,8 @@ def close_job(job: Job, details: dict[str, Any]) -> Ended:
     details = details | {
         "batch_size": job.batch_size,
         "timings": {
-            "queued_s": round(claimed.queued_s, 4),
+            "queued_s": round(claimed.queued_s - job.load_s, 4),
+            "load_s": round(job.load_s, 4),
             "preprocess_s": round(job.preprocess_s, 4),
             "forward_s": round(job.forward_s, 4),
             "postprocess_s": round(job.postprocess_s, 4),
