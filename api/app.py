@@ -9,17 +9,20 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import health, models, problems, schemas
+from api import health, models, operations, problems, schemas
 from api.jobs import job_routers
+from api.metrics import CountRequests, RequestMetrics
 from api.state import ApiState, Directory, reap_until
+from api.waiting import on_stop_signal
 from modelmill import __version__
 from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings, get_settings
-from modelmill.store import AsyncJobStore
+from modelmill.store import AsyncJobStore, EndWatch
 
 DESCRIPTION = (
-    "Submit a job, get an id, poll it. Jobs that were accepted are never lost, and run in batches on workers."
+    "Submit a job, get an id, and wait for its end or poll. "
+    "Jobs that were accepted are never lost, and run in batches on workers."
 )
 
 
@@ -27,18 +30,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Nothing is connected before it starts."""
     settings = settings or get_settings()
     catalogue = Catalogue.load(settings.models_file)
+    requests = RequestMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = AsyncJobStore(settings)
         bells = Bells(make_celery(settings))
-        app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store))
+        ends = EndWatch(settings, store)
+        app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store), ends, requests)
+        await ends.start()
         stopping = asyncio.Event()
         reaper = asyncio.create_task(reap_until(stopping, app.state.modelmill))
         try:
-            yield
+            with on_stop_signal(ends.release):
+                yield
         finally:
             stopping.set()
+            await ends.close()
             await reaper
             await asyncio.to_thread(bells.close)
             await store.close()
@@ -52,7 +60,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     problems.install(app)
     schemas.install(app)
-    for router in (health.router, models.router, *job_routers()):
+    app.add_middleware(CountRequests, metrics=requests)
+    for router in (health.router, operations.router, models.router, *job_routers()):
         app.include_router(router)
     return app
 

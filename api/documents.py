@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from modelmill.errors import ErrorCode
 from modelmill.states import Status
@@ -42,6 +43,13 @@ class Timings(BaseModel):
     postprocess_s: float
 
 
+class Progress(BaseModel):
+    """How far a batched job is."""
+
+    done: int = Field(description="Items that are finished and will not run again.")
+    total: int
+
+
 class JobDocument(BaseModel):
     """A job. ``result`` is there only when complete, ``error`` only when failed."""
 
@@ -60,6 +68,20 @@ class JobDocument(BaseModel):
     timings: Timings | None = None
     node: str | None = Field(None, description="The worker that ran it.")
     device: str | None = None
+    position: int | None = Field(
+        None, description="Of a job that waits: how many are before it in its model's queue; 0 is next."
+    )
+    eta_seconds: float | None = Field(
+        None,
+        description="Of a job that has not ended: an estimate of the time left, from what the model's "
+        "workers did of late; null when there is nothing to estimate from.",
+    )
+    eta_reason: str | None = Field(
+        None,
+        description="Of a job that has not ended, what it waits for: `next`, `behind 14 jobs`, "
+        "`loading model`, `model not loaded`, `model failed to load`, `no live worker`, or `running`.",
+    )
+    progress: Progress | None = Field(None, description="Of a batched job that runs.")
     error: JobError | None = None
 
 
@@ -83,6 +105,36 @@ class ModelStatus(BaseModel):
     )
 
 
+class WorkerModel(BaseModel):
+    """A model that a worker node serves."""
+
+    # What a node says of a model grows with time: it is passed on.
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    tasks: list[str]
+    status: str = Field(description="loading, running, stopped, failed, or uninitialized (never used there).")
+    since: datetime | None = None
+    memory_mib: int | None = Field(None, description="What it takes of the device's memory.")
+    load_s: float | None = Field(None, description="How long it took to load.")
+    revision: str | None = None
+    error: str | None = Field(None, description="Why it failed to load.")
+
+
+class Worker(BaseModel):
+    """A worker node that lives: one device, one process that holds models."""
+
+    name: str = Field(examples=["gpu-host-1-0"])
+    host: str | None = None
+    device: str | None = Field(None, examples=["cuda", "cpu"])
+    cuda_visible_devices: str | None = Field(None, description="The GPU that it is pinned to.")
+    pid: int | None = Field(None, description="The node's process.")
+    child_pid: int | None = Field(None, description="The process that holds the models.")
+    started_at: datetime | None = None
+    version: str | None = None
+    models: list[WorkerModel]
+
+
 class Readiness(BaseModel):
     """Whether jobs are accepted, and which models have somebody to run them."""
 
@@ -91,8 +143,16 @@ class Readiness(BaseModel):
     models: dict[str, int] = Field(description="Live workers by model.")
 
 
-def job_response(record: JobRecord) -> Response:
-    """The document of a job. The result goes out as it was written, without being parsed again."""
+def job_response(
+    record: JobRecord, outlook: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    """The document of a job. The result goes out as it was written, without being parsed again.
+
+    Args:
+        record: The job.
+        outlook: More fields, of a job that has not ended.
+        headers: More headers.
+    """
     document: dict[str, Any] = {
         "id": record.id,
         "status": record.status.value,
@@ -105,6 +165,7 @@ def job_response(record: JobRecord) -> Response:
         "deliveries": record.deliveries,
         **({"items": record.items} if record.batched else {}),
         **record.details,
+        **outlook,
     }
     if record.status is Status.FAILED:
         document["error"] = record.error
@@ -112,8 +173,8 @@ def job_response(record: JobRecord) -> Response:
     if record.status is Status.COMPLETE and record.result_json is not None:
         body = body[:-1] + b',"result":' + record.result_json + b"}"
     # A hint for whoever polls: soon, but not at once.
-    headers = {} if record.status.is_terminal else {"Retry-After": "1"}
-    return Response(body, media_type="application/json", headers=headers)
+    hint = {} if record.status.is_terminal else {"Retry-After": "1"}
+    return Response(body, media_type="application/json", headers={**hint, **(headers or {})})
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -11,8 +13,10 @@ from fastapi.responses import JSONResponse
 from api import schemas
 from api.body import parse_body, read_body
 from api.documents import JobAccepted, JobDocument, job_response
+from api.outlook import outlook
 from api.problems import responses
 from api.state import ApiState, state_of
+from api.waiting import Prefer, preferred_wait, read_at_end
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import JobRecord, Submission, Verdict
@@ -63,13 +67,18 @@ def _add_submit(router: APIRouter, task: Task, batched: bool, path: str) -> None
         responses=SUBMIT_PROBLEMS,
         summary=f"Submit a {'batched ' if batched else ''}job",
         description=task.summary + (" Batched fields are lists, one value an item." if batched else ""),
-        openapi_extra=schemas.request_body(task, batched),
+        openapi_extra=schemas.request_body(task, batched) | schemas.submit_responses(task, batched),
         operation_id=f"submit_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
     )
     async def submit(
-        model: str, request: Request, state: State, idempotency_key: IdempotencyKey = None
+        model: str,
+        request: Request,
+        state: State,
+        idempotency_key: IdempotencyKey = None,
+        prefer: Prefer = None,
     ) -> Response:
-        return await _submit(task, model, batched, request, state, idempotency_key or "")
+        accepted = await _submit(task, model, batched, request, state, idempotency_key or "")
+        return await _accepted(task, batched, accepted, request, state, preferred_wait(prefer))
 
 
 def _add_read(router: APIRouter, task: Task, batched: bool, path: str) -> None:
@@ -81,13 +90,14 @@ def _add_read(router: APIRouter, task: Task, batched: bool, path: str) -> None:
         openapi_extra=schemas.job_response(task, batched),
         operation_id=f"read_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
     )
-    async def read(id: str, state: State) -> Response:
-        return job_response(await _find(state, task, id, batched))
+    async def read(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
+        return await _read(request, state, id, prefer, lambda: _find(state, task, id, batched))
 
 
 async def _submit(
     task: Task, model: str, batched: bool, request: Request, state: ApiState, idempotency_key: str
-) -> Response:
+) -> str:
+    """Accepts a job, and returns its id."""
     await state.directory.check(task, model)
     body = await read_body(request, state.settings.max_body_bytes)
     parsed = await parse_body(task, body, batched)
@@ -100,47 +110,79 @@ async def _submit(
         items=len(getattr(parsed, task.batched_fields[0])) if batched else 1,
         lane=parsed.lane,
         idempotency_key=idempotency_key,
+        expires_in_s=parsed.expires_in,
         bell_every=state.directory.max_batch(model) or state.settings.max_batch,
     )
     accepted = await state.store.submit(submission)
     _raise_refusal(accepted.verdict, model, state)
     if accepted.bell:
         state.bells.ring(model)
+    return accepted.id
+
+
+async def _accepted(
+    task: Task, batched: bool, job_id: str, request: Request, state: ApiState, wait_s: int | None
+) -> Response:
+    """The answer to a submit: the job's document if it ends within the wait, else that it was accepted."""
     part = "/batched" if batched else ""
-    return JSONResponse(
-        {"id": accepted.id, "status": Status.STARTING.value},
-        202,
-        {"Location": f"/api/tasks/{task.name}{part}/jobs/{accepted.id}"},
-    )
+    headers = {"Location": f"/api/tasks/{task.name}{part}/jobs/{job_id}"}
+    if wait_s is not None:
+        # Accepted it is, whatever happens to the store from now on.
+        with suppress(ModelmillError):
+            record = await read_at_end(request, state, job_id, wait_s, lambda: _get(state, job_id))
+            headers |= _applied(wait_s)
+            if record.status.is_terminal:
+                return job_response(record, {}, headers)
+    return JSONResponse({"id": job_id, "status": Status.STARTING.value}, 202, headers)
 
 
 def _raise_refusal(verdict: Verdict, model: str, state: ApiState) -> None:
+    if verdict in (Verdict.ACCEPTED, Verdict.REPLAYED):
+        return
     if verdict is Verdict.CONFLICT:
         raise ModelmillError(
             ErrorCode.IDEMPOTENCY_CONFLICT,
             "This Idempotency-Key was used for another request. "
             "Use a new key, or send the very same request.",
         )
-    if verdict is Verdict.QUEUE_FULL:
-        raise ModelmillError(
+    code, reason, retry_after_s = {
+        Verdict.QUEUE_FULL: (
             ErrorCode.QUEUE_FULL,
-            f"{state.settings.max_queue_depth} jobs wait for {model!r} already. "
-            "Nothing was accepted; try again later.",
-            retry_after_s=5,
-        )
-    if verdict is Verdict.BYTES_FULL:
-        raise ModelmillError(
+            f"{state.settings.max_queue_depth} jobs wait for {model!r} already.",
+            5,
+        ),
+        Verdict.BYTES_FULL: (
             ErrorCode.QUEUE_FULL,
-            f"The waiting jobs hold {state.settings.max_queued_bytes} bytes already. "
-            "Nothing was accepted; try again later.",
-            retry_after_s=5,
-        )
-    if verdict is Verdict.PAYLOAD_MISSING:
-        raise ModelmillError(
-            ErrorCode.STORE_UNAVAILABLE,
-            "The job store lost the request. Nothing was accepted; try again.",
-            retry_after_s=1,
-        )
+            f"The waiting jobs hold {state.settings.max_queued_bytes} bytes already.",
+            5,
+        ),
+        Verdict.STORE_FULL: (ErrorCode.STORE_FULL, "The job store is nearly out of memory.", 10),
+        Verdict.PAYLOAD_MISSING: (ErrorCode.STORE_UNAVAILABLE, "The job store lost the request.", 1),
+    }[verdict]
+    raise ModelmillError(
+        code, f"{reason} Nothing was accepted; try again later.", retry_after_s=retry_after_s
+    )
+
+
+async def _read(
+    request: Request,
+    state: ApiState,
+    job_id: str,
+    prefer: list[str] | None,
+    find: Callable[[], Awaitable[JobRecord]],
+) -> Response:
+    headers = {"Vary": "Prefer"}
+    wait_s = preferred_wait(prefer)
+    if wait_s is None or not _is_uuid(job_id):
+        record = await find()
+    else:
+        record = await read_at_end(request, state, job_id, wait_s, find)
+        headers |= _applied(wait_s)
+    return job_response(record, {} if record.status.is_terminal else await outlook(record, state), headers)
+
+
+def _applied(wait_s: int) -> dict[str, str]:
+    return {"Preference-Applied": f"wait={wait_s}"}
 
 
 async def _get(state: ApiState, job_id: str) -> JobRecord:
@@ -208,8 +250,8 @@ async def cancel(task: str, id: str, state: State) -> JobAccepted:
     summary="Read a job of any task",
     tags=["jobs"],
 )
-async def read_job(id: str, state: State) -> Response:
-    return job_response(await _get(state, id))
+async def read_job(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
+    return await _read(request, state, id, prefer, lambda: _get(state, id))
 
 
 @generic.post("/api/tasks/{task}/{model}/jobs", include_in_schema=False)

@@ -34,6 +34,21 @@ def request_body(task: Task, batched: bool) -> dict[str, Any]:
 
 def job_response(task: Task, batched: bool) -> dict[str, Any]:
     """The 200 of a task's read route: the job document with this task's result."""
+    return {"responses": {"200": {"headers": _WAITED, "content": _job_content(task, batched)}}}
+
+
+def submit_responses(task: Task, batched: bool) -> dict[str, Any]:
+    """The answers of a task's submit route: accepted, or the ended job of a caller who waited."""
+    headers = {"Location": _header("Where to read the job."), **_WAITED}
+    ended = {
+        "description": "The job ended within the time that `Prefer: wait` gave it",
+        "headers": headers,
+        "content": _job_content(task, batched),
+    }
+    return {"responses": {"200": ended, "202": {"headers": headers}}}
+
+
+def _job_content(task: Task, batched: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"$ref": COMPONENTS + _camel(task) + "Output"}
     if batched:
         failed = {
@@ -48,7 +63,14 @@ def job_response(task: Task, batched: bool) -> dict[str, Any]:
             {"type": "object", "properties": {"result": result}},
         ]
     }
-    return {"responses": {"200": {"content": {"application/json": {"schema": schema}}}}}
+    return {"application/json": {"schema": schema}}
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_WAITED = {"Preference-Applied": _header("`wait=n`, when `Prefer: wait` was honoured: the n that applied.")}
 
 
 def install(app: FastAPI) -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from api.metrics import RequestMetrics
 from modelmill.broker import Bells
 from modelmill.catalogue import Catalogue, unknown_name
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore, NodeRecord
+from modelmill.store import AsyncJobStore, EndWatch, NodeRecord
 from tasks.contract import Task
 
 logger = logging.getLogger(__name__)
@@ -32,23 +33,33 @@ class Directory:
     def __init__(self, catalogue: Catalogue, store: AsyncJobStore) -> None:
         self._catalogue = catalogue
         self._store = store
+        self._nodes: list[NodeRecord] = []
         self._announced: dict[str, tuple[str, ...]] = {}
         self._seen_at = -self.REFRESH_S
 
     async def models(self) -> Mapping[str, tuple[str, ...]]:
         """Tasks by model name. What workers announce is at most a second old."""
-        if time.monotonic() - self._seen_at >= self.REFRESH_S:
-            self._seen_at = time.monotonic()
-            try:
-                nodes = await self._store.nodes()
-            except ModelmillError as error:
-                logger.warning("the list of workers could not be read: %s", error.message)
-            else:
-                self._announced = {
-                    model: tuple(tasks) for node in nodes for model, tasks in node.parent["models"].items()
-                }
+        await self._refresh()
         known = {name: entry.tasks for name, entry in self._catalogue.items()}
         return known | {name: tasks for name, tasks in self._announced.items() if name not in known}
+
+    async def nodes_serving(self, model: str) -> list[NodeRecord]:
+        """Nodes that serve ``model``, at most a second old."""
+        await self._refresh()
+        return [node for node in self._nodes if model in node.models]
+
+    async def _refresh(self) -> None:
+        if time.monotonic() - self._seen_at < self.REFRESH_S:
+            return
+        self._seen_at = time.monotonic()
+        try:
+            self._nodes = await self._store.nodes()
+        except ModelmillError as error:
+            logger.warning("the list of workers could not be read: %s", error.message)
+        else:
+            self._announced = {
+                model: tuple(tasks) for node in self._nodes for model, tasks in node.parent["models"].items()
+            }
 
     async def check(self, task: Task, model: str) -> None:
         """Refuses a model that nobody knows, or that does not answer ``task``.
@@ -80,14 +91,17 @@ class ApiState:
     store: AsyncJobStore
     bells: Bells
     directory: Directory
+    ends: EndWatch
+    requests: RequestMetrics
 
     async def nodes_serving(self, model: str) -> list[NodeRecord]:
         """Live nodes that serve ``model``."""
         return [node for node in await self.store.nodes() if model in node.models]
 
 
-def state_of(request: Request) -> ApiState:
+async def state_of(request: Request) -> ApiState:
     """The state of the application that serves ``request``; for ``Depends``."""
+    # Asynchronous although it awaits nothing: FastAPI gives what is not a thread, for each request.
     state: ApiState = request.app.state.modelmill
     return state
 

@@ -1,4 +1,4 @@
-"""The HTTP client: submit a job, poll it, get the result.
+"""The HTTP client: submit a job, wait for it, get the result.
 
 It needs httpx only. Each submit carries an Idempotency-Key, so sending it again is safe.
 """
@@ -19,6 +19,8 @@ from modelmill.errors import ErrorCode, FieldError, ModelmillError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = frozenset({"complete", "failed", "canceled"})
+ASK_WAIT_S = 20
+"""What one request asks the server to wait; short enough for the proxies in between."""
 
 
 class Client:
@@ -31,6 +33,7 @@ class Client:
 
     def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0) -> None:
         # Connecting is retried by the transport; what was sent is not, that is the caller's choice.
+        self._timeout_s = timeout_s
         self._http = httpx.Client(base_url=url, timeout=timeout_s, transport=httpx.HTTPTransport(retries=2))
 
     def __enter__(self) -> Client:
@@ -99,7 +102,10 @@ class Client:
         return dict(self._json("GET", f"/api/jobs/{job_id}"))
 
     def wait(self, job_id: str, *, timeout_s: float | None = None) -> dict[str, Any]:
-        """Polls until the job has ended, and returns its document, whatever its end.
+        """Waits until the job has ended, and returns its document, whatever its end.
+
+        The server is asked to answer at the job's end (``Prefer: wait``); where that is not honoured,
+        the job is polled.
 
         Raises:
             TimeoutError: it has not ended after ``timeout_s``.
@@ -107,13 +113,23 @@ class Client:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         pause_s = 0.01
         while True:
-            document = self.job(job_id)
+            asked_at = time.monotonic()
+            left_s = ASK_WAIT_S if deadline is None else max(0, int(min(deadline - asked_at, ASK_WAIT_S)))
+            document = self._json(
+                "GET",
+                f"/api/jobs/{job_id}",
+                headers={"Prefer": f"wait={left_s}"} if left_s else {},
+                timeout=httpx.Timeout(self._timeout_s, read=self._timeout_s + left_s),
+            )
             if document["status"] in TERMINAL:
-                return document
-            if deadline is not None and time.monotonic() > deadline:
+                return dict(document)
+            now = time.monotonic()
+            if deadline is not None and now > deadline:
                 raise TimeoutError(f"job {job_id} is still {document['status']} after {timeout_s} s")
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 1.0)
+            # Answered early: a server that does not wait, or that is about to stop.
+            if now - asked_at < left_s / 2 or not left_s:
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 1.5, 1.0)
 
     def run(self, task: str, model: str, inputs: Mapping[str, Any], *, timeout_s: float | None = None) -> Any:
         """Submits a job, waits, and returns its result.

@@ -29,6 +29,8 @@ from modelmill.states import Lane
 
 MAX_ITEMS = 1024
 """Items that one batched job may hold."""
+MAX_EXPIRES_IN_S = 30 * 86_400
+"""The longest ``expires_in``."""
 
 _CODES = frozenset(code.value for code in ErrorCode)
 
@@ -60,6 +62,15 @@ class TaskInput(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     lane: Lane = Field(Lane.NORMAL, description="Priority: interactive, normal or bulk.")
+    expires_in: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_EXPIRES_IN_S,
+        strict=True,
+        allow_inf_nan=False,
+        description="Seconds after which the job fails as expired if it has not started by then; "
+        "at most 30 days.",
+    )
     options: RequestOptions | None = Field(None, description="Reserved; accepted and ignored.")
 
 

@@ -58,13 +58,17 @@ class AsyncJobStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._redis = redis.asyncio.Redis.from_url(
+        # A pool that lets callers wait for a connection: the plain one refuses whoever comes 101st.
+        pool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.redis_url,
+            max_connections=64,
+            timeout=10,
             socket_timeout=5,
             socket_connect_timeout=2,
             health_check_interval=30,
             retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
         )
+        self._redis = redis.asyncio.Redis.from_pool(pool)
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -83,7 +87,7 @@ class AsyncJobStore:
         arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
         async with _translated():
             pipe = self._redis.pipeline(transaction=False)
-            # Not over itself: sent again after a lost reply, it would put a time to live on an accepted job's.
+            # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
             pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S, nx=True)
             pipe.evalsha(script.sha, 0, *arguments)
             written, reply = await pipe.execute(raise_on_error=False)
@@ -161,7 +165,8 @@ class AsyncJobStore:
             pipe = self._redis.pipeline(transaction=False)
             pipe.hgetall(keys.COUNTERS)
             pipe.smembers(keys.MODELS)
-            counters, waiting, (seconds, micros) = await pipe.time().execute()
+            pipe.time()
+            counters, waiting, (seconds, micros) = await pipe.execute()
             ended = {_counter(name): int(count) for name, count in counters.items()}
             models = {name.decode() for name in waiting} | {model for _, model, _ in ended}
             models.update(model for node in nodes for model in node.models)
@@ -199,6 +204,11 @@ class AsyncJobStore:
             ][:limit]
             waiting = await self._ids(keys.READY + model, limit - 1)
         return [*running, *((job_id, "starting") for job_id in waiting)][:limit]
+
+    async def unfinished(self) -> int:
+        """Jobs of all models that have not ended."""
+        async with _translated():
+            return int(await cast("Any", self._redis.hget(keys.TOTALS, "jobs")) or 0)
 
     async def mark_starting(self, model: str) -> None:
         """Somebody asked for ``model`` to be loaded."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any, cast
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -21,7 +22,7 @@ from modelmill.store.aio import AsyncJobStore
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 15.0
-"""A connection on which nothing came for so long is asked whether it lives; after as long again it is dropped."""
+"""A connection that is silent for so long is asked whether it lives, and after as long again dropped."""
 ANSWER_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -116,7 +117,7 @@ class EndWatch:
 
     async def _listen(self) -> None:
         """Subscribes, catches up, and passes ends on until the connection breaks."""
-        connection = self._pool.make_connection()
+        connection = cast("Any", self._pool).make_connection()
         try:
             await connection.connect()
             await connection.send_command("SUBSCRIBE", keys.ENDED_CHANNEL)

@@ -61,6 +61,11 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
         ({"config": {"top_k": MARK}}, "config.top_k", "invalid_input"),
         ({"config": {"hypothesis_template": MARK}}, "config.hypothesis_template", "invalid_input"),
         ({"lane": MARK}, "lane", "invalid_input"),
+        ({"expires_in": 0}, "expires_in", "invalid_input"),
+        ({"expires_in": -1}, "expires_in", "invalid_input"),
+        ({"expires_in": 30 * 86_400 + 1}, "expires_in", "invalid_input"),
+        ({"expires_in": "5"}, "expires_in", "invalid_input"),
+        ({"expires_in": True}, "expires_in", "invalid_input"),
     ],
 )
 def test_a_wrong_field_is_named(api: httpx.Client, change: dict[str, Any], field: str, code: str) -> None:
@@ -82,7 +87,18 @@ def test_a_missing_field_is_named(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, MARK.encode(), b'{"image": NaN}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        MARK.encode(),
+        b'{"image": NaN}',
+        b'{"expires_in": NaN}',
+    ],
 )
 def test_a_body_that_is_no_object_is_refused(api: httpx.Client, body: bytes) -> None:
     problem(api.post(f"{TASK}/noop/jobs", content=body), 422, "invalid_input")

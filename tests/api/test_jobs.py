@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
@@ -137,6 +138,35 @@ def test_without_its_store_the_api_lives_and_answers_503(settings: Settings) -> 
                 assert int(refused.headers["retry-after"]) > 0
     finally:
         server.close()
+
+
+def test_without_memory_nothing_is_accepted(settings: Settings, raw_redis: redis.Redis) -> None:
+    used = raw_redis.info("memory")["used_memory"]
+    raw_redis.config_set("maxmemory", int(used * 1.1))
+    server = ApiServer(settings)
+    try:
+        with httpx.Client(base_url=server.url) as client:
+            refused = client.post(f"{TASK}/noop/jobs", json=BODY)
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_full")
+        assert int(refused.headers["retry-after"]) > 0
+    finally:
+        raw_redis.config_set("maxmemory", 0)
+        server.close()
+
+
+@pytest.mark.parametrize("part", ["", "/batched"])
+def test_a_job_that_is_late_to_start_expires(api: httpx.Client, part: str) -> None:
+    body = (BODY | {"image": [CAT]} if part else BODY) | {"expires_in": 0.3}
+    address = api.post(f"{TASK}{part}/noop/jobs", json=body).headers["location"]
+    expired = api.get(address, headers={"Prefer": "wait=20"}).json()
+    assert (expired["status"], expired["error"]["code"]) == ("failed", "expired")
+
+
+def test_a_job_that_started_in_time_does_not_expire(api: httpx.Client, store: JobStore) -> None:
+    address = api.post(f"{TASK}/noop/jobs", json=BODY | {"expires_in": 0.5}).headers["location"]
+    store.claim("noop", "fence", "node", 1, 10**9)
+    running = api.get(address, headers={"Prefer": "wait=1"}).json()
+    assert running["status"] == "running"
 
 
 @pytest.mark.parametrize("path", [f"{TASK}/noop/jobs", f"{TASK}/batched/noop/jobs"])

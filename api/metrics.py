@@ -1,0 +1,146 @@
+"""Prometheus metrics: requests counted in this process, everything else read from the job store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from modelmill.store import Snapshot
+
+MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+# A time of creation beside each counter would double their number, and Prometheus does not read it here.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class RequestMetrics:
+    """What this API process counts itself. Each process of several has its own numbers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "modelmill_http_requests",
+            "Requests answered by this process.",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "modelmill_http_request_seconds",
+            "From a request's arrival to the end of its answer; without those that asked to wait.",
+            ["method", "route"],
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.waiting = Gauge(
+            "modelmill_http_waiting", "Requests that wait for a job's end now.", registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+        self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}
+
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """Counts one request."""
+        route = getattr(scope.get("route"), "path", "unknown")
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        key = (method, route, status)
+        # Looking a label set up costs more than counting does.
+        if key not in self._children:
+            self._children[key] = (self._requests.labels(*key), self._seconds.labels(method, route))
+        count, histogram = self._children[key]
+        count.inc()
+        if "modelmill.waited" not in scope:
+            histogram.observe(seconds)
+
+
+class CountRequests:
+    """Middleware in plain ASGI: one closure a request and no task."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # What raises is answered with a 500 further out.
+        status = 500
+        started = time.perf_counter()
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            self._metrics.answered(scope, status, time.perf_counter() - started)
+
+
+class Exposition(Collector):
+    """One scrape: the requests, and the job store's snapshot, or that there is none."""
+
+    def __init__(self, requests: RequestMetrics, snapshot: Snapshot | None) -> None:
+        self._requests = requests
+        self._snapshot = snapshot
+
+    def text(self) -> bytes:
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        up = 0 if self._snapshot is None else 1
+        yield GaugeMetricFamily("modelmill_store_up", "Whether the job store answers.", value=up)
+        if self._snapshot is not None:
+            yield _jobs(self._snapshot)
+            yield from _queues(self._snapshot)
+            yield from _workers(self._snapshot)
+        yield from self._requests.registry.collect()
+
+
+def _jobs(snapshot: Snapshot) -> Metric:
+    jobs = CounterMetricFamily(
+        "modelmill_jobs", "Jobs that ended, over all workers.", labels=["task", "model", "status"]
+    )
+    for labels, count in snapshot.ended.items():
+        jobs.add_metric(labels, count)
+    return jobs
+
+
+def _queues(snapshot: Snapshot) -> Iterator[Metric]:
+    depth = GaugeMetricFamily("modelmill_queue_depth", "Jobs that wait for a model.", labels=["model"])
+    oldest = GaugeMetricFamily(
+        "modelmill_queue_oldest_seconds", "Age of the job that is next in a model's queue.", labels=["model"]
+    )
+    for model, queue in snapshot.queues.items():
+        depth.add_metric([model], queue.depth)
+        oldest.add_metric([model], queue.oldest_s)
+    yield depth
+    yield oldest
+
+
+def _workers(snapshot: Snapshot) -> Iterator[Metric]:
+    yield GaugeMetricFamily("modelmill_workers", "Worker nodes that live.", value=len(snapshot.nodes))
+    loaded = GaugeMetricFamily(
+        "modelmill_model_loaded", "Whether a node has a model loaded.", labels=["model", "node"]
+    )
+    for node in snapshot.nodes:
+        for model in node.models:
+            loaded.add_metric([model, node.name], node.state_of(model).get("status") == "running")
+    yield loaded

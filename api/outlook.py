@@ -1,0 +1,62 @@
+"""When a job may end, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from api.state import ApiState
+from modelmill.states import Status
+from modelmill.store import JobRecord, NodeRecord, Standing
+
+
+async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
+    """What the document of a job that has not ended says beside the record."""
+    if record.status is Status.STARTING:
+        standing = await state.store.standing(record)
+        return _queued(record.model, standing, await state.directory.nodes_serving(record.model))
+    if not record.batched:
+        return _document(None, None, "running")
+    standing = await state.store.standing(record)
+    return _document(None, _rest_of_batched(record, standing), "running") | {
+        "progress": {"done": standing.items_done, "total": record.items}
+    }
+
+
+def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict[str, Any]:
+    position = standing.position
+    if not nodes:
+        return _document(position, None, "no live worker")
+    statuses = [node.state_of(model).get("status") for node in nodes]
+    able = statuses.count("running")
+    if not able:
+        if "loading" in statuses:
+            reason = "loading model"
+        elif set(statuses) == {"failed"}:
+            reason = "model failed to load"
+        else:
+            reason = "model not loaded"
+        return _document(position, None, reason)
+    if position is None:
+        # A worker took it since the record was read.
+        return _document(None, None, "running")
+    eta_s = (position + 1) / (standing.jobs_per_s * able) if standing.jobs_per_s else None
+    if position == 0:
+        return _document(position, eta_s, "next")
+    return _document(position, eta_s, f"behind {position} job{'s' if position > 1 else ''}")
+
+
+def _rest_of_batched(record: JobRecord, standing: Standing) -> float | None:
+    """As long for each item that is left as for those that are done."""
+    done = standing.items_done
+    if not done or record.started_at is None:
+        return None
+    return max(0.0, standing.now - record.started_at) / done * (record.items - done)
+
+
+def _document(position: int | None, eta_s: float | None, reason: str) -> dict[str, Any]:
+    return {
+        "position": position,
+        "eta_seconds": None if eta_s is None else round(eta_s, 2),
+        "eta_reason": reason,
+    }
