@@ -38,6 +38,7 @@ class Timings(BaseModel):
     """Where a job's time went."""
 
     queued_s: float
+    load_s: float = Field(description="Waiting for its model to be loaded.")
     preprocess_s: float
     forward_s: float
     postprocess_s: float
@@ -68,6 +69,9 @@ class JobDocument(BaseModel):
     timings: Timings | None = None
     node: str | None = Field(None, description="The worker that ran it.")
     device: str | None = None
+    revision: str | None = Field(
+        None, description="Revision of the model's weights, where its entry pins one."
+    )
     position: int | None = Field(
         None, description="Of a job that waits: how many are before it in its model's queue; 0 is next."
     )

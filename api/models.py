@@ -18,7 +18,7 @@ from tasks.registry import all_tasks, find_task
 
 State = Annotated[ApiState, Depends(state_of)]
 
-router = APIRouter(tags=["models"])
+router = APIRouter()
 
 MODEL_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 ORDER_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_LIVE_WORKER, ErrorCode.STORE_UNAVAILABLE)
@@ -40,13 +40,14 @@ async def list_task_models(task: str, state: State) -> list[str]:
     return [model for model, tasks in (await state.directory.models()).items() if name in tasks]
 
 
-@router.get("/api/models", summary="List models")
+@router.get("/api/models", summary="List models", tags=["models"])
 async def list_models(state: State) -> list[str]:
     return list(await state.directory.models())
 
 
 @router.get(
     "/api/models/{model}/tasks",
+    tags=["models"],
     summary="List the tasks that a model answers",
     responses=responses(ErrorCode.MODEL_NOT_FOUND),
 )
@@ -56,6 +57,7 @@ async def list_model_tasks(model: str, state: State) -> list[str]:
 
 @router.get(
     "/api/models/{model}/status",
+    tags=["models"],
     summary="Where a model stands",
     responses=MODEL_PROBLEMS,
     response_model_exclude_none=True,
@@ -67,6 +69,7 @@ async def model_status(model: str, state: State) -> ModelStatus:
 
 @router.post(
     "/api/models/{model}/start",
+    tags=["models"],
     status_code=202,
     summary="Load a model on every worker that serves it",
     responses=ORDER_PROBLEMS,
@@ -83,6 +86,7 @@ async def start_model(model: str, state: State) -> ModelStatus:
 
 @router.post(
     "/api/models/{model}/stop",
+    tags=["models"],
     status_code=202,
     summary="Unload a model on every worker; its next job loads it again",
     responses=ORDER_PROBLEMS,

@@ -24,6 +24,7 @@ ELSEWHERE = {
     # Commands that start something and stay, or that install: what they do is seen in the test named here.
     "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
     "make test": "this very run",
+    "make chaos": "tests/chaos/test_soak.py, for seconds; the whole verb takes minutes",
     "source .venv/bin/activate": "the interpreter that runs this",
     "modelmill up": "tests/e2e/test_up.py",
     "modelmill up --models-file models.toml": "tests/e2e/test_up.py",
