@@ -7,9 +7,11 @@ falls apart into items, what makes items compatible, the OpenAPI schemas and the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Annotated, Any, get_origin
 
 from pydantic import (
@@ -33,6 +35,9 @@ MAX_EXPIRES_IN_S = 30 * 86_400
 """The longest ``expires_in``."""
 
 _CODES = frozenset(code.value for code in ErrorCode)
+
+MAX_KEYS = 50_000
+"""Keys that a request body may hold, on all levels together."""
 
 SHARED, EACH = "one value for all", "one value an item"
 
@@ -163,6 +168,8 @@ class Task:
         Raises:
             ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
         """
+        if not trusted:
+            _bound_keys(body)
         model = self.batched_input if batched else self.input
         try:
             request = model.model_validate_json(body, context={"trusted": trusted})
@@ -206,6 +213,21 @@ class Task:
                     f"Lists of a batched job must be of one length: {name} {message}.",
                     fields=[FieldError(name, message)],
                 )
+
+
+_KEY = re.compile(rb'"[ \t\r\n]*:')
+
+
+def _bound_keys(body: bytes | str) -> None:
+    """Refuses a body of very many keys before it is parsed.
+
+    Each unknown key becomes an error of its own: two million of them took 2 GiB and 13 s.
+    """
+    data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
+    if next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
+        raise ModelmillError(
+            ErrorCode.INVALID_INPUT, f"The body holds more than {MAX_KEYS} keys; no task needs so many."
+        )
 
 
 def _is_batched(field: FieldInfo) -> bool:

@@ -482,3 +482,11 @@ def test_an_unknown_task_names_the_nearest() -> None:
 def test_tasks_come_in_alphabetical_order_under_their_names() -> None:
     assert list(all_tasks()) == sorted(all_tasks())
     assert all(name == task.name for name, task in all_tasks().items())
+
+
+def test_a_body_of_very_many_keys_is_refused_before_it_is_parsed() -> None:
+    body = b"{" + b",".join(b'"k%d" :1' % number for number in range(100_000)) + b"}"
+    with pytest.raises(ModelmillError) as refused:
+        find_task("text-embedding").parse(body)
+    assert refused.value.code is ErrorCode.INVALID_INPUT
+    assert "keys" in refused.value.message
