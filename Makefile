@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 SOURCES := api backends benchmarks modelmill tasks tests worker
 
-.PHONY: help demo test lint format types imports ci clean
+.PHONY: help demo test chaos lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -17,6 +17,9 @@ demo: $(VENV)/.installed ## A real photograph through the whole system, then eve
 
 test: $(VENV)/.installed-dev ## The whole suite
 	$(BIN)/python -m pytest
+
+chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
+	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
 
 lint: $(VENV)/.installed-dev ## Style and common mistakes
 	$(BIN)/ruff check .
