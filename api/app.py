@@ -35,7 +35,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = AsyncJobStore(settings)
-        bells = Bells(make_celery(settings))
+        loop = asyncio.get_running_loop()
+
+        def unring(model: str) -> None:
+            # Called from the thread that sends bells; the store belongs to the loop.
+            asyncio.run_coroutine_threadsafe(store.unring(model), loop).result(timeout=5)
+
+        bells = Bells(make_celery(settings), unring)
         ends = EndWatch(settings, store)
         app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store), ends, requests)
         await ends.start()

@@ -10,6 +10,7 @@ import importlib
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -82,11 +83,16 @@ def make_celery(settings: Settings) -> Celery:
 class Bells:
     """Sends Celery messages from a thread of its own, so that nobody waits for the broker.
 
-    What cannot be sent is dropped with a warning: the reaper rings again.
+    What cannot be sent is dropped with a warning: the reaper rings again, of whichever process.
+
+    Args:
+        app: Celery's application.
+        unring: Gives up the right to ring for a model, so that somebody else may whose broker answers.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, unring: Callable[[str], object]) -> None:
         self._app = app
+        self._unring = unring
         self._pending: queue.Queue[tuple[str, str, str, bool] | None] = queue.Queue(maxsize=1000)
         self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
         self._thread.start()
@@ -127,6 +133,13 @@ class Bells:
                     )
             except Exception as error:
                 logger.warning("the bell for model %s was not sent: %s", model, error)
+                self._give_up_turn(model)
+
+    def _give_up_turn(self, model: str) -> None:
+        try:
+            self._unring(model)
+        except Exception as error:
+            logger.warning("nobody else may ring for model %s for a while: %s", model, error)
 
     def _waiting(self, queue_name: str) -> int:
         pool: Any = self._app.pool

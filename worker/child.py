@@ -45,7 +45,7 @@ class Child:
         self._recorder = Recorder(state_folder())
         self._recorder.child_started()
         self._store = JobStore(self._settings)
-        self._bells = Bells(app)
+        self._bells = Bells(app, self._store.unring)
         self._leases = Leases(self._store)
         self._models = ModelCache(
             self._catalogue, self._device, self._settings, self._recorder, self._announce
@@ -66,7 +66,7 @@ class Child:
         """Answers a bell; one that another node passed on is not passed on again."""
         with self._until_sigterm():
             try:
-                self._store.drain_started(model)
+                self._store.unring(model)
                 if not passed_on and (node := self._somebody_better(model)):
                     self._bells.order(DRAIN, model, node, passed_on=True)
                     return

@@ -16,7 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backends.loader import LoadedModel
 from modelmill.errors import ModelmillError
@@ -106,6 +108,7 @@ class Drain:
         self._lock = threading.Lock()
         self._settled = 0
         self._model = ""
+        self._stopping = threading.Event()
         self._remembered: dict[str, tuple[int, int]] = {}
         self._ahead = ThreadPoolExecutor(1, "claim")
         self._behind = ThreadPoolExecutor(1, "settle")
@@ -127,6 +130,7 @@ class Drain:
         settling: list[Future[None]] = []
         started, settled, self._model = time.monotonic(), self._settled, model.name
         self._recorder.draining(model.name)
+        self._stopping = stopping
         try:
             remaining = self._run(model, stopping, settling, load_s)
             for future in settling:
@@ -224,13 +228,26 @@ class Drain:
     def _claim(self, model: str, count: int) -> Claims:
         fence = uuid.uuid4().hex
         self._recorder.claiming(fence)
-        claims = self._store.claim(model, fence, self._node, count, self._settings.claim_bytes)
+        claims = self._claim_until_answered(model, fence, count)
         self._leases.hold(claims.jobs)
         with self._lock:
             self._open |= {job.id: job for job in claims.jobs}
         if not claims.jobs:
             self._recorder.settled(fence)
         return claims
+
+    def _claim_until_answered(self, model: str, fence: str, count: int) -> Claims:
+        """Claims. A lost reply may have leased jobs to ``fence``: only the same claim again finds them."""
+        wait_s = 0.1
+        while True:
+            try:
+                return self._store.claim(model, fence, self._node, count, self._settings.claim_bytes)
+            except (RedisConnectionError, RedisTimeoutError) as error:
+                if self._stopping.is_set():
+                    raise
+                logger.warning("claiming jobs of %s failed, trying again: %s", model, error)
+                self._stopping.wait(wait_s)
+                wait_s = min(wait_s * 2, 2.0)
 
     def _fetch(self, model: LoadedModel, count: int | None = None) -> Window:
         """Claims a batchful of jobs and prepares their items."""

@@ -38,7 +38,7 @@ class Parent:
         self._settings = settings
         self._config = config
         self._store = JobStore(settings)
-        self._bells = Bells(app)
+        self._bells = Bells(app, self._store.unring)
         self._child_pids: Callable[[], list[int]] = list
         self._left = threading.Event()
         self._undertaker = Undertaker(settings, self._store, Recorder(state_folder()))

@@ -62,7 +62,7 @@ class BatchSizer:
 
     def out_of_memory(self, items: int) -> None:
         """A batch of ``items`` did not fit."""
-        self.cap = max(1, items // 2)
+        self.cap = min(self.cap, max(1, items // 2))
         self.best = min(self.best, self.cap)
         self._probe, self._seen, self._rest = None, 0, REST
 

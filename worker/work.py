@@ -134,13 +134,16 @@ class PassObserver:
         """A pass of ``items`` took ``seconds``."""
 
     def out_of_memory(self, items: int) -> None:
-        """A pass of ``items``, more than one, did not fit into memory."""
+        """A pass of ``items`` did not fit into memory, and no single one of them is to blame."""
 
 
-def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObserver | None = None) -> None:
+def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObserver | None = None) -> bool:
     """Runs one batch; every member ends with a result or an error.
 
     When a forward pass raises, the batch is halved until the item that is to blame stands alone.
+
+    Returns:
+        Whether an item ran out of memory all alone: then it is to blame, and not the size of a batch.
 
     Raises:
         DeviceLostError: the device can no longer be used by this process.
@@ -148,24 +151,31 @@ def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObs
     observer = observer or PassObserver()
     observer.entering(batch)
     started = time.monotonic()
+    out_of_memory = False
     try:
         raw = _forward(runner, batch)
     except Exception as error:
-        raw = None
-        _blame(error, batch, observer)
+        if _is_device_lost(error):
+            raise DeviceLostError(str(error)) from error
+        raw, out_of_memory = None, _is_out_of_memory(error)
+        if len(batch) == 1:
+            batch[0].error = as_item_error(error, batch[0])
+            return out_of_memory
     # Outside of `except`: the exception holds the frames, and they the tensors that were too large.
     if raw is None:
-        if len(batch) > 1:
-            middle = len(batch) // 2
-            run_batch(runner, batch[:middle], observer)
-            run_batch(runner, batch[middle:], observer)
-        return
+        middle = len(batch) // 2
+        alone = [run_batch(runner, half, observer) for half in (batch[:middle], batch[middle:])]
+        if out_of_memory and not any(alone):
+            logger.warning("a batch of %d did not fit into memory", len(batch))
+            observer.out_of_memory(len(batch))
+        return any(alone)
     forward_s = time.monotonic() - started
     observer.ran(len(batch), forward_s)
     for item, value in zip(batch, raw, strict=True):
         item.job.forward_s += forward_s
         item.job.batch_size = max(item.job.batch_size, len(batch))
         _postprocess(runner, item, value)
+    return False
 
 
 def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
@@ -173,17 +183,6 @@ def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
     if len(raw) != len(batch):
         raise RuntimeError(f"the runner gave {len(raw)} results for a batch of {len(batch)}")
     return raw
-
-
-def _blame(error: Exception, batch: Sequence[Item], observer: PassObserver) -> None:
-    """Charges the error to the item that ran alone, or to the size of the batch."""
-    if _is_device_lost(error):
-        raise DeviceLostError(str(error)) from error
-    if len(batch) == 1:
-        batch[0].error = as_item_error(error, batch[0])
-    elif _is_out_of_memory(error):
-        logger.warning("a batch of %d did not fit into memory; halving it", len(batch))
-        observer.out_of_memory(len(batch))
 
 
 def _postprocess(runner: Runner[Any, Any], item: Item, raw: Any) -> None:

@@ -210,6 +210,11 @@ class AsyncJobStore:
         async with _translated():
             return int(await cast("Any", self._redis.hget(keys.TOTALS, "jobs")) or 0)
 
+    async def unring(self, model: str) -> None:
+        """The bell for ``model`` could not be sent: somebody else may ring."""
+        async with _translated():
+            await self._redis.delete(keys.RUNG + model)
+
     async def mark_starting(self, model: str) -> None:
         """Somebody asked for ``model`` to be loaded."""
         async with _translated():

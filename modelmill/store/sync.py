@@ -86,8 +86,8 @@ class JobStore:
         """Wins the right to ring for ``model``, if no bell of its is on the way."""
         return bool(self._redis.set(keys.RUNG + model, "1", nx=True, px=round(scripts.RUNG_TTL_S * 1000)))
 
-    def drain_started(self, model: str) -> None:
-        """The bell arrived: the next submit to an empty queue rings again."""
+    def unring(self, model: str) -> None:
+        """The bell arrived, or could not be sent: whoever next has a reason may ring again."""
         self._redis.delete(keys.RUNG + model)
 
     def get(self, job_id: str) -> JobRecord | None:

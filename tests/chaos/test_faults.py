@@ -156,7 +156,7 @@ def test_a_full_job_store_accepts_nothing_and_running_jobs_still_end(system: Sys
 
 def test_the_bells_of_a_queue_that_nobody_serves_stay_few(tmp_path: Path) -> None:
     with System(tmp_path, workers=()) as system:
-        store, bells = JobStore(system.settings), Bells(make_celery(system.settings))
+        store, bells = JobStore(system.settings), Bells(make_celery(system.settings), lambda _: None)
         system.submit("echo", *[body(0.5)] * 20)
         rung = 0
         # An hour of it: a reaper may ring once in five seconds.

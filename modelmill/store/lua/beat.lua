@@ -3,12 +3,17 @@
 -- Returns {lost ids, ids asked to cancel}: a lost job belongs to somebody else by now, or has ended.
 local now = now_ms()
 local lease_ms = tonumber(ARGV[1])
-local lost, cancel = {}, {}
+local lost, cancel, renewed = {}, {}, {}
 for i = 2, #ARGV, 2 do
   local id = ARGV[i]
   local job = redis.call('HMGET', K.job .. id, 'fence', 'cancel')
   if job[1] == ARGV[i + 1] and redis.call('ZSCORE', K.leases, id) then
     redis.call('ZADD', K.leases, now + lease_ms, id)
+    if not renewed[job[1]] then
+      -- What the claim took must be known for as long as some of it is held.
+      redis.call('PEXPIRE', K.claim .. job[1], lease_ms * 6)
+      renewed[job[1]] = true
+    end
     if job[2] then table.insert(cancel, id) end
   else
     table.insert(lost, id)

@@ -23,6 +23,8 @@ local function crashed(id, item)
     local verdict = {error = {code = 'worker_crashed', message = CRASHED, retryable = false}}
     redis.call('HSET', K.parts .. id, item, cjson.encode(verdict))
     redis.call('HDEL', key, 'suspect')
+    -- Nor do its deaths count against the job: one in company, and those alone.
+    redis.call('HSET', key, 'deliveries', math.max(0, redis.call('HGET', key, 'deliveries') - MAX_CRASHES - 1))
     requeue(id, now, ttl_ms)
   else
     fail(id, now, ttl_ms, 'worker_crashed', CRASHED, false)

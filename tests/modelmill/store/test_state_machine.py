@@ -356,6 +356,10 @@ class Machine(RuleBasedStateMachine):
         assert answer.cancel == {job_id for job_id in held if self.jobs[job_id].cancel}
         for job_id in held:
             self.jobs[job_id].leased_until = self.now + LEASE_S
+        if held:
+            # What the claim took is known for as long as some of it is held.
+            index = pick % len(self.claims)
+            self.claims[index] = (*self.claims[index][:3], self.now + CLAIM_TTL_S)
 
     @precondition(lambda self: self.claims)
     @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(0, 2))
@@ -432,6 +436,8 @@ class Machine(RuleBasedStateMachine):
         elif job.batched:
             job.parts.add(item)
             job.suspect = False
+            # Its deaths, alone and the one in company before, are the item's.
+            job.deliveries = max(0, job.deliveries - MAX_CRASHES - 1)
             self.requeue(job)
         else:
             self.finish(job, Status.FAILED, "worker_crashed")

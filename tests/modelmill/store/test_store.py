@@ -93,7 +93,7 @@ def test_a_bell_on_its_way_is_not_rung_again_until_its_drain_starts(
 ) -> None:
     submit(settings, submission())
     assert not store.may_ring(MODEL)
-    store.drain_started(MODEL)
+    store.unring(MODEL)
     assert store.may_ring(MODEL)
 
 
@@ -292,7 +292,7 @@ def test_the_reaper_rings_for_waiting_jobs_at_most_once_in_a_while(
     settings: Settings, store: JobStore
 ) -> None:
     submit(settings, submission())
-    store.drain_started(MODEL)
+    store.unring(MODEL)
     assert [store.reap().bells for _ in range(3)] == [(MODEL,), (), ()]
 
 
