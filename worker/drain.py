@@ -184,15 +184,18 @@ class Drain:
         window = self._fetch(model)
         for job in window.jobs:
             job.load_s = min(load_s, job.claimed.queued_s)
+        # What was claimed just now need not be filled up: nothing can have come since.
+        fresh = model.context.entry.max_wait_ms is None
         while window.jobs:
-            self._fill_up(model, window, stopping)
+            if not fresh:
+                self._fill_up(model, window, stopping)
             ahead = None
             if time.monotonic() < deadline and not stopping.is_set():
                 ahead = self._ahead.submit(self._fetch, model)
             self._run_window(model, window, stopping, settling)
             if ahead is None:
                 break
-            window = ahead.result()
+            window, fresh = ahead.result(), False
             if not window.jobs and not stopping.is_set():
                 # Jobs may have come while the last batch ran: look once more before leaving.
                 window = self._fetch(model)
