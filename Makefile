@@ -4,7 +4,6 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
-SOURCES := api backends benchmarks modelmill tasks tests worker
 
 .PHONY: help demo test chaos lint format types imports ci clean
 .DEFAULT_GOAL := help
