@@ -141,7 +141,7 @@ class Child:
                 logger.exception("heartbeat failed")
 
     def _announce(self) -> None:
-        sizes = self._drain.sizes() if hasattr(self, "_drain") else {}
+        sizes = self._drain.sizes()
         models = self._models.describe()
         document = {
             "pid": os.getpid(),

@@ -132,11 +132,13 @@ class Drain:
         self._recorder.draining(model.name)
         self._stopping = stopping
         try:
-            remaining = self._run(model, stopping, settling, load_s)
+            remaining = self._run(model, settling, load_s)
             for future in settling:
                 future.result()
             self._give_back()
         finally:
+            # A claim ahead may still be on its way, if an error cut in: nobody would run what it takes.
+            self._ahead.submit(lambda: None).result()
             # After an unforeseen error nobody must go on beating for these: their leases run out, and
             # the delivery they cost keeps a job that causes such errors from coming back for ever.
             self._leases.drop(list(self._open))
@@ -173,13 +175,7 @@ class Drain:
         if jobs > 1:
             self._store.report_rate(model, jobs / max(seconds, 1e-3))
 
-    def _run(
-        self,
-        model: LoadedModel,
-        stopping: threading.Event,
-        settling: list[Future[None]],
-        load_s: float,
-    ) -> int:
+    def _run(self, model: LoadedModel, settling: list[Future[None]], load_s: float) -> int:
         deadline = time.monotonic() + self._settings.slice_s
         window = self._fetch(model)
         for job in window.jobs:
@@ -188,24 +184,24 @@ class Drain:
         fresh = model.context.entry.max_wait_ms is None
         while window.jobs:
             if not fresh:
-                self._fill_up(model, window, stopping)
+                self._fill_up(model, window)
             ahead = None
-            if time.monotonic() < deadline and not stopping.is_set():
+            if time.monotonic() < deadline and not self._stopping.is_set():
                 ahead = self._ahead.submit(self._fetch, model)
-            self._run_window(model, window, stopping, settling)
+            self._run_window(model, window, settling)
             if ahead is None:
                 break
             window, fresh = ahead.result(), False
-            if not window.jobs and not stopping.is_set():
+            if not window.jobs and not self._stopping.is_set():
                 # Jobs may have come while the last batch ran: look once more before leaving.
                 window = self._fetch(model)
         return window.remaining
 
-    def _fill_up(self, model: LoadedModel, window: Window, stopping: threading.Event) -> None:
+    def _fill_up(self, model: LoadedModel, window: Window) -> None:
         """Claims what came since, if the window fills no batch; waits only where the model says so."""
         size = self.sizer(model).size
         wait_until = time.monotonic() + (model.context.entry.max_wait_ms or 0) / 1000
-        while (missing := size - window.items) > 0 and not window.alone and not stopping.is_set():
+        while (missing := size - window.items) > 0 and not window.alone and not self._stopping.is_set():
             more = self._fetch(model, missing)
             window.jobs += more.jobs
             window.remaining = more.remaining
@@ -278,9 +274,7 @@ class Drain:
             return
         preprocess(runner, item)
 
-    def _run_window(
-        self, model: LoadedModel, window: Window, stopping: threading.Event, settling: list[Future[None]]
-    ) -> None:
+    def _run_window(self, model: LoadedModel, window: Window, settling: list[Future[None]]) -> None:
         unsettled = list(window.jobs)
         source = model.context.entry.source
         details = self._details | ({"revision": source.revision} if source and source.revision else {})
@@ -297,7 +291,7 @@ class Drain:
         sizer = self.sizer(model)
         items = [item for job in unsettled for item in job.items]
         for batch in form_batches(items, sizer.size):
-            if stopping.is_set():
+            if self._stopping.is_set():
                 return
             if wanted := [item for item in batch if not item.job.is_done]:
                 task = wanted[0].job.claimed.task
