@@ -10,7 +10,6 @@ from api.documents import ModelJob, ModelStatus
 from api.problems import responses
 from api.state import ApiState, state_of
 from modelmill.broker import LOAD, UNLOAD
-from modelmill.catalogue import unknown_name
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import NodeRecord
@@ -52,7 +51,7 @@ async def list_models(state: State) -> list[str]:
     responses=responses(ErrorCode.MODEL_NOT_FOUND),
 )
 async def list_model_tasks(model: str, state: State) -> list[str]:
-    return list(await _tasks_of(model, state))
+    return list(await state.directory.tasks_of(model))
 
 
 @router.get(
@@ -63,7 +62,7 @@ async def list_model_tasks(model: str, state: State) -> list[str]:
     response_model_exclude_none=True,
 )
 async def model_status(model: str, state: State) -> ModelStatus:
-    await _tasks_of(model, state)
+    await state.directory.tasks_of(model)
     return await _status(model, state, await state.nodes_serving(model))
 
 
@@ -99,15 +98,8 @@ async def stop_model(model: str, state: State) -> ModelStatus:
     return await _status(model, state, nodes)
 
 
-async def _tasks_of(model: str, state: ApiState) -> tuple[str, ...]:
-    models = await state.directory.models()
-    if model not in models:
-        raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", model, models)
-    return models[model]
-
-
 async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
-    await _tasks_of(model, state)
+    await state.directory.tasks_of(model)
     nodes = await state.nodes_serving(model)
     if not nodes:
         raise ModelmillError(

@@ -61,20 +61,29 @@ class Directory:
                 model: tuple(tasks) for node in self._nodes for model, tasks in node.parent["models"].items()
             }
 
+    async def tasks_of(self, model: str) -> tuple[str, ...]:
+        """Names of the tasks that ``model`` answers.
+
+        Raises:
+            ModelmillError: ``model_not_found``, naming the nearest.
+        """
+        models = await self.models()
+        if model not in models:
+            raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", model, models)
+        return models[model]
+
     async def check(self, task: Task, model: str) -> None:
         """Refuses a model that nobody knows, or that does not answer ``task``.
 
         Raises:
             ModelmillError: ``model_not_found`` or ``task_not_supported``, naming what there is.
         """
-        models = await self.models()
-        if model not in models:
-            raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", model, models)
-        if task.name not in models[model]:
-            able = [name for name, tasks in models.items() if task.name in tasks]
+        answered = await self.tasks_of(model)
+        if task.name not in answered:
+            able = [name for name, tasks in (await self.models()).items() if task.name in tasks]
             raise ModelmillError(
                 ErrorCode.TASK_NOT_SUPPORTED,
-                f"Model {model!r} does not answer {task.name}; it answers {', '.join(models[model])}. "
+                f"Model {model!r} does not answer {task.name}; it answers {', '.join(answered)}. "
                 f"Models for {task.name}: {', '.join(able) or 'none'}.",
             )
 

@@ -8,7 +8,7 @@ falls apart into items, what makes items compatible, the OpenAPI schemas and the
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -149,7 +149,7 @@ class Task:
             one = _type_of(field)
             union = Annotated[
                 Annotated[one, Tag(SHARED)] | Annotated[list[one], Field(max_length=MAX_ITEMS), Tag(EACH)],  # type: ignore[valid-type]
-                Discriminator(_nested if _is_list(field) else _listed),
+                Discriminator(_nesting_of(field)),
             ]
             default = ... if field.is_required() else field.get_default(call_default_factory=True)
             fields[name] = (union, Field(default, description=field.description))
@@ -187,8 +187,8 @@ class Task:
         columns = {name: getattr(request, name) for name in self.batched_fields}
         for name in self.shared_fields:
             value = getattr(request, name)
-            as_list = _nested(value) if _is_list(self.input.model_fields[name]) else _listed(value)
-            columns[name] = value if as_list == EACH else [value] * count
+            each = _nesting_of(self.input.model_fields[name])(value) == EACH
+            columns[name] = value if each else [value] * count
         return [
             self.input.model_construct(**{name: column[index] for name, column in columns.items()})
             for index in range(count)
@@ -202,10 +202,8 @@ class Task:
         count = len(getattr(request, self.batched_fields[0]))
         for name in (*self.batched_fields[1:], *self.shared_fields):
             value = getattr(request, name)
-            if name in self.shared_fields:
-                tell = _nested if _is_list(self.input.model_fields[name]) else _listed
-                if tell(value) == SHARED:
-                    continue
+            if name in self.shared_fields and _nesting_of(self.input.model_fields[name])(value) == SHARED:
+                continue
             if len(value) != count:
                 message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
                 raise ModelmillError(
@@ -230,21 +228,26 @@ def _bound_keys(body: bytes | str) -> None:
         )
 
 
+def _marks_batched(mark: object) -> bool:
+    return mark is Batched or isinstance(mark, Batched)
+
+
 def _is_batched(field: FieldInfo) -> bool:
-    return any(mark is Batched or isinstance(mark, Batched) for mark in field.metadata)
-
-
-def _is_list(field: FieldInfo) -> bool:
-    return get_origin(field.annotation) is list
+    return any(map(_marks_batched, field.metadata))
 
 
 def _type_of(field: FieldInfo) -> Any:
     """The field's type with its constraints, for use inside a list."""
-    marks = [mark for mark in field.metadata if mark is not Batched and not isinstance(mark, Batched)]
     annotation: Any = field.annotation
-    for mark in marks:
-        annotation = Annotated[annotation, mark]
+    for mark in field.metadata:
+        if not _marks_batched(mark):
+            annotation = Annotated[annotation, mark]
     return annotation
+
+
+def _nesting_of(field: FieldInfo) -> Callable[[Any], str]:
+    """Tells of a shared field's value in a batched job whether it is ``SHARED`` or ``EACH``."""
+    return _nested if get_origin(field.annotation) is list else _listed
 
 
 def _listed(value: Any) -> str:

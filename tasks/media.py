@@ -56,14 +56,12 @@ def source_bytes(value: str) -> bytes:
                 ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
             )
     try:
-        data = base64.b64decode(value, validate=True)
-    except binascii.Error:
-        # Line-wrapped base64 is common in mail and in shell output.
         try:
+            data = base64.b64decode(value, validate=True)
+        except binascii.Error:
+            # Line-wrapped base64 is common in mail and in shell output.
             data = base64.b64decode("".join(value.split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
-    except ValueError:
+    except ValueError:  # binascii.Error is one, and so is what text outside of ASCII raises
         raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
     if not data:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")

@@ -62,9 +62,6 @@ def script(name: str) -> Script:
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-NAMES = ("submit", "claim", "beat", "settle", "cancel", "reap")
-
-
 def pack_submit(job: Submission, settings: Settings) -> list[Argument]:
     body_hash = hashlib.sha256(job.body).hexdigest() if job.idempotency_key else ""
     return [

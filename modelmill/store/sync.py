@@ -49,9 +49,6 @@ class JobStore:
     def close(self) -> None:
         self._redis.close()
 
-    def ping(self) -> None:
-        self._redis.ping()
-
     def claim(self, model: str, fence: str, node: str, count: int, max_bytes: int) -> Claims:
         """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs."""
         arguments = scripts.pack_claim(model, fence, node, count, max_bytes, self._settings)
