@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import health, models, operations, problems, schemas
-from api.jobs import job_routers
+from api import health, jobs, models, operations, problems, schemas
+from api.documentation import job_routes
 from api.metrics import CountRequests, RequestMetrics
 from api.state import ApiState, Directory, reap_until
 from api.waiting import on_stop_signal
@@ -65,9 +65,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     problems.install(app)
-    schemas.install(app)
+    schemas.install(app, job_routes())
     app.add_middleware(CountRequests, metrics=requests)
-    for router in (health.router, operations.router, models.router, *job_routers()):
+    jobs.add_routes(app)
+    for router in (health.router, operations.router, models.router, jobs.router):
         app.include_router(router)
     return app
 

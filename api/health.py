@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from api.documents import Readiness
-from api.state import ApiState, state_of
+from api.state import State
 from modelmill.errors import ModelmillError
-
-State = Annotated[ApiState, Depends(state_of)]
 
 router = APIRouter(prefix="/health", tags=["health"])
 

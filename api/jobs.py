@@ -1,103 +1,82 @@
-"""Jobs: submit, read and cancel. The routes of each task are made from its contract."""
+"""Jobs: submit, read and cancel."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from api import schemas
 from api.body import parse_body, read_body
+from api.documentation import READ_PROBLEMS, IdempotencyKey
 from api.documents import JobAccepted, JobDocument, job_response
+from api.metrics import name_route
 from api.outlook import outlook
 from api.problems import responses
-from api.state import ApiState, state_of
-from api.waiting import Prefer, preferred_wait, read_at_end
+from api.state import ApiState, State, state_of
+from api.waiting import Prefer, preferred_wait, read_at_end, wait_for_end
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import JobRecord, Submission, Verdict
 from tasks.contract import Task
-from tasks.registry import all_tasks, find_task
-
-State = Annotated[ApiState, Depends(state_of)]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Any text of yours. The same key with the same body gives the same job, "
-        "however often it is sent.",
-    ),
-]
-
-SUBMIT_PROBLEMS = responses(
-    ErrorCode.MODEL_NOT_FOUND,
-    ErrorCode.TASK_NOT_SUPPORTED,
-    ErrorCode.BODY_TOO_LARGE,
-    ErrorCode.INVALID_INPUT,
-    ErrorCode.INVALID_MEDIA,
-    ErrorCode.MEDIA_TOO_LARGE,
-    ErrorCode.MEDIA_SOURCE_REFUSED,
-    ErrorCode.IDEMPOTENCY_CONFLICT,
-    ErrorCode.QUEUE_FULL,
-    ErrorCode.STORE_FULL,
-    ErrorCode.STORE_UNAVAILABLE,
-)
-READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+from tasks.registry import find_task
 
 
-def task_routes(task: Task) -> APIRouter:
-    """The four routes of one task: submit and read, plain and batched."""
-    router = APIRouter(prefix=f"/api/tasks/{task.name}", tags=[task.name])
-    for batched, part in ((False, ""), (True, "/batched")):
-        _add_submit(router, task, batched, f"{part}/{{model}}/jobs")
-        _add_read(router, task, batched, f"{part}/jobs/{{id}}")
-    return router
+def add_routes(app: FastAPI) -> None:
+    """The four routes that every job takes, for all tasks; to be added before all others.
+
+    They are plain Starlette routes: FastAPI's own take twice as long for a request, and one for each task
+    would be tried one after the other. What FastAPI makes of a route's signature for the documentation
+    is in ``documentation.py``, task by task.
+    """
+    for batched, part in ((True, "/batched"), (False, "")):
+        app.add_route(f"/api/tasks/{{task}}{part}/jobs/{{id}}", _read_handler(batched, part), ["GET"])
+        app.add_route(f"/api/tasks/{{task}}{part}/{{model}}/jobs", _submit_handler(batched, part), ["POST"])
 
 
-def _add_submit(router: APIRouter, task: Task, batched: bool, path: str) -> None:
-    @router.post(
-        path,
-        status_code=202,
-        response_model=JobAccepted,
-        responses=SUBMIT_PROBLEMS,
-        summary=f"Submit a {'batched ' if batched else ''}job",
-        description=task.summary + (" Batched fields are lists, one value an item." if batched else ""),
-        openapi_extra=schemas.request_body(task, batched) | schemas.submit_responses(task, batched),
-        operation_id=f"submit_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
-    )
-    async def submit(
-        model: str,
-        request: Request,
-        state: State,
-        idempotency_key: IdempotencyKey = None,
-        prefer: Prefer = None,
-    ) -> Response:
-        accepted = await _submit(task, model, batched, request, state, idempotency_key or "")
-        return await _accepted(task, batched, accepted, request, state, preferred_wait(prefer))
+def _submit_handler(batched: bool, part: str) -> Callable[[Request], Awaitable[Response]]:
+    async def submit(request: Request) -> Response:
+        task = find_task(request.path_params["task"])
+        name_route(request.scope, f"/api/tasks/{task.name}{part}/{{model}}/jobs")
+        return await _submit(task, batched, request)
+
+    return submit
 
 
-def _add_read(router: APIRouter, task: Task, batched: bool, path: str) -> None:
-    @router.get(
-        path,
-        response_model=JobDocument,
-        responses=READ_PROBLEMS,
-        summary=f"Read a {'batched ' if batched else ''}job",
-        openapi_extra=schemas.job_response(task, batched),
-        operation_id=f"read_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
-    )
-    async def read(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
-        return await _read(request, state, id, prefer, lambda: _find(state, task, id, batched))
+def _read_handler(batched: bool, part: str) -> Callable[[Request], Awaitable[Response]]:
+    async def read(request: Request) -> Response:
+        state, job_id = state_of(request), request.path_params["id"]
+        task = find_task(request.path_params["task"])
+        name_route(request.scope, f"/api/tasks/{task.name}{part}/jobs/{{id}}")
+        prefer = request.headers.getlist("prefer")
+        return await _read(request, state, job_id, prefer, lambda: _find(state, task, job_id, batched))
+
+    return read
 
 
-async def _submit(
-    task: Task, model: str, batched: bool, request: Request, state: ApiState, idempotency_key: str
-) -> str:
-    """Accepts a job, and returns its id."""
+_IDEMPOTENCY_KEY: TypeAdapter[str | None] = TypeAdapter(IdempotencyKey)
+
+
+def _idempotency_key(request: Request) -> str:
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return ""
+    try:
+        return _IDEMPOTENCY_KEY.validate_python(given) or ""
+    except ValidationError as error:
+        problems = [
+            {**item, "loc": ("header", "idempotency-key")} for item in error.errors(include_input=False)
+        ]
+        raise RequestValidationError(problems) from None
+
+
+async def _submit(task: Task, batched: bool, request: Request) -> Response:
+    state, model = state_of(request), request.path_params["model"]
+    idempotency_key = _idempotency_key(request)
+    wait_s = preferred_wait(request.headers.getlist("prefer"))
     await state.directory.check(task, model)
     body = await read_body(request, state.settings.max_body_bytes)
     parsed = await parse_body(task, body, batched)
@@ -113,27 +92,42 @@ async def _submit(
         expires_in_s=parsed.expires_in,
         bell_every=state.directory.max_batch(model) or state.settings.max_batch,
     )
+    if wait_s is None:
+        return _accepted(task, batched, await _accept(submission, state))
+    # On the list before anybody can run it, so that nobody need look whether it has ended already.
+    with state.ends.watch(submission.id) as ended:
+        job_id = await _accept(submission, state)
+        applied = _applied(wait_s)
+        # Accepted it is, whatever happens to the store from now on.
+        with suppress(ModelmillError):
+            if job_id != submission.id:
+                record = await read_at_end(request, state, job_id, wait_s, lambda: _get(state, job_id))
+            elif not await wait_for_end(request, ended, wait_s):
+                return _accepted(task, batched, job_id, applied)  # nobody is there to read it
+            else:
+                record = await _get(state, job_id)
+            if record.status.is_terminal:
+                return job_response(record, {}, {"Location": _location(task, batched, job_id), **applied})
+    return _accepted(task, batched, job_id, applied)
+
+
+async def _accept(submission: Submission, state: ApiState) -> str:
+    """Hands the job to the store, and gives its id: the first one's, for an Idempotency-Key seen before."""
     accepted = await state.store.submit(submission)
-    _raise_refusal(accepted.verdict, model, state)
+    _raise_refusal(accepted.verdict, submission.model, state)
     if accepted.bell:
-        state.bells.ring(model)
+        state.bells.ring(submission.model)
     return accepted.id
 
 
-async def _accepted(
-    task: Task, batched: bool, job_id: str, request: Request, state: ApiState, wait_s: int | None
-) -> Response:
-    """The answer to a submit: the job's document if it ends within the wait, else that it was accepted."""
-    part = "/batched" if batched else ""
-    headers = {"Location": f"/api/tasks/{task.name}{part}/jobs/{job_id}"}
-    if wait_s is not None:
-        # Accepted it is, whatever happens to the store from now on.
-        with suppress(ModelmillError):
-            record = await read_at_end(request, state, job_id, wait_s, lambda: _get(state, job_id))
-            headers |= _applied(wait_s)
-            if record.status.is_terminal:
-                return job_response(record, {}, headers)
-    return JSONResponse({"id": job_id, "status": Status.STARTING.value}, 202, headers)
+def _accepted(task: Task, batched: bool, job_id: str, applied: Mapping[str, str] | None = None) -> Response:
+    headers = {"Location": _location(task, batched, job_id), **(applied or {})}
+    body = f'{{"id":"{job_id}","status":"{Status.STARTING.value}"}}'
+    return Response(body, 202, headers, "application/json")
+
+
+def _location(task: Task, batched: bool, job_id: str) -> str:
+    return f"/api/tasks/{task.name}{'/batched' if batched else ''}/jobs/{job_id}"
 
 
 def _raise_refusal(verdict: Verdict, model: str, state: ApiState) -> None:
@@ -216,11 +210,11 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-generic = APIRouter(tags=["tasks"])
-"""Routes that are the same for all tasks; to be included after the tasks' own."""
+router = APIRouter(tags=["tasks"])
+"""What is asked less often."""
 
 
-@generic.post(
+@router.post(
     "/api/tasks/{task}/jobs/{id}/cancel",
     response_model=JobAccepted,
     status_code=202,
@@ -243,7 +237,7 @@ async def cancel(task: str, id: str, state: State) -> JobAccepted:
     return JobAccepted(id=record.id, status=Status.CANCELED)
 
 
-@generic.get(
+@router.get(
     "/api/jobs/{id}",
     response_model=JobDocument,
     responses=READ_PROBLEMS,
@@ -252,17 +246,3 @@ async def cancel(task: str, id: str, state: State) -> JobAccepted:
 )
 async def read_job(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
     return await _read(request, state, id, prefer, lambda: _get(state, id))
-
-
-@generic.post("/api/tasks/{task}/{model}/jobs", include_in_schema=False)
-@generic.post("/api/tasks/{task}/batched/{model}/jobs", include_in_schema=False)
-@generic.get("/api/tasks/{task}/jobs/{id}", include_in_schema=False)
-@generic.get("/api/tasks/{task}/batched/jobs/{id}", include_in_schema=False)
-async def unknown_task(task: str) -> None:
-    # A known task has routes of its own: this always raises, naming the nearest.
-    find_task(task)
-
-
-def job_routers() -> list[APIRouter]:
-    """All routes on jobs, in the order they are to be matched."""
-    return [*map(task_routes, all_tasks().values()), generic]

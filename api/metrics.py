@@ -29,6 +29,14 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+_ROUTE = "modelmill.route"
+
+
+def name_route(scope: Scope, path: str) -> None:
+    """Says under which route's name a request is counted, where it is not FastAPI's."""
+    scope[_ROUTE] = path
+
+
 class RequestMetrics:
     """What this API process counts itself. Each process of several has its own numbers."""
 
@@ -55,7 +63,7 @@ class RequestMetrics:
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Counts one request."""
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = str(scope.get(_ROUTE) or getattr(scope.get("route"), "path", "unknown"))
         method = scope["method"] if scope["method"] in METHODS else "other"
         key = (method, route, status)
         # Looking a label set up costs more than counting does.

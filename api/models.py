@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from api.documents import ModelJob, ModelStatus
 from api.problems import responses
-from api.state import ApiState, state_of
+from api.state import ApiState, State
 from modelmill.broker import LOAD, UNLOAD
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import NodeRecord
 from tasks.registry import all_tasks, find_task
-
-State = Annotated[ApiState, Depends(state_of)]
 
 router = APIRouter()
 
@@ -79,6 +75,7 @@ async def start_model(model: str, state: State) -> ModelStatus:
     if not all(node.state_of(model).get("status") == "running" for node in nodes):
         await state.store.mark_starting(model)
     for node in nodes:
+        await state.store.send_away(node.name)
         state.bells.order(LOAD, model, node.name)
     return await _status(model, state, nodes)
 
@@ -94,6 +91,7 @@ async def start_model(model: str, state: State) -> ModelStatus:
 async def stop_model(model: str, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
     for node in nodes:
+        await state.store.send_away(node.name)
         state.bells.order(UNLOAD, model, node.name)
     return await _status(model, state, nodes)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 
 from api.documents import Worker, WorkerModel
 from api.metrics import MEDIA_TYPE, Exposition
 from api.problems import responses
-from api.state import ApiState, state_of
+from api.state import State
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import NodeRecord
 
 logger = logging.getLogger(__name__)
 
-State = Annotated[ApiState, Depends(state_of)]
 
 router = APIRouter(tags=["operations"])
 

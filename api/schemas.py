@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -73,13 +73,21 @@ def _header(description: str) -> dict[str, Any]:
 _WAITED = {"Preference-Applied": _header("`wait=n`, when `Prefer: wait` was honoured: the n that applied.")}
 
 
-def install(app: FastAPI) -> None:
-    """Gives ``app`` an OpenAPI document that holds the tasks' schemas, made when first asked for."""
+def install(app: FastAPI, documented: APIRouter) -> None:
+    """Gives ``app`` an OpenAPI document that holds the tasks' schemas, made when first asked for.
+
+    Args:
+        app: The application.
+        documented: Routes that stand in the document beside those of ``app``.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=[*documented.routes, *app.routes],
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             _forget_default_422(document)

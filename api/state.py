@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from api.metrics import RequestMetrics
 from modelmill.broker import Bells
@@ -34,14 +35,13 @@ class Directory:
         self._catalogue = catalogue
         self._store = store
         self._nodes: list[NodeRecord] = []
-        self._announced: dict[str, tuple[str, ...]] = {}
+        self._models = {name: entry.tasks for name, entry in catalogue.items()}
         self._seen_at = -self.REFRESH_S
 
     async def models(self) -> Mapping[str, tuple[str, ...]]:
         """Tasks by model name. What workers announce is at most a second old."""
         await self._refresh()
-        known = {name: entry.tasks for name, entry in self._catalogue.items()}
-        return known | {name: tasks for name, tasks in self._announced.items() if name not in known}
+        return self._models
 
     async def nodes_serving(self, model: str) -> list[NodeRecord]:
         """Nodes that serve ``model``, at most a second old."""
@@ -57,9 +57,11 @@ class Directory:
         except ModelmillError as error:
             logger.warning("the list of workers could not be read: %s", error.message)
         else:
-            self._announced = {
+            announced = {
                 model: tuple(tasks) for node in self._nodes for model, tasks in node.parent["models"].items()
             }
+            # The catalogue's word counts where both know a model.
+            self._models = announced | {name: entry.tasks for name, entry in self._catalogue.items()}
 
     async def tasks_of(self, model: str) -> tuple[str, ...]:
         """Names of the tasks that ``model`` answers.
@@ -108,11 +110,19 @@ class ApiState:
         return [node for node in await self.store.nodes() if model in node.models]
 
 
-async def state_of(request: Request) -> ApiState:
-    """The state of the application that serves ``request``; for ``Depends``."""
-    # Asynchronous although it awaits nothing: FastAPI gives what is not a thread, for each request.
+def state_of(request: Request) -> ApiState:
+    """The state of the application that serves ``request``."""
     state: ApiState = request.app.state.modelmill
     return state
+
+
+async def _depend_on_state(request: Request) -> ApiState:
+    # Asynchronous although it awaits nothing: FastAPI gives what is not a thread, for each request.
+    return state_of(request)
+
+
+State = Annotated[ApiState, Depends(_depend_on_state)]
+"""The parameter of a FastAPI route that is given the state."""
 
 
 async def reap_until(stopping: asyncio.Event, state: ApiState) -> None:

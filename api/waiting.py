@@ -60,20 +60,20 @@ async def read_at_end(
     request: Request, state: ApiState, job_id: str, wait_s: int, read: Callable[[], Awaitable[JobRecord]]
 ) -> JobRecord:
     """The job as soon as it has ended, or as it is after ``wait_s``, or when the API is about to stop."""
-    # Time spent here is the caller's wish and no latency of ours.
-    request.scope["modelmill.waited"] = True
     # First on the list, then the record: an end in between is seen by one or the other.
     with state.ends.watch(job_id) as ended:
         record = await read()
         if record.status.is_terminal or wait_s == 0:
             return record
-        if not await _wait(request, ended, wait_s):
+        if not await wait_for_end(request, ended, wait_s):
             return record  # nobody is there to read it
     return await read()
 
 
-async def _wait(request: Request, ended: asyncio.Future[None], wait_s: int) -> bool:
-    """Whether the client is still there when the wait is over."""
+async def wait_for_end(request: Request, ended: asyncio.Future[None], wait_s: int) -> bool:
+    """Waits until the job has ended, for ``wait_s`` at most; whether the client is still there then."""
+    # Time spent here is the caller's wish and no latency of ours.
+    request.scope["modelmill.waited"] = True
     gone = asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)

@@ -66,6 +66,12 @@ class Settings(BaseModel):
     beat_s: float = Field(2.0, gt=0, description="How often leases and nodes say they live.")
     reap_s: float = Field(1.0, gt=0, description="How often expired leases are looked for.")
     slice_s: float = Field(5.0, gt=0, description="How long one drain may keep the worker.")
+    linger_s: float = Field(
+        1.0,
+        ge=0,
+        description="How long a worker stays with a model whose queue it has emptied, to take the next job "
+        "without a bell; work for another model sends it away at once.",
+    )
     max_deliveries: int = Field(20, ge=1, description="How often one job may be handed out.")
     max_batch: int = Field(
         16, ge=1, le=1024, description="Items in one forward pass, unless the model says otherwise."

@@ -7,12 +7,12 @@ contract stays cheap.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import io
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import pybase64
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
@@ -57,10 +57,10 @@ def source_bytes(value: str) -> bytes:
             )
     try:
         try:
-            data = base64.b64decode(value, validate=True)
+            data = pybase64.b64decode(value, validate=True)
         except binascii.Error:
             # Line-wrapped base64 is common in mail and in shell output.
-            data = base64.b64decode("".join(value.split()), validate=True)
+            data = pybase64.b64decode("".join(value.split()), validate=True)
     except ValueError:  # binascii.Error is one, and so is what text outside of ASCII raises
         raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
     if not data:

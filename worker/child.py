@@ -68,6 +68,7 @@ class Child:
             try:
                 self._store.unring(model)
                 if not passed_on and (node := self._somebody_better(model)):
+                    self._store.send_away(node)
                     self._bells.order(DRAIN, model, node, passed_on=True)
                     return
                 started, was_loaded = time.monotonic(), self._models.is_loaded(model)

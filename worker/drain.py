@@ -43,6 +43,9 @@ from worker.work import (
 
 logger = logging.getLogger(__name__)
 
+AHEAD_AFTER_S = 0.005
+"""How long a batch must run before somebody looks for jobs that may have come since its claim."""
+
 
 @dataclass
 class Window:
@@ -108,6 +111,7 @@ class Drain:
         self._lock = threading.Lock()
         self._settled = 0
         self._model = ""
+        self._idle_s = 0.0
         self._stopping = threading.Event()
         self._remembered: dict[str, tuple[int, int]] = {}
         self._ahead = ThreadPoolExecutor(1, "claim")
@@ -129,6 +133,7 @@ class Drain:
         """
         settling: list[Future[None]] = []
         started, settled, self._model = time.monotonic(), self._settled, model.name
+        self._idle_s = 0.0
         self._recorder.draining(model.name)
         self._stopping = stopping
         try:
@@ -144,7 +149,7 @@ class Drain:
             self._leases.drop(list(self._open))
             self._open.clear()
         self._recorder.idle()
-        self._remember(model.name, self._settled - settled, time.monotonic() - started)
+        self._remember(model.name, self._settled - settled, time.monotonic() - started - self._idle_s)
         return remaining > 0
 
     def sizer(self, model: LoadedModel) -> BatchSizer:
@@ -177,25 +182,62 @@ class Drain:
 
     def _run(self, model: LoadedModel, settling: list[Future[None]], load_s: float) -> int:
         deadline = time.monotonic() + self._settings.slice_s
-        window = self._fetch(model)
+        linger_s = self._settings.linger_s
+        window = self._fetch(model, linger_s=linger_s)
         for job in window.jobs:
             job.load_s = min(load_s, job.claimed.queued_s)
         # What was claimed just now need not be filled up: nothing can have come since.
         fresh = model.context.entry.max_wait_ms is None
-        while window.jobs:
+        while True:
+            if not window.jobs:
+                woken = self._linger(model.name, linger_s) if linger_s else ""
+                if not woken:
+                    break
+                if woken == "leave" or time.monotonic() >= deadline:
+                    linger_s = 0.0
+                window = self._fetch(model, linger_s=linger_s)
+                continue
             if not fresh:
                 self._fill_up(model, window)
-            ahead = None
-            if time.monotonic() < deadline and not self._stopping.is_set():
-                ahead = self._ahead.submit(self._fetch, model)
-            self._run_window(model, window, settling)
-            if ahead is None:
+            if time.monotonic() >= deadline or self._stopping.is_set():
+                self._run_window(model, window, settling)
                 break
+            ran = threading.Event()
+            ahead = self._ahead.submit(self._fetch_ahead, model, ran, window.remaining)
+            self._run_window(model, window, settling)
+            ran.set()
             window, fresh = ahead.result(), False
             if not window.jobs and not self._stopping.is_set():
                 # Jobs may have come while the last batch ran: look once more before leaving.
-                window = self._fetch(model)
+                window = self._fetch(model, linger_s=linger_s)
         return window.remaining
+
+    def _fetch_ahead(self, model: LoadedModel, ran: threading.Event, remaining: int) -> Window:
+        """The next window, while the present one runs.
+
+        If nothing remained in the queue, a batch that is over in a moment is not to be slowed down by it.
+        """
+        if not remaining and ran.wait(AHEAD_AFTER_S):
+            return Window()
+        return self._fetch(model)
+
+    def _linger(self, model: str, linger_s: float) -> str:
+        """Stays for a while with a model whose queue is empty: ``go`` on, ``leave``, or nothing has come.
+
+        After ``leave`` there may be jobs all the same, that nobody else was called for.
+        """
+        started = time.monotonic()
+        woken = ""
+        # In short waits, since SIGTERM does not end one.
+        while not woken and not self._stopping.is_set():
+            left_s = started + linger_s - time.monotonic()
+            if left_s <= 0:
+                break
+            woken = self._store.linger(self._node, max(0.001, min(left_s, 0.2)))
+        self._idle_s += time.monotonic() - started
+        if woken != "go" and self._store.stop_lingering(model, self._node):
+            return ""
+        return woken if woken == "go" else "leave"
 
     def _fill_up(self, model: LoadedModel, window: Window) -> None:
         """Claims what came since, if the window fills no batch; waits only where the model says so."""
@@ -224,10 +266,10 @@ class Drain:
         for pool in (self._ahead, self._behind, self._preparers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _claim(self, model: str, count: int) -> Claims:
+    def _claim(self, model: str, count: int, linger_s: float = 0.0) -> Claims:
         fence = uuid.uuid4().hex
         self._recorder.claiming(fence)
-        claims = self._claim_until_answered(model, fence, count)
+        claims = self._claim_until_answered(model, fence, count, linger_s)
         self._leases.hold(claims.jobs)
         with self._lock:
             self._open |= {job.id: job for job in claims.jobs}
@@ -235,12 +277,14 @@ class Drain:
             self._recorder.settled(fence)
         return claims
 
-    def _claim_until_answered(self, model: str, fence: str, count: int) -> Claims:
+    def _claim_until_answered(self, model: str, fence: str, count: int, linger_s: float) -> Claims:
         """Claims. A lost reply may have leased jobs to ``fence``: only the same claim again finds them."""
         wait_s = 0.1
         while True:
             try:
-                return self._store.claim(model, fence, self._node, count, self._settings.claim_bytes)
+                return self._store.claim(
+                    model, fence, self._node, count, self._settings.claim_bytes, linger_s
+                )
             except (RedisConnectionError, RedisTimeoutError) as error:
                 if self._stopping.is_set():
                     raise
@@ -248,10 +292,10 @@ class Drain:
                 self._stopping.wait(wait_s)
                 wait_s = min(wait_s * 2, 2.0)
 
-    def _fetch(self, model: LoadedModel, count: int | None = None) -> Window:
+    def _fetch(self, model: LoadedModel, count: int | None = None, linger_s: float = 0.0) -> Window:
         """Claims a batchful of jobs and prepares their items."""
         try:
-            claims = self._claim(model.name, count or self.sizer(model).size)
+            claims = self._claim(model.name, count or self.sizer(model).size, linger_s)
             bodies = self._store.inputs(claims.jobs)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claims.jobs]
         except RedisError as error:

@@ -17,7 +17,11 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import keys, scripts
+from modelmill.store.multiplex import Command, Multiplexer
 from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Submission, node_records
+
+SHARED_BYTES = 1024 * 1024
+"""Larger bodies do not go over the connection that everybody shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +62,24 @@ class AsyncJobStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2)
         # A pool that lets callers wait for a connection: the plain one refuses whoever comes 101st.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
             settings.redis_url,
             max_connections=64,
+            protocol=3,
             timeout=10,
             socket_timeout=5,
             socket_connect_timeout=2,
             health_check_interval=30,
-            retry=redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2),
+            retry=retry,
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
+        # What every job costs goes through here; the rest, and very large bodies, through the pool.
+        self._shared = Multiplexer(pool, retry, answer_s=5.0)
 
     async def close(self) -> None:
+        await self._shared.close()
         await self._redis.aclose()
 
     async def ping(self) -> None:
@@ -84,17 +93,23 @@ class AsyncJobStore:
         same Idempotency-Key then gives the same answer.
         """
         script = scripts.script("submit")
-        arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
+        arguments = scripts.pack_submit(job, self._settings)
+        # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
+        write: Command = ("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX")
+        accept: Command = ("EVALSHA", script.sha, 0, *arguments)
         async with _translated():
-            pipe = self._redis.pipeline(transaction=False)
-            # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
-            pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S, nx=True)
-            pipe.evalsha(script.sha, 0, *arguments)
-            written, reply = await pipe.execute(raise_on_error=False)
+            if len(job.body) <= SHARED_BYTES:
+                written, reply = await self._shared.execute(write, accept)
+            else:
+                # Nobody else's commands are to wait behind many megabytes.
+                pipe = self._redis.pipeline(transaction=False)
+                pipe.execute_command(*write)
+                pipe.execute_command(*accept)
+                written, reply = await pipe.execute(raise_on_error=False)
             if isinstance(written, Exception):
                 raise written
             if isinstance(reply, NoScriptError):
-                reply = await cast("Any", self._redis.eval(script.source, 0, *arguments))
+                reply = await cast("Any", self._redis.eval(script.source, 0, *cast("list[str]", arguments)))
             if isinstance(reply, Exception):
                 raise reply
             return scripts.read_submit(reply)
@@ -102,7 +117,7 @@ class AsyncJobStore:
     async def get(self, job_id: str) -> JobRecord | None:
         """The job, or None when it is unknown or its time to live is over."""
         async with _translated():
-            fields = cast("dict[bytes, bytes]", await cast("Any", self._redis.hgetall(keys.JOB + job_id)))
+            (fields,) = await self._ask(("HGETALL", keys.JOB + job_id))
             if b"task" not in fields:
                 return None
             result = fields.get(b"result")
@@ -113,13 +128,13 @@ class AsyncJobStore:
     async def standing(self, job: JobRecord) -> Standing:
         """Where a job stands that had not ended when it was read."""
         async with _translated():
-            pipe = self._redis.pipeline(transaction=False)
-            pipe.zrank(keys.READY + job.model, job.id)
-            pipe.hget(keys.RATES, job.model)
-            pipe.hlen(keys.PARTS + job.id)
-            pipe.time()
-            position, rate, done, (seconds, micros) = await pipe.execute()
-        return Standing(position, float(rate) if rate else None, done, seconds + micros / 1e6)
+            position, rate, done, (seconds, micros) = await self._ask(
+                ("ZRANK", keys.READY + job.model, job.id),
+                ("HGET", keys.RATES, job.model),
+                ("HLEN", keys.PARTS + job.id),
+                ("TIME",),
+            )
+        return Standing(position, float(rate) if rate else None, done, int(seconds) + int(micros) / 1e6)
 
     async def ended(self, job_ids: Sequence[str]) -> list[str]:
         """Those of ``job_ids`` that have ended, or are not there any more."""
@@ -215,6 +230,14 @@ class AsyncJobStore:
         async with _translated():
             await self._redis.delete(keys.RUNG + model)
 
+    async def send_away(self, node: str) -> None:
+        """Something else waits for a node: should its drain linger, it is to leave at once."""
+        async with _translated():
+            pipe = self._redis.pipeline(transaction=True)
+            pipe.rpush(keys.WAKE + node, "leave")
+            pipe.pexpire(keys.WAKE + node, scripts.WAKE_TTL_MS)
+            await pipe.execute()
+
     async def mark_starting(self, model: str) -> None:
         """Somebody asked for ``model`` to be loaded."""
         async with _translated():
@@ -223,6 +246,13 @@ class AsyncJobStore:
     async def is_starting(self, model: str) -> bool:
         async with _translated():
             return bool(await self._redis.exists(keys.STARTING + model))
+
+    async def _ask(self, *commands: Command) -> list[Any]:
+        replies = await self._shared.execute(*commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
 
     async def _ids(self, key: str, last: int) -> list[str]:
         found = cast("list[bytes]", await self._redis.zrange(key, 0, last))

@@ -31,6 +31,8 @@ from modelmill.store.records import (
 
 RUNG_TTL_S = 5.0
 """How long a bell keeps others from ringing; a lost one is rung again after it."""
+WAKE_TTL_MS = 2000
+"""How long a call waits for a node that does not linger any more."""
 ORPHAN_TTL_S = 3600
 """How long a payload lives that no script has taken over."""
 
@@ -92,7 +94,7 @@ def read_submit(reply: Any) -> Accepted:
 
 
 def pack_claim(
-    model: str, fence: str, node: str, count: int, max_bytes: int, settings: Settings
+    model: str, fence: str, node: str, count: int, max_bytes: int, linger_s: float, settings: Settings
 ) -> list[Argument]:
     return [
         model,
@@ -103,6 +105,7 @@ def pack_claim(
         _ms(settings.lease_s),
         settings.max_deliveries,
         settings.result_ttl_s * 1000,
+        _ms(linger_s),
     ]
 
 

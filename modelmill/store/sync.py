@@ -49,10 +49,36 @@ class JobStore:
     def close(self) -> None:
         self._redis.close()
 
-    def claim(self, model: str, fence: str, node: str, count: int, max_bytes: int) -> Claims:
-        """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs."""
-        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, self._settings)
+    def claim(
+        self, model: str, fence: str, node: str, count: int, max_bytes: int, linger_s: float = 0.0
+    ) -> Claims:
+        """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs.
+
+        With ``linger_s``, a claim that finds nothing says that the node stays for as long, and is to be
+        woken by the next job instead of a bell: see ``linger``.
+        """
+        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, linger_s, self._settings)
         return scripts.read_claim(fence, self._run("claim", arguments))
+
+    def linger(self, node: str, timeout_s: float) -> str:
+        """Waits for what wakes a node that lingers: ``go``, ``leave``, or nothing (an empty string)."""
+        woken = cast("list[bytes] | None", self._redis.blpop([keys.WAKE + node], timeout=timeout_s))
+        return woken[1].decode() if woken else ""
+
+    def stop_lingering(self, model: str, node: str) -> bool:
+        """The node leaves. Returns False if it has been counted on meanwhile, and must claim once more."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.srem(keys.IDLE + model, node)
+        pipe.srem(keys.LINGERING, node)
+        pipe.delete(keys.WAKE + node)
+        return bool(pipe.execute()[0])
+
+    def send_away(self, node: str) -> None:
+        """Something else waits for a node: should it linger, it is to leave at once."""
+        pipe = self._redis.pipeline(transaction=True)
+        pipe.rpush(keys.WAKE + node, "leave")
+        pipe.pexpire(keys.WAKE + node, scripts.WAKE_TTL_MS)
+        pipe.execute()
 
     def inputs(self, jobs: Sequence[Claimed]) -> list[bytes | None]:
         """The request bodies of claimed jobs, in order."""

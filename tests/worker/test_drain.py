@@ -7,6 +7,7 @@ import json
 import threading
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -43,7 +44,8 @@ def recorder(tmp_path: Path) -> Recorder:
 
 @pytest.fixture
 def drain(settings: Settings, store: JobStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
-    made = Drain(settings, store, leases, recorder, "node", "cpu")
+    brief = settings.model_copy(update={"linger_s": 0.05})
+    made = Drain(brief, store, leases, recorder, "node", "cpu")
     yield made
     made.close()
 
@@ -66,6 +68,10 @@ def submit(settings: Settings, name: str, *classes: str) -> list[str]:
     return asyncio.run(act())
 
 
+def are_complete(store: JobStore, ids: list[str]) -> bool:
+    return all(record.status is Status.COMPLETE for record in records(store, ids))
+
+
 def records(store: JobStore, ids: list[str]) -> list[JobRecord]:
     found = [store.get(job_id) for job_id in ids]
     return [record for record in found if record is not None]
@@ -81,6 +87,39 @@ def test_a_drain_runs_the_queue_empty_in_full_batches(
     assert {record.ends for record in done} == {1}
     assert [record.details["batch_size"] for record in done] == [8] * 16 + [4] * 4
     assert done[0].result == {"probabilities": [0.5, 0.5]}
+
+
+def test_a_drain_that_lingers_takes_what_comes(
+    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
+) -> None:
+    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    loaded = model("noop", settings)
+    worker = threading.Thread(target=patient.run, args=(loaded, threading.Event()))
+    worker.start()
+    for _ in range(3):
+        wait_until(lambda: bool(raw_redis.scard(keys.IDLE + "noop")), what="lingering")
+        ids = submit(settings, "noop", "a", "b")
+        wait_until(partial(are_complete, store, ids))
+    wait_until(lambda: bool(raw_redis.scard(keys.IDLE + "noop")), what="lingering")
+    store.send_away("node")
+    worker.join(timeout=10)
+    assert not worker.is_alive()
+    assert not raw_redis.exists(keys.IDLE + "noop", keys.LINGERING)
+    patient.close()
+
+
+def test_told_to_stop_it_does_not_linger(
+    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
+) -> None:
+    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    stopping = threading.Event()
+    worker = threading.Thread(target=patient.run, args=(model("noop", settings), stopping))
+    worker.start()
+    wait_until(lambda: bool(raw_redis.scard(keys.IDLE + "noop")), what="lingering")
+    stopping.set()
+    worker.join(timeout=10)
+    assert not worker.is_alive()
+    patient.close()
 
 
 def test_one_bad_job_among_many_fails_alone(settings: Settings, store: JobStore, drain: Drain) -> None:

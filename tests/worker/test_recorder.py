@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -58,12 +60,32 @@ def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
 
 
 def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, tmp_path: Path) -> None:
-    document = json.loads((tmp_path / "child.json").read_text()) | {"pid": 1, "fences": ["f1"]}
-    (tmp_path / "child.json").write_text(json.dumps(document))
+    another = (
+        "import sys; from pathlib import Path; from worker.recorder import Recorder\n"
+        "recorder = Recorder(Path(sys.argv[1])); recorder.child_started(); recorder.claiming('f1')\n"
+    )
+    subprocess.run([sys.executable, "-c", another, str(tmp_path)], check=True)
     Recorder(tmp_path).child_started()
-    (dead,) = recorder.take_dead()
-    assert (dead.pid, dead.fences) == (1, ("f1",))
+    dead = recorder.take_dead()
+    assert [flight.fences for flight in dead if flight.pid != os.getpid()] == [("f1",)]
     assert recorder.take_dead() == []
+
+
+@pytest.mark.parametrize("torn", [1, 2])
+def test_a_word_that_was_not_finished_leaves_the_one_before(
+    recorder: Recorder, tmp_path: Path, torn: int
+) -> None:
+    """Words go in turn to two places; the last one of this child is torn after its first bytes."""
+    for _ in range(torn):
+        recorder.draining("before")
+    recorder.loading("last")
+    with (tmp_path / "child").open("r+b") as file:
+        text = file.read()
+        file.seek(text.index(b'"last"') + 1)
+        file.write(b"\0\0")
+    flight = recorder.read()
+    assert flight is not None
+    assert (flight.phase, flight.model) == (Phase.DRAINING, "before")
 
 
 def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
@@ -85,7 +107,7 @@ def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "absent")
     assert recorder.read() is None
     assert recorder.load_deaths() == {}
-    (tmp_path / "child.json").write_text("{")
+    (tmp_path / "child").write_text("{")
     assert Recorder(tmp_path).read() is None
 
 

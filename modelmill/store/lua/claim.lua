@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Leases jobs of one model to one claim. Safe to replay with the same fence.
--- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms
+-- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms, linger ms
+-- With linger ms above 0, a node that finds nothing is noted down as idle: work wakes it through its wake list.
 -- Returns {ready jobs left, job, job, …}, a job as
 --   {id, task, batched, bytes, deliveries, created ms, now ms, suspect}.
 --
@@ -9,7 +10,7 @@
 -- claims too small for that, one in eight begins with normal and one in eight with bulk.
 local model, fence, node = ARGV[1], ARGV[2], ARGV[3]
 local max_count, max_bytes, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local max_deliveries, ttl_ms = tonumber(ARGV[7]), tonumber(ARGV[8])
+local max_deliveries, ttl_ms, linger_ms = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local ready, claim = K.ready .. model, K.claim .. fence
 local now = now_ms()
 
@@ -84,4 +85,12 @@ for _, id in ipairs(candidates()) do
 end
 if #reply > 1 then redis.call('PEXPIRE', claim, lease_ms * 6) end
 reply[1] = redis.call('ZCARD', ready)
+if #reply == 1 and reply[1] == 0 and linger_ms > 0 then
+  redis.call('DEL', K.wake .. node)
+  for _, key in ipairs({K.idle .. model, K.lingering}) do
+    redis.call('SADD', key, node)
+    -- Whoever dies meanwhile is not counted on for long.
+    redis.call('PEXPIRE', key, linger_ms + 1000)
+  end
+end
 return reply

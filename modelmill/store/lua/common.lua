@@ -23,6 +23,26 @@ local function finish(id, now, ttl_ms, status, fields)
   redis.call('PUBLISH', K.ended, id .. ' ' .. status)
 end
 
+local function wake(node, why)
+  redis.call('RPUSH', K.wake .. node, why)
+  redis.call('PEXPIRE', K.wake .. node, 2000)
+end
+
+-- Gets somebody to work on a model at once: a drain that lingers on it. Returns whether there was one.
+local function wake_idle(model)
+  local node = redis.call('SPOP', K.idle .. model)
+  if not node then return false end
+  redis.call('SREM', K.lingering, node)
+  wake(node, 'go')
+  return true
+end
+
+-- A bell is about to be sent. Drains that linger hold the processes that it may need.
+local function send_away()
+  for _, node in ipairs(redis.call('SMEMBERS', K.lingering)) do wake(node, 'leave') end
+  redis.call('DEL', K.lingering)
+end
+
 local function fail(id, now, ttl_ms, code, message, retryable)
   finish(id, now, ttl_ms, 'failed', {'error', cjson.encode({code = code, message = message, retryable = retryable})})
 end

@@ -39,8 +39,9 @@ local bells = {}
 for _, model in ipairs(redis.call('SMEMBERS', K.models)) do
   if redis.call('ZCARD', K.ready .. model) == 0 then
     redis.call('SREM', K.models, model)
-  elseif redis.call('SET', K.rung .. model, '1', 'NX', 'PX', ARGV[4]) then
+  elseif not wake_idle(model) and redis.call('SET', K.rung .. model, '1', 'NX', 'PX', ARGV[4]) then
     table.insert(bells, model)
   end
 end
+if #bells > 0 then send_away() end
 return {returned, expired, bells}

@@ -75,11 +75,12 @@ if idem_key ~= '' then
 end
 
 -- A bell wakes one worker. One is due when the queue was empty, unless one is still on its way, and
--- again for each batchful, so that a long queue wakes more workers.
+-- again for each batchful, so that a long queue wakes more workers. None is where a drain lingers on the model.
 local bell = 0
-if (depth + 1) % bell_every == 0 then
+local batchful = (depth + 1) % bell_every == 0
+if (batchful or depth == 0) and not wake_idle(model)
+  and (batchful or redis.call('SET', K.rung .. model, '1', 'NX', 'PX', 5000)) then
   bell = 1
-elseif depth == 0 and redis.call('SET', K.rung .. model, '1', 'NX', 'PX', 5000) then
-  bell = 1
+  send_away()
 end
 return {'accepted', id, bell}

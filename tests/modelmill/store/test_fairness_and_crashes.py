@@ -43,7 +43,7 @@ def test_no_lane_starves_however_busy_the_others_are(settings: Settings, store: 
 
 def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw_redis: redis.Redis) -> None:
     # Beside this, what connections and scripts take and give back meanwhile is nothing.
-    raw_redis.set("ballast", bytes(32 * MIB))
+    raw_redis.set("ballast", bytes(32 * 2**20))
     used = raw_redis.info("memory")["used_memory"]
     raw_redis.config_set("maxmemory", str(int(used / 0.75)))
     try:

@@ -1,0 +1,90 @@
+"""The job routes as the documentation shows them: task by task, with each task's schemas.
+
+Requests never come here. ``jobs.py`` answers them, for all tasks alike; these signatures exist for what
+FastAPI makes of them in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header
+
+from api import schemas
+from api.documents import JobAccepted, JobDocument
+from api.problems import responses
+from api.waiting import Prefer
+from modelmill.errors import ErrorCode
+from tasks.contract import Task
+from tasks.registry import all_tasks
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Any text of yours. The same key with the same body gives the same job, "
+        "however often it is sent.",
+    ),
+]
+
+SUBMIT_PROBLEMS = responses(
+    ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.TASK_NOT_SUPPORTED,
+    ErrorCode.BODY_TOO_LARGE,
+    ErrorCode.INVALID_INPUT,
+    ErrorCode.INVALID_MEDIA,
+    ErrorCode.MEDIA_TOO_LARGE,
+    ErrorCode.MEDIA_SOURCE_REFUSED,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.STORE_FULL,
+    ErrorCode.STORE_UNAVAILABLE,
+)
+READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+
+
+def job_routes() -> APIRouter:
+    """The four routes of each task: submit and read, plain and batched."""
+    router = APIRouter()
+    for task in all_tasks().values():
+        for batched in (False, True):
+            _add_submit(router, task, batched)
+            _add_read(router, task, batched)
+    return router
+
+
+def _add_submit(router: APIRouter, task: Task, batched: bool) -> None:
+    router.add_api_route(
+        f"/api/tasks/{task.name}{'/batched' if batched else ''}/{{model}}/jobs",
+        _submit,
+        methods=["POST"],
+        tags=[task.name],
+        status_code=202,
+        response_model=JobAccepted,
+        responses=SUBMIT_PROBLEMS,
+        summary=f"Submit a {'batched ' if batched else ''}job",
+        description=task.summary + (" Batched fields are lists, one value an item." if batched else ""),
+        openapi_extra=schemas.request_body(task, batched) | schemas.submit_responses(task, batched),
+        operation_id=f"submit_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
+    )
+
+
+def _add_read(router: APIRouter, task: Task, batched: bool) -> None:
+    router.add_api_route(
+        f"/api/tasks/{task.name}{'/batched' if batched else ''}/jobs/{{id}}",
+        _read,
+        methods=["GET"],
+        tags=[task.name],
+        response_model=JobDocument,
+        responses=READ_PROBLEMS,
+        summary=f"Read a {'batched ' if batched else ''}job",
+        openapi_extra=schemas.job_response(task, batched),
+        operation_id=f"read_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
+    )
+
+
+def _submit(model: str, idempotency_key: IdempotencyKey = None, prefer: Prefer = None) -> None: ...
+
+
+def _read(id: str, prefer: Prefer = None) -> None: ...

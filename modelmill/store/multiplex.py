@@ -1,0 +1,151 @@
+"""Commands of many callers over one connection: what is asked in one turn of the loop goes out together.
+
+A pool gives each caller a connection of its own, and each pays for its own system calls, timers and
+wake-ups. Redis answers in order, so one connection can serve all: replies are dealt out as they come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+import redis.asyncio
+from hiredis import pack_command
+from redis.asyncio.retry import Retry
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+Command = tuple[str | bytes | int | float, ...]
+
+
+class _Call:
+    """Some commands of one caller, whose replies are wanted together."""
+
+    __slots__ = ("missing", "packed", "replies", "reply")
+
+    def __init__(self, packed: list[bytes], reply: asyncio.Future[list[Any]]) -> None:
+        self.packed = packed
+        self.reply = reply
+        self.replies: list[Any] = []
+        self.missing = len(packed)
+
+
+class Multiplexer:
+    """One connection, made when first needed and made anew when it breaks.
+
+    Args:
+        pool: Makes the connection; its settings apply.
+        retry: How often, and after which pauses, a call is sent again whose connection broke: only
+            commands that may be replayed can be sent here.
+        answer_s: The longest wait for the next reply, before the connection counts as broken.
+    """
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool, retry: Retry, answer_s: float) -> None:
+        self._pool = pool
+        self._retry = retry
+        self._answer_s = answer_s
+        self._outgoing: deque[_Call] = deque()
+        self._awaited: deque[_Call] = deque()
+        self._to_write = asyncio.Event()
+        self._to_read = asyncio.Event()
+        self._session: asyncio.Task[None] | None = None
+
+    async def execute(self, *commands: Command) -> list[Any]:
+        """Sends ``commands`` one after the other, and gives their replies.
+
+        What the server refused is among the replies, as a ``ResponseError``.
+
+        Raises:
+            RedisError: the server could not be reached, or did not answer.
+        """
+        packed = [pack_command(cast("Any", command)) for command in commands]
+
+        async def attempt() -> list[Any]:
+            call = _Call(packed, asyncio.get_running_loop().create_future())
+            self._outgoing.append(call)
+            self._to_write.set()
+            if self._session is None:
+                self._session = asyncio.create_task(self._run())
+            return await call.reply
+
+        async def failed(_: Exception) -> None:
+            """Nothing to clean up: the session that broke did."""
+
+        return await self._retry.call_with_retry(attempt, failed)
+
+    async def close(self) -> None:
+        """Gives up the connection, and with it every call that still waits."""
+        if self._session is not None:
+            self._session.cancel()
+            await asyncio.wait((self._session,))
+
+    async def _run(self) -> None:
+        """One connection's life."""
+        connection = cast("Any", self._pool).make_connection()
+        problem: Exception = RedisConnectionError("the connection was closed")
+        try:
+            await connection.connect()
+            tasks = [
+                asyncio.create_task(self._write(connection)),
+                asyncio.create_task(self._read(connection)),
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+                problem = _problem(next(iter(done)).exception())
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+        except Exception as error:
+            problem = _problem(error)
+        finally:
+            self._session = None
+            self._fail_all(problem)
+            await connection.disconnect(nowait=True)
+
+    def _fail_all(self, problem: Exception) -> None:
+        calls = [*self._awaited, *self._outgoing]
+        self._awaited.clear()
+        self._outgoing.clear()
+        for call in calls:
+            if not call.reply.done():
+                call.reply.set_exception(problem)
+
+    async def _write(self, connection: Any) -> None:
+        while True:
+            await self._to_write.wait()
+            self._to_write.clear()
+            calls = list(self._outgoing)
+            self._outgoing.clear()
+            self._awaited.extend(calls)
+            self._to_read.set()
+            packed: Sequence[bytes] = [part for call in calls for part in call.packed]
+            await connection.send_packed_command(packed, check_health=False)
+
+    async def _read(self, connection: Any) -> None:
+        while True:
+            while self._awaited:
+                try:
+                    reply = await connection.read_response(timeout=self._answer_s)
+                except ResponseError as error:
+                    reply = error
+                call = self._awaited[0]
+                call.replies.append(reply)
+                call.missing -= 1
+                if not call.missing:
+                    self._awaited.popleft()
+                    if not call.reply.done():
+                        call.reply.set_result(call.replies)
+            self._to_read.clear()
+            await self._to_read.wait()
+
+
+def _problem(error: BaseException | None) -> Exception:
+    if isinstance(error, RedisError):
+        return error
+    if isinstance(error, TimeoutError):
+        return RedisTimeoutError(str(error))
+    return RedisConnectionError(str(error) or type(error).__name__)

@@ -1,0 +1,118 @@
+"""Drains that stay with an empty queue: woken by the next job instead of a bell, sent away by other work."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+import pytest
+import redis
+
+from modelmill.settings import Settings
+from modelmill.store import Claims, JobStore, keys
+from tests.modelmill.store.test_store import MODEL, run, submission
+
+
+def linger(store: JobStore, node: str = "node", model: str = MODEL) -> Claims:
+    return store.claim(model, uuid.uuid4().hex, node, 10, 10**9, linger_s=1.0)
+
+
+def bells(settings: Settings, count: int = 1, model: str = MODEL, bell_every: int = 16) -> list[bool]:
+    """Submits, and tells of each whether a bell is due."""
+
+    async def act(store: object) -> list[bool]:
+        jobs = [submission(model=model, bell_every=bell_every) for _ in range(count)]
+        return [(await store.submit(job)).bell for job in jobs]  # type: ignore[attr-defined]
+
+    return run(settings, act)
+
+
+def test_a_job_wakes_the_drain_that_lingers_instead_of_a_bell(settings: Settings, store: JobStore) -> None:
+    assert linger(store).jobs == ()
+    assert bells(settings, 2) == [False, False]
+    assert store.linger("node", 0.01) == "go"
+    assert store.linger("node", 0.01) == ""
+    # It was counted on: before it leaves it must look once more.
+    assert store.stop_lingering(MODEL, "node") is False
+    assert len(linger(store).jobs) == 2
+
+
+def test_a_drain_that_waits_is_woken_at_once(settings: Settings, store: JobStore) -> None:
+    linger(store)
+    woken: list[tuple[str, float]] = []
+
+    def wait() -> None:
+        woken.append((store.linger("node", 10), time.monotonic()))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    bells(settings)
+    submitted_at = time.monotonic()
+    thread.join(timeout=10)
+    assert woken[0][0] == "go"
+    assert woken[0][1] - submitted_at < 2
+
+
+def test_a_claim_that_finds_jobs_does_not_linger(settings: Settings, store: JobStore) -> None:
+    assert bells(settings) == [True]
+    assert len(linger(store).jobs) == 1
+    assert bells(settings) == [False], "a bell was sent within five seconds, and nobody lingers"
+    assert store.linger("node", 0.01) == ""
+
+
+def test_one_that_left_is_not_counted_on(settings: Settings, store: JobStore, raw_redis: redis.Redis) -> None:
+    linger(store)
+    assert store.stop_lingering(MODEL, "node") is True
+    assert not raw_redis.exists(keys.IDLE + MODEL, keys.LINGERING)
+    assert bells(settings) == [True]
+
+
+def test_each_batchful_wakes_another(settings: Settings, store: JobStore) -> None:
+    for node in ("a", "b"):
+        linger(store, node)
+    assert bells(settings, 6, bell_every=2) == [False, False, False, True, False, True]
+    assert {store.linger(node, 0.01) for node in ("a", "b")} == {"go"}
+
+
+def test_a_bell_for_another_model_sends_lingering_drains_away(settings: Settings, store: JobStore) -> None:
+    linger(store)
+    assert bells(settings, model="other") == [True]
+    assert store.linger("node", 0.01) == "leave"
+    assert store.stop_lingering(MODEL, "node") is True
+
+
+def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: JobStore) -> None:
+    linger(store)
+    store.send_away("node")
+    assert bells(settings) == [False]
+    assert store.linger("node", 0.01) == "leave"
+    assert store.stop_lingering(MODEL, "node") is False
+
+
+def test_calls_from_before_do_not_count(settings: Settings, store: JobStore) -> None:
+    store.send_away("node")
+    linger(store)
+    assert store.linger("node", 0.01) == ""
+
+
+@pytest.mark.parametrize("lingers", [True, False])
+def test_the_reaper_wakes_or_rings_for_jobs_that_came_back(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis, lingers: bool
+) -> None:
+    bells(settings)
+    raw_redis.delete(keys.RUNG + MODEL)
+    if lingers:
+        # As after a claim of a dead node was returned while this one lingered.
+        raw_redis.sadd(keys.IDLE + MODEL, "node")
+    assert store.reap().bells == (() if lingers else (MODEL,))
+    assert store.linger("node", 0.01) == ("go" if lingers else "")
+
+
+def test_one_that_died_is_forgotten(settings: Settings, store: JobStore, raw_redis: redis.Redis) -> None:
+    linger(store)
+    assert 0 < raw_redis.pttl(keys.IDLE + MODEL) <= 2000
+    bells(settings)
+    assert 0 < raw_redis.pttl(keys.WAKE + "node") <= 2000
+    # The wake was lost with it: the next turn of the reaper rings.
+    assert store.reap().bells == (MODEL,)
