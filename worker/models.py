@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from backends.contract import LoadContext
-from backends.device import Device, free_memory, total_bytes, used_bytes
+from backends.device import Device, free_memory, keep_memory, total_bytes, used_bytes
 from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
@@ -112,6 +112,7 @@ class ModelCache:
         state = ModelState("running", time.time(), taken // MIB, round(load_s, 3))
         state.revision = entry.source.revision if entry.source else None
         self._set(name, state)
+        keep_memory()
         metrics.model_loaded(name, load_s)
         logger.info("loaded model %s in %.1f s, %d MiB", name, load_s, taken // MIB)
         self._make_room(name, 0)

@@ -83,6 +83,7 @@ def up(
 def api(
     port: Annotated[int | None, typer.Option(help="Port; 8000 when not set.")] = None,
     host: Annotated[str | None, typer.Option(help="Address; loopback when not set.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer; 1 when not set.")] = None,
     redis_url: RedisUrl = None,
     models_file: ModelsFile = None,
 ) -> None:
@@ -93,7 +94,11 @@ def api(
     from modelmill.settings import get_settings
 
     set_environment(
-        port=port, host=host, redis_url=redis_url, models_file=models_file and models_file.resolve()
+        port=port,
+        host=host,
+        api_workers=workers,
+        redis_url=redis_url,
+        models_file=models_file and models_file.resolve(),
     )
     settings = get_settings()
     configure_logging(settings.log_level)
@@ -105,6 +110,7 @@ def api(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=10,
+        workers=settings.api_workers,
     )
 
 

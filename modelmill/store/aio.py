@@ -76,7 +76,14 @@ class AsyncJobStore:
         )
         self._redis = redis.asyncio.Redis.from_pool(pool)
         # What every job costs goes through here; the rest, and very large bodies, through the pool.
-        self._shared = Multiplexer(pool, retry, answer_s=5.0)
+        plain = redis.asyncio.ConnectionPool.from_url(
+            settings.redis_url,
+            protocol=3,
+            socket_timeout=None,
+            socket_connect_timeout=2,
+            socket_keepalive=True,
+        )
+        self._shared = Multiplexer(plain, retry, answer_s=5.0)
 
     async def close(self) -> None:
         await self._shared.close()

@@ -7,6 +7,8 @@ wake-ups. Redis answers in order, so one connection can serve all: replies are d
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
@@ -24,11 +26,12 @@ Command = tuple[str | bytes | int | float, ...]
 class _Call:
     """Some commands of one caller, whose replies are wanted together."""
 
-    __slots__ = ("missing", "packed", "replies", "reply")
+    __slots__ = ("missing", "packed", "replies", "reply", "sent_at")
 
     def __init__(self, packed: list[bytes], reply: asyncio.Future[list[Any]]) -> None:
         self.packed = packed
         self.reply = reply
+        self.sent_at = 0.0
         self.replies: list[Any] = []
         self.missing = len(packed)
 
@@ -37,10 +40,11 @@ class Multiplexer:
     """One connection, made when first needed and made anew when it breaks.
 
     Args:
-        pool: Makes the connection; its settings apply.
+        pool: Makes the connection; its settings apply. Without a ``socket_timeout``: redis-py would start a
+            timer for each read and a task for each write.
         retry: How often, and after which pauses, a call is sent again whose connection broke: only
             commands that may be replayed can be sent here.
-        answer_s: The longest wait for the next reply, before the connection counts as broken.
+        answer_s: The longest wait for a reply, give or take a tenth, before the connection counts as broken.
     """
 
     def __init__(self, pool: redis.asyncio.ConnectionPool, retry: Retry, answer_s: float) -> None:
@@ -87,14 +91,17 @@ class Multiplexer:
         connection = cast("Any", self._pool).make_connection()
         problem: Exception = RedisConnectionError("the connection was closed")
         try:
-            await connection.connect()
-            tasks = [
-                asyncio.create_task(self._write(connection)),
-                asyncio.create_task(self._read(connection)),
-            ]
+            async with asyncio.timeout(self._answer_s):
+                await connection.connect()
+            tasks = [asyncio.create_task(part(connection)) for part in (self._write, self._read)]
             try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-                problem = _problem(next(iter(done)).exception())
+                done: set[asyncio.Task[None]] = set()
+                while not done and not self._is_overdue():
+                    # Neither of them ever returns: it ends with an error.
+                    done, _ = await asyncio.wait(
+                        tasks, timeout=self._answer_s / 10, return_when=asyncio.FIRST_COMPLETED
+                    )
+                problem = _problem(next(iter(done)).exception()) if done else _overdue(self._answer_s)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -105,6 +112,10 @@ class Multiplexer:
             self._session = None
             self._fail_all(problem)
             await connection.disconnect(nowait=True)
+
+    def _is_overdue(self) -> bool:
+        oldest = self._awaited[0] if self._awaited else None
+        return oldest is not None and time.monotonic() - oldest.sent_at > self._answer_s
 
     def _fail_all(self, problem: Exception) -> None:
         calls = [*self._awaited, *self._outgoing]
@@ -120,6 +131,9 @@ class Multiplexer:
             self._to_write.clear()
             calls = list(self._outgoing)
             self._outgoing.clear()
+            now = time.monotonic()
+            for call in calls:
+                call.sent_at = now
             self._awaited.extend(calls)
             self._to_read.set()
             packed: Sequence[bytes] = [part for call in calls for part in call.packed]
@@ -129,7 +143,7 @@ class Multiplexer:
         while True:
             while self._awaited:
                 try:
-                    reply = await connection.read_response(timeout=self._answer_s)
+                    reply = await connection.read_response(timeout=math.inf)
                 except ResponseError as error:
                     reply = error
                 call = self._awaited[0]
@@ -141,6 +155,10 @@ class Multiplexer:
                         call.reply.set_result(call.replies)
             self._to_read.clear()
             await self._to_read.wait()
+
+
+def _overdue(answer_s: float) -> Exception:
+    return RedisTimeoutError(f"no reply within {answer_s:g} s")
 
 
 def _problem(error: BaseException | None) -> Exception:

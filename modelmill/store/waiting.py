@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -50,6 +52,7 @@ class EndWatch:
         self._released = False
         self._listening = False
         self._tried = asyncio.Event()
+        self._heard_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -126,20 +129,39 @@ class EndWatch:
             await self._catch_up()
             self._listening = True
             self._tried.set()
-            asked = False
-            while True:
-                reply = await connection.read_response(timeout=SILENCE_S, push_request=True)
-                if reply is None:
-                    if asked:
-                        raise RedisConnectionError("the subscription has fallen silent")
-                    await connection.send_command("PING")
-                    asked = True
-                    continue
-                asked = False
-                if reply[0] == b"message":
-                    self._wake(reply[2].partition(b" ")[0])
+            reading = asyncio.create_task(self._read(connection))
+            try:
+                await self._keep_alive(connection, reading)
+            finally:
+                reading.cancel()
+                await asyncio.wait((reading,))
         finally:
             await connection.disconnect(nowait=True)
+
+    async def _read(self, connection: Any) -> None:
+        while True:
+            # Without a time limit of its own: it would cost a timer for each message.
+            reply = await connection.read_response(timeout=math.inf, push_request=True)
+            self._heard_at = time.monotonic()
+            if reply[0] == b"message":
+                for line in reply[2].split(b"\n"):
+                    self._wake(line.partition(b" ")[0])
+
+    async def _keep_alive(self, connection: Any, reading: asyncio.Task[None]) -> None:
+        """Returns never; raises what ended the reading, or that the connection has fallen silent."""
+        self._heard_at = asked_at = time.monotonic()
+        while True:
+            await asyncio.wait((reading,), timeout=SILENCE_S)
+            if reading.done():
+                await reading
+            if self._heard_at < asked_at:
+                # This process may itself have been away for so long: the answer may lie there unread.
+                await asyncio.wait((reading,), timeout=SILENCE_S / 10)
+                if self._heard_at < asked_at:
+                    raise RedisConnectionError("the subscription has fallen silent")
+            if time.monotonic() - self._heard_at >= SILENCE_S:
+                asked_at = time.monotonic()
+                await connection.send_command("PING")
 
     async def _catch_up(self) -> None:
         """Wakes those whose job ended while nobody listened."""

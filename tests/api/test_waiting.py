@@ -211,14 +211,6 @@ def test_a_client_that_leaves_waits_no_more(api: httpx.Client) -> None:
 
 
 @pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A server that may be stopped, and forgets nothing."""
-    server = Valkey(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def own_api(own_valkey: Valkey, settings: Settings) -> Iterator[httpx.Client]:
     server = ApiServer(settings.model_copy(update={"redis_url": own_valkey.url}))
     with httpx.Client(base_url=server.url, timeout=60) as client:

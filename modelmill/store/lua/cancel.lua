@@ -10,4 +10,4 @@ if redis.call('ZSCORE', K.leases, id) then
   return 'requested'
 end
 finish(id, now_ms(), tonumber(ARGV[2]), 'canceled', {})
-return 'canceled'
+return told('canceled')

@@ -93,4 +93,4 @@ if #reply == 1 and reply[1] == 0 and linger_ms > 0 then
     redis.call('PEXPIRE', key, linger_ms + 1000)
   end
 end
-return reply
+return told(reply)

@@ -5,6 +5,13 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- Who waits for an end is told of all that one script wrote at once: `return told(…)`.
+local ended = {}
+local function told(reply)
+  if #ended > 0 then redis.call('PUBLISH', K.ended, table.concat(ended, '\n')) end
+  return reply
+end
+
 -- THE terminal write: every job ends here, and nowhere else. `fields` is a flat list of field, value.
 local function finish(id, now, ttl_ms, status, fields)
   local key = K.job .. id
@@ -15,12 +22,17 @@ local function finish(id, now, ttl_ms, status, fields)
   redis.call('ZREM', K.leases, id)
   redis.call('ZREM', K.deadlines, id)
   redis.call('PEXPIRE', key, ttl_ms)
-  redis.call('PEXPIRE', K.input .. id, ttl_ms)
+  if status == 'complete' then
+    -- The largest part of a job, and of no more use.
+    redis.call('UNLINK', K.input .. id)
+  else
+    redis.call('PEXPIRE', K.input .. id, ttl_ms)
+  end
   redis.call('DEL', K.parts .. id)
   redis.call('HINCRBY', K.totals, 'jobs', -1)
   redis.call('HINCRBY', K.totals, 'bytes', -tonumber(job[3]))
   redis.call('HINCRBY', K.counters, job[2] .. '|' .. job[1] .. '|' .. status, 1)
-  redis.call('PUBLISH', K.ended, id .. ' ' .. status)
+  table.insert(ended, id .. ' ' .. status)
 end
 
 local function wake(node, why)

@@ -44,4 +44,4 @@ for _, model in ipairs(redis.call('SMEMBERS', K.models)) do
   end
 end
 if #bells > 0 then send_away() end
-return {returned, expired, bells}
+return told({returned, expired, bells})

@@ -69,4 +69,4 @@ while i <= #ARGV do
   table.insert(verdicts, settle(ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], fields))
   i = i + 6 + 2 * count
 end
-return verdicts
+return told(verdicts)

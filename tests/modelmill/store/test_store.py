@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 import redis
@@ -228,8 +228,35 @@ def test_a_large_result_lies_beside_the_record_and_dies_with_it(
     assert record.result_json == large
     assert b"result" not in raw_redis.hgetall(keys.JOB + job_id)
     lives = [raw_redis.ttl(key) for key in raw_redis.scan_iter(f"*{job_id}*")]
-    assert len(lives) == 3
+    assert len(lives) == 2, "the record and the result; the request is dropped"
     assert all(settings.result_ttl_s - 5 <= left_s <= settings.result_ttl_s for left_s in lives)
+
+
+@pytest.mark.parametrize("status", [Status.COMPLETE, Status.FAILED, Status.CANCELED])
+def test_the_request_of_a_complete_job_is_dropped_and_of_others_kept_as_long_as_the_record(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis, status: Status
+) -> None:
+    (job_id,) = submit(settings, submission())
+    ended = [Ended(job.id, job.fence, status) for job in claim(store).jobs]
+    store.settle(ended)
+    life_s = raw_redis.ttl(keys.IN + job_id)
+    if status is Status.COMPLETE:
+        assert life_s == -2
+    else:
+        assert settings.result_ttl_s - 5 <= life_s <= settings.result_ttl_s
+    # A replay of a settle whose reply was lost is a success all the same.
+    assert store.settle(ended) == [Settlement.OK]
+
+
+def test_those_who_wait_are_told_of_all_that_ended_at_once(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, *(submission() for _ in range(3)))
+    with cast("Any", raw_redis).pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(keys.ENDED_CHANNEL)
+        store.settle(complete(claim(store)))
+        messages = [one["data"] for _ in range(5) if (one := heard.get_message(timeout=0.5))]
+    assert messages == ["\n".join(f"{job_id} complete" for job_id in ids).encode()]
 
 
 def test_a_large_result_that_was_lost_is_not_settled(
