@@ -3,9 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test chaos lint format types imports ci clean
+.PHONY: help demo test chaos bench lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -19,6 +20,9 @@ test: $(VENV)/.installed-dev ## The whole suite
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
+
+bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
+	$(BIN)/python -m benchmarks --output bench.md
 
 lint: $(VENV)/.installed-dev ## Style and common mistakes
 	$(BIN)/ruff check .
@@ -37,7 +41,7 @@ imports: $(VENV)/.installed-dev ## The rooms and their one arrow
 ci: lint types imports test ## All of it
 
 clean: ## Remove the virtual environment and caches
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	@echo "== making a virtual environment with $(PYTHON)"
@@ -52,4 +56,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	@echo "== installing what the tests need"
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@echo "== installing what Modelmill is measured against"
+	$(PYTHON) -m venv $(PEERS)
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(PEERS)/bin/python -m pip install -r $<
 	@touch $@

@@ -2,6 +2,10 @@
 
 A third party adds runners by an entry point in the group ``modelmill.runners`` that names a module
 or a class. A model's entry can also name one itself, as ``runner = "package.module:Class"``.
+
+A runner is looked for where its backend, task and name say that it probably is, so that a load
+imports little; wherever else under this package it lies, it is found as well. Plugins are asked
+last: they add runners and replace none.
 """
 
 from __future__ import annotations
@@ -9,7 +13,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from functools import lru_cache
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -22,24 +28,27 @@ from modelmill.errors import ErrorCode, ModelmillError
 ENTRY_POINT_GROUP = "modelmill.runners"
 
 RunnerClass = type[Runner[Any, Any]]
+Key = tuple[str, str, str]
+"""Backend, task and name."""
 
 
-@lru_cache(maxsize=1)
-def all_runners() -> dict[tuple[str, str, str], RunnerClass]:
-    """Every runner by backend, task and name."""
-    found: dict[tuple[str, str, str], RunnerClass] = {}
-    modules = [
-        importlib.import_module(info.name)
-        for info in pkgutil.walk_packages(backends.__path__, "backends.")
-        if not info.name.endswith("__main__")
-    ]
-    classes = [runner for module in modules for runner in _runners_of(module)]
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        loaded = entry_point.load()
-        classes += _runners_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
-    for runner in classes:
-        found[(runner.backend, runner.task, runner.name)] = runner
-    return found
+@cache
+def all_runners() -> dict[Key, RunnerClass]:
+    """Every runner by backend, task and name. Imports all of them: for listings and messages."""
+    modules = [importlib.import_module(name) for name in _modules()]
+    return _plugins() | {_key(runner): runner for module in modules for runner in _runners_of(module)}
+
+
+def prepare(entries: Iterable[ModelEntry]) -> None:
+    """Imports the built-in runners of these models, so that no load has to.
+
+    What is wrong with one of them is said when its model is loaded.
+    """
+    for entry in entries:
+        for task in entry.tasks:
+            with suppress(Exception):
+                if ":" not in entry.runner:
+                    _built_in(entry.backend, task, entry.runner)
 
 
 def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
@@ -50,16 +59,48 @@ def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
     """
     if ":" in entry.runner:
         return _by_path(entry, task)
-    runners = all_runners()
-    try:
-        return runners[(entry.backend, task, entry.runner)]
-    except KeyError:
-        known = sorted(f"{b} {t} {n}" for b, t, n in runners if t == task) or ["none for this task"]
+    key = entry.backend, task, entry.runner
+    runner = _built_in(*key) or _plugins().get(key)
+    if runner is None:
+        known = sorted(f"{b} {t} {n}" for b, t, n in all_runners() if t == task) or ["none for this task"]
         raise ModelmillError(
             ErrorCode.MODEL_LOAD_FAILED,
             f"Model {entry.name}: no runner {entry.runner!r} of backend {entry.backend!r} answers {task}. "
             f"There are: {', '.join(known)}.",
-        ) from None
+        )
+    return runner
+
+
+@cache
+def _built_in(backend: str, task: str, name: str) -> RunnerClass | None:
+    """Such a runner under this package. The modules whose names say the most are asked first."""
+    words = [word.replace("-", "_") for word in (backend, task, name)]
+
+    def distance(module: str) -> tuple[bool, int]:
+        parts = module.split(".")
+        return words[0] not in parts, -len(set(words).intersection(parts))
+
+    for module in sorted(_modules(), key=distance):
+        for runner in _runners_of(importlib.import_module(module)):
+            if _key(runner) == (backend, task, name):
+                return runner
+    return None
+
+
+@cache
+def _plugins() -> dict[Key, RunnerClass]:
+    classes: list[RunnerClass] = []
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        loaded = entry_point.load()
+        classes += _runners_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
+    return {_key(runner): runner for runner in classes}
+
+
+@cache
+def _modules() -> tuple[str, ...]:
+    """Names of the modules under this package, of which only the packages are imported for it."""
+    found = pkgutil.walk_packages(backends.__path__, "backends.")
+    return tuple(module.name for module in found if not module.name.endswith("__main__"))
 
 
 def _by_path(entry: ModelEntry, task: str) -> RunnerClass:
@@ -85,3 +126,7 @@ def _runners_of(module: ModuleType) -> list[RunnerClass]:
         and not inspect.isabstract(member)
         and member.__module__ == module.__name__
     ]
+
+
+def _key(runner: RunnerClass) -> Key:
+    return runner.backend, runner.task, runner.name

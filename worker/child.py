@@ -20,6 +20,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ModelmillError
 from modelmill.settings import MIB, get_settings
 from modelmill.store import JobStore
+from tasks.registry import all_tasks
 from worker.config import NodeConfig, state_folder
 from worker.drain import Drain
 from worker.leases import Leases
@@ -39,6 +40,8 @@ class Child:
 
     def __init__(self, app: Celery) -> None:
         self._settings = get_settings()
+        # Looked up once now, and not when the first job is opened.
+        all_tasks()
         self._device = current_device()
         self._catalogue = Catalogue.load(self._settings.models_file)
         self._config = NodeConfig.from_env(self._catalogue)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from backends.contract import LoadContext
 from backends.device import Device, free_memory, keep_memory, total_bytes, used_bytes
 from backends.loader import LoadedModel
+from backends.registry import prepare
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
@@ -49,6 +50,8 @@ class ModelCache:
         changed: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue
+        # Not at the first load: nobody waits yet.
+        prepare(catalogue.values())
         self._device = device
         self._settings = settings
         self._recorder = recorder

@@ -127,7 +127,10 @@ def _load_encoder(context: LoadContext, name: str) -> tuple[TextEncoder, Path]:
     own = replace(context, entry=entry)
     try:
         runner_class = find_runner(entry, "text-embedding")
-        return TextEncoder(runner_class(runner_class.load(own), own)), locate(entry)
+        weights = runner_class.load(own)
+        # The runtimes here say what they have found: to ask a hub twice may mean to wait twice.
+        source = getattr(weights, "folder", None) or locate(entry)
+        return TextEncoder(runner_class(weights, own)), source
     except ModelmillError as error:
         if error.code is not ErrorCode.MODEL_LOAD_FAILED:
             raise

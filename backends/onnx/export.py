@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import backends
 from backends.artifacts import fingerprint, made_once
 from backends.contract import LoadContext
 from backends.failures import load_failed, module_missing
 from backends.onnx.session import open_session
+
+if TYPE_CHECKING:
+    import subprocess
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def open_exported(context: LoadContext, source: Path, maker: str) -> Any:
 
 
 def _export(context: LoadContext, source: Path, maker: str, target: Path) -> None:
+    import subprocess
+
     name = context.entry.name
     logger.info("model %s: exporting its weights to ONNX, once; this takes some seconds", name)
     started = time.monotonic()

@@ -26,6 +26,8 @@ TOKEN_OUTPUTS = ("last_hidden_state", "token_embeddings")
 class Encoder:
     """A loaded sentence encoder."""
 
+    folder: Path
+    """Where it comes from."""
     session: Any
     tokenizer: Any
     config: SentenceConfig
@@ -60,7 +62,7 @@ class TextEmbeddingRunner(Runner[Input, Encoder]):
         output = next((name for name in TOKEN_OUTPUTS if name in outputs), None)
         if output is None:
             raise load_failed(entry, f"its ONNX file gives {outputs}, none of which is {TOKEN_OUTPUTS}")
-        return Encoder(session, tokenizer, config, output)
+        return Encoder(folder, session, tokenizer, config, output)
 
     def group_key(self, item: Input) -> Hashable:
         # The prompt is put before the text in preprocess; normalize concerns postprocess only.

@@ -111,6 +111,7 @@ def api(
         server_header=False,
         timeout_graceful_shutdown=10,
         workers=settings.api_workers,
+        http="api.server:OnePacketProtocol",
     )
 
 

@@ -97,6 +97,24 @@ def test_the_fingerprint_follows_the_source_and_the_parts(tmp_path: Path) -> Non
     assert fingerprint(tmp_path, 1) != first
 
 
+def test_the_fingerprint_follows_what_a_link_points_to(tmp_path: Path) -> None:
+    blobs, folder = tmp_path / "blobs", tmp_path / "snapshot" / "inner"
+    blobs.mkdir()
+    folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (blobs / name).write_bytes(b"1")
+    link = folder / "weights"
+    link.symlink_to(blobs / "a")
+    first = fingerprint(tmp_path / "snapshot")
+
+    link.unlink()
+    link.symlink_to(blobs / "b")
+
+    assert fingerprint(tmp_path / "snapshot") != first
+    (tmp_path / "other-name").symlink_to(tmp_path / "snapshot")
+    assert fingerprint(tmp_path / "other-name") == fingerprint(tmp_path / "snapshot")
+
+
 def test_a_cache_that_cannot_be_written_says_which_setting_helps(
     context_of: Callable[..., LoadContext], tmp_path: Path
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,7 +22,7 @@ from modelmill import processes
 from modelmill.broker import model_queue
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import keys
+from modelmill.store import AsyncJobStore, Submission, keys
 from tests.conftest import TEST_MODELS, Valkey, environment_of, live_nodes, wait_until
 
 TASK = "zero-shot-image-classification"
@@ -243,6 +246,25 @@ class System:
             assert answer.status_code == 202, answer.text
             ids.append(answer.json()["id"])
         return ids
+
+    def submit_at_once(self, model: str, *bodies: dict[str, Any]) -> list[str]:
+        """Submits jobs so that no worker can claim one before all are there; their ids.
+
+        A worker that lingers is woken by the first and claims at once. These go to the server in one write.
+        """
+        requests = [json.dumps(each).encode() for each in bodies]
+        jobs = [Submission(str(uuid.uuid4()), TASK, model, request) for request in requests]
+
+        async def submit() -> None:
+            store = AsyncJobStore(self.settings)
+            accepted = await asyncio.gather(*map(store.submit, jobs))
+            await store.close()
+            if any(each.bell for each in accepted):
+                # Not sent here: the reaper's turn.
+                self.redis.delete(keys.RUNG + model)
+
+        asyncio.run(submit())
+        return [job.id for job in jobs]
 
     def documents(self, ids: Iterable[str]) -> list[dict[str, Any]]:
         return [self.client.get(f"/api/jobs/{job_id}").json() for job_id in ids]

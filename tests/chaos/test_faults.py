@@ -44,7 +44,7 @@ def field_of(system: System, job_id: str, name: str) -> str:
 
 def start_a_slow_batch(system: System) -> list[str]:
     """Four jobs that are in ``forward`` together."""
-    ids = system.submit("slow", *[SLOW] * 4)
+    ids = system.submit_at_once("slow", *[SLOW] * 4)
     wait_until(lambda: system.leased() == 4, what="the claim of all four")
     return ids
 

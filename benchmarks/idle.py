@@ -1,0 +1,66 @@
+"""One job at a time on an idle system, against a direct call in this process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import httpx
+
+from benchmarks import ours
+from benchmarks.photo import body, inputs
+from benchmarks.report import Figure, Options, Section, Table
+from benchmarks.system import MODELS, running
+from benchmarks.work import NOOP, TASK
+
+JOBS = 100
+PAUSES_S = {"at once": 0.0, "after 0.1 s": 0.1, "after 1.5 s": 1.5}
+"""Between an answer and the next request. A worker stays with its model for a second, then a bell is due."""
+
+
+def measure(options: Options) -> Section:
+    """``Prefer: wait`` with one job at a time, for pauses of several lengths between two."""
+    from backends.loader import load
+    from modelmill.catalogue import Catalogue
+
+    direct_model = load(NOOP, Catalogue.load(MODELS))
+    added: dict[str, list[float]] = {name: [] for name in PAUSES_S}
+    with running("cpu", NOOP) as system, httpx.Client(base_url=system.url) as client:
+
+        def through() -> None:
+            response = client.post(
+                f"/api/tasks/{TASK}/{NOOP}/jobs",
+                content=body(),
+                headers={"Content-Type": "application/json", **ours.WAIT},
+            )
+            assert response.json()["status"] == "complete", response.text
+
+        through()
+        for _ in range(options.rounds):
+            for name, pause_s in PAUSES_S.items():
+                jobs = options.count(JOBS) if pause_s < 1 else max(5, options.count(JOBS) // 10)
+                seconds = _median(through, jobs, pause_s)
+                direct = _median(lambda: direct_model.run(TASK, inputs()), 50)
+                added[name].append((seconds - direct) * 1000)
+    rows = [(name, statistics.median(values), min(values), max(values)) for name, values in added.items()]
+    columns = ("the next request comes", "added ms, p50", "lowest round", "highest round")
+    figure = Figure(
+        "idle: time added over the direct call, p50",
+        statistics.median(added["at once"]),
+        "ms",
+        5,
+        at_least=False,
+    )
+    note = "`noop`, one request with `Prefer: wait` a job, against the same function called in this process."
+    return Section("Idle latency", [Table("one job at a time", columns, rows)], [figure], [note])
+
+
+def _median(act: Callable[[], object], times: int, pause_s: float = 0.0) -> float:
+    taken = []
+    for _ in range(times):
+        time.sleep(pause_s)
+        started = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

@@ -1,0 +1,44 @@
+"""The work that every measured system does: the same function, whoever serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+Run = Callable[[Sequence[dict[str, Any]]], list[list[float]]]
+"""Inputs, each with ``image`` (a data URL) and ``classes``, to the probabilities of each input's classes."""
+
+NOOP = "noop"
+TASK = "zero-shot-image-classification"
+MAX_BATCH = {NOOP: 64}
+"""Inputs in one batch, by name of the work, for the systems that batch."""
+MAX_BATCH_OF_A_MODEL = 8
+
+
+def load(name: str) -> Run:
+    """The function of that name, with its weights in memory.
+
+    Args:
+        name: ``noop`` for uniform probabilities with nothing decoded, which needs no package at all;
+            otherwise a model of the catalogue that answers zero-shot image classification.
+    """
+    if name == NOOP:
+        return _uniform
+    from backends.loader import load as load_model
+
+    model = load_model(name)
+
+    def run(inputs: Sequence[dict[str, Any]]) -> list[list[float]]:
+        outputs = cast("list[Any]", model.run(TASK, *inputs))
+        return [output.probabilities for output in outputs]
+
+    return run
+
+
+def max_batch(name: str) -> int:
+    """How many inputs one batch of that work may hold."""
+    return MAX_BATCH.get(name, MAX_BATCH_OF_A_MODEL)
+
+
+def _uniform(inputs: Sequence[dict[str, Any]]) -> list[list[float]]:
+    return [[1 / len(item["classes"])] * len(item["classes"]) for item in inputs]
