@@ -7,6 +7,7 @@ SigLIP's processors, in their order: resize, centre crop, rescale, normalise.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_ASPECT = 100
-BICUBIC = 3
+BILINEAR, BICUBIC = 2, 3
 _RESCALE = 1 / 255
 _KNOWN = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", "ViTImageProcessor")
 
@@ -38,8 +39,12 @@ class ImageSettings:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
-    def pixels(self, image: Image) -> NDArray[np.float32]:
-        """An RGB image as ``[3, height, width]``."""
+    def cropped(self, image: Image) -> NDArray[np.uint8]:
+        """An RGB image as ``[height, width, 3]``, resized and cropped: what is left to do is ``affine``.
+
+        Raises:
+            MediaError: ``invalid_media``: the aspect is kept, and the image is too narrow for that.
+        """
         import numpy as np
         from PIL.Image import Resampling
 
@@ -53,10 +58,25 @@ class ImageSettings:
             image = image.resize((size[1], size[0]), Resampling(self.resample))
         if self.crop is not None:
             image = _centre(image, *self.crop)
-        mean, deviation = np.asarray(self.mean, np.float32), np.asarray(self.deviation, np.float32)
-        values = np.asarray(image, dtype=np.float32) * np.float32(self.rescale)
-        values = (values - mean) / deviation
-        return np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32)
+        return np.asarray(image)
+
+    def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scale and shift, ``[channels, 1, 1]``: ``values * scale + shift`` rescales and normalises."""
+        import numpy as np
+
+        mean, deviation = (np.asarray(values)[:, None, None] for values in (self.mean, self.deviation))
+        return (self.rescale / deviation).astype(np.float32), (-mean / deviation).astype(np.float32)
+
+    def pixels(self, image: Image) -> NDArray[np.float32]:
+        """An RGB image as ``[3, height, width]``, normalised."""
+        import numpy as np
+
+        scale, shift = self.affine()
+        # Channels first while it is bytes, then in place: a sixth of the time of the plain formula.
+        values = self.cropped(image).transpose(2, 0, 1).astype(np.float32, order="C")
+        values *= scale
+        values += shift
+        return values
 
 
 def read_image_settings(entry: ModelEntry, folder: Path) -> ImageSettings:
@@ -70,24 +90,48 @@ def read_image_settings(entry: ModelEntry, folder: Path) -> ImageSettings:
     )
     if not config:
         raise load_failed(entry, "its folder holds no preprocessor_config.json")
+    try:
+        return image_settings(config)
+    except UnknownStepsError as error:
+        raise load_failed(entry, f"its images need {error}") from None
+
+
+class UnknownStepsError(ValueError):
+    """A processor takes steps that ``ImageSettings`` has not. The text says which."""
+
+
+def image_settings(config: Mapping[str, Any]) -> ImageSettings:
+    """The settings of a processor, from its file or its ``to_dict``.
+
+    Raises:
+        UnknownStepsError: it takes other steps.
+    """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or _KNOWN[0])
     if kind.removesuffix("Fast").removesuffix("Pil") not in _KNOWN:
-        raise load_failed(entry, f"its images need {kind}; known here are {', '.join(_KNOWN)}")
+        raise UnknownStepsError(f"{kind}; known here are {', '.join(_KNOWN)}")
+    if config.get("do_pad"):
+        raise UnknownStepsError("padding, which is not known here")
     size = config.get("size", 224) if config.get("do_resize", True) else None
-    # Old files give one number: the shortest edge where a crop follows, else both sides.
-    crop = config.get("crop_size", 224 if kind.startswith("CLIP") else None)
-    crops = bool(config.get("do_center_crop", crop is not None)) and crop is not None
+    # CLIP keeps the aspect and crops unless told otherwise; the others do if they are told to.
+    is_clip = kind.startswith("CLIP")
+    crop = config.get("crop_size", 224 if is_clip else None)
+    crops = bool(config.get("do_center_crop", is_clip)) and crop is not None
     if isinstance(size, int):
-        size = {"shortest_edge": size} if crops else {"height": size, "width": size}
+        # So in old files.
+        size = {"shortest_edge": size} if is_clip else {"height": size, "width": size}
+    if size is not None:
+        size = {name: value for name, value in size.items() if value is not None}
+        if size.keys() not in ({"shortest_edge"}, {"height", "width"}):
+            raise UnknownStepsError(f"a size by {', '.join(size)}, which is not known here")
     normalises = config.get("do_normalize", True)
     return ImageSettings(
         shortest_edge=size.get("shortest_edge") if size else None,
         size=_pair(size) if size and "height" in size else None,
         crop=_pair(crop) if crops else None,
-        resample=int(config.get("resample", BICUBIC)),
+        resample=int(config.get("resample", BILINEAR if kind.startswith("ViT") else BICUBIC)),
         rescale=float(config.get("rescale_factor", _RESCALE)) if config.get("do_rescale", True) else 1.0,
-        mean=tuple(config["image_mean"]) if normalises else (0.0,),
-        deviation=tuple(config["image_std"]) if normalises else (1.0,),
+        mean=_channels(config["image_mean"]) if normalises else (0.0,),
+        deviation=_channels(config["image_std"]) if normalises else (1.0,),
     )
 
 
@@ -114,6 +158,10 @@ def _centre(image: Image, height: int, width: int) -> Image:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size["height"]), int(size["width"]))
+
+
+def _channels(values: Any) -> tuple[float, ...]:
+    return (float(values),) if isinstance(values, int | float) else tuple(values)
 
 
 def _read(path: Path) -> dict[str, Any]:

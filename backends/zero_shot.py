@@ -98,27 +98,33 @@ class ZeroShotRunner(Runner[Input, Weights]):
         return Prepared(item, self.pixels(open_image(item.image)))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        sentences = [self._sentences(prepared.item) for prepared in batch]
-        vectors = self.text_vectors.of([text for texts in sentences for text in texts])
-        images = normalise(self.encode_images([prepared.data for prepared in batch]))
-        return [
-            [float(image @ vectors[text]) for text in texts]
-            for image, texts in zip(images, sentences, strict=True)
-        ]
-
-    def postprocess(self, prepared: Prepared[Input], raw: Sequence[float]) -> Output:
         import numpy as np
 
+        # Jobs of one kind bring the same classes: their cosines are computed together.
+        rows_by_texts: dict[tuple[str, ...], list[int]] = {}
+        for row, prepared in enumerate(batch):
+            rows_by_texts.setdefault(self._sentences(prepared.item), []).append(row)
+        vectors = self.text_vectors.of([text for texts in rows_by_texts for text in texts])
+        images = normalise(self.encode_images([prepared.data for prepared in batch]))
+        cosines: list[Any] = [None] * len(batch)
+        for texts, rows in rows_by_texts.items():
+            table = np.stack([vectors[text] for text in texts])
+            # Not `@`: BLAS takes several threads for it, and waits for cores on which images are decoded.
+            found = np.einsum("nd,cd->nc", images[rows], table)
+            for row, values in zip(rows, found, strict=True):
+                cosines[row] = values
+        return cosines
+
+    def postprocess(self, prepared: Prepared[Input], raw: NDArray[np.float32]) -> Output:
         classes = len(prepared.item.classes)
-        neutral = raw[classes] if len(raw) > classes else 0.0
-        cosines = np.asarray(raw[:classes], dtype=np.float32)
-        scores = self.scoring.probabilities(cosines, prepared.item.config.multi_label, neutral)
+        neutral = float(raw[classes]) if len(raw) > classes else 0.0
+        scores = self.scoring.probabilities(raw[:classes], prepared.item.config.multi_label, neutral)
         return Output(probabilities=scores.tolist())
 
-    def _sentences(self, item: Input) -> list[str]:
+    def _sentences(self, item: Input) -> tuple[str, ...]:
         """The classes' sentences, then the neutral one where the scoring needs it."""
         template = item.config.hypothesis_template or self.template
         names = list(item.classes)
         if self.scoring.needs_neutral(item.config.multi_label):
             names.append(NEUTRAL_CLASS)
-        return [template.replace("{}", name) for name in names]
+        return tuple(template.replace("{}", name) for name in names)

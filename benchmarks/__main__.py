@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, and prints the tables of ``docs/benchmarks.md``. ``make bench`` does all."""
+"""``python -m benchmarks``: prints the tables of ``docs/benchmarks.md``. All by ``make bench``."""
 
 from __future__ import annotations
 

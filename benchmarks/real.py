@@ -28,7 +28,8 @@ def measure(options: Options) -> Section:
         batch = min(BATCHES, key=lambda size: _seconds(loop, size, images))
         seen = {target.name: Seen() for target in targets}
         for target in targets:
-            closed_loop(target, images // 4, CONNECTIONS)
+            # Long enough for a batch size to be found.
+            closed_loop(target, images, CONNECTIONS)
         rates = []
         for _ in range(options.rounds):
             rates.append(images / _seconds(loop, batch, images))

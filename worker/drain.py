@@ -122,7 +122,7 @@ class Drain:
         self._prepare_s: dict[str, float] = {}
         """How long an item of a model takes to prepare, in its thread."""
         self._stopping = threading.Event()
-        self._remembered: dict[str, tuple[int, int]] = {}
+        self._remembered: dict[str, dict[str, int]] = {}
         self._ahead = ThreadPoolExecutor(1, "claim")
         self._behind = ThreadPoolExecutor(1, "settle")
         self._preparers = ThreadPoolExecutor(settings.preprocess_threads, "preprocess")
@@ -166,7 +166,10 @@ class Drain:
         if model.name not in self._sizers:
             cap = model.context.entry.max_batch or self._settings.max_batch
             known = self._store.recall_sizing(model.name, self._device)
-            self._sizers[model.name] = BatchSizer(min(cap, known.get("cap", cap)), known.get("best", 0))
+            self._remembered[model.name] = known
+            self._sizers[model.name] = BatchSizer(
+                min(cap, known.get("cap", cap)), known.get("best", 0), lowered="cap" in known
+            )
         return self._sizers[model.name]
 
     def sizes(self) -> dict[str, dict[str, Any]]:
@@ -182,9 +185,10 @@ class Drain:
 
     def _remember(self, model: str, jobs: int, seconds: float) -> None:
         sizer = self._sizers[model]
-        if (sizer.cap, sizer.best) != self._remembered.get(model):
-            self._remembered[model] = (sizer.cap, sizer.best)
-            self._store.remember_sizing(model, self._device, {"cap": sizer.cap, "best": sizer.best})
+        learned = sizer.learned
+        if learned != self._remembered.get(model, {}):
+            self._remembered[model] = learned
+            self._store.remember_sizing(model, self._device, learned)
         # One job alone says how long a bell takes, and nothing of what a queue would do.
         if jobs > 1:
             self._store.report_rate(model, jobs / max(seconds, 1e-3))

@@ -27,23 +27,34 @@ class BatchSizer:
         cap: The largest size allowed: the model's, or less since it ran out of memory.
         best: The size preferred so far.
         rates: Items a second by size, moving averages.
+        lowered: Whether the cap is lower than allowed because memory ran out.
     """
 
     cap: int
     best: int = 0
     rates: dict[int, float] = field(default_factory=dict)
+    lowered: bool = False
+    _known: bool = False
     _probe: int | None = None
     _seen: int = 0
     _rest: int = 0
     _downwards: bool = True
 
     def __post_init__(self) -> None:
+        self._known = self.best > 0
         self.best = min(self.best or self.cap, self.cap)
 
     @property
     def size(self) -> int:
         """Items for the next batch."""
         return self.best if self._probe is None else self._probe
+
+    @property
+    def learned(self) -> dict[str, int]:
+        """What the next worker on such a device may begin with: only what was measured, so that a cap that
+        an operator raises later counts."""
+        best = {"best": self.best} if self._known or self.rates else {}
+        return best | ({"cap": self.cap} if self.lowered else {})
 
     def ran(self, items: int, seconds: float) -> None:
         """A batch of ``items`` took ``seconds`` in ``forward``. Batches that were not full tell nothing."""
@@ -63,6 +74,7 @@ class BatchSizer:
     def out_of_memory(self, items: int) -> None:
         """A batch of ``items`` did not fit."""
         self.cap = min(self.cap, max(1, items // 2))
+        self.lowered = True
         self.best = min(self.best, self.cap)
         self._probe, self._seen, self._rest = None, 0, REST
 

@@ -42,12 +42,15 @@ class Clip:
     tokenizer: Any
     images: ImageSettings
     image_shape: tuple[int, int, int]
+    image_dtype: str
     pad_id: int
     fixed_length: int | None
     """SigLIP was trained on texts padded to this many tokens, and sees the padding."""
     scoring: Scoring
 
-    def run(self, pixels: NDArray[np.float32], sentences: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, pixels: NDArray[np.floating[Any]], sentences: Sequence[str]
+    ) -> dict[str, NDArray[np.float32]]:
         """Both encoders: pixels ``[images, 3, height, width]`` and sentences."""
         import numpy as np
 
@@ -55,7 +58,7 @@ class Clip:
         feeds = {
             "input_ids": ids,
             "attention_mask": mask,
-            "pixel_values": pixels.astype(feed_dtype(self.session, "pixel_values")),
+            "pixel_values": pixels.astype(self.image_dtype, copy=False),
         }
         names = {item.name for item in self.session.get_inputs()}
         results = self.session.run(
@@ -98,7 +101,8 @@ class ClipRunner(ZeroShotRunner[Clip]):
         return self.weights.scoring
 
     def pixels(self, image: Image) -> Any:
-        return self.weights.images.pixels(image)
+        # Here, in a thread, and not in `run`, for which the device waits.
+        return self.weights.images.pixels(image).astype(self.weights.image_dtype, copy=False)
 
     def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
         import numpy as np
@@ -129,6 +133,7 @@ def _assemble(context: LoadContext, folder: Path, session: Any) -> Clip:
         tokenizer=tokenizer,
         images=images,
         image_shape=(shape[0], shape[1], shape[2]),
+        image_dtype=feed_dtype(session, "pixel_values"),
         pad_id=_pad_id(folder, tokenizer),
         fixed_length=window if sigmoid else None,
         scoring=Scoring(1.0, sigmoid=sigmoid),

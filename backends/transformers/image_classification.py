@@ -8,7 +8,7 @@ from typing import Any
 from backends.classes import best_classes
 from backends.contract import LoadContext, Prepared, Runner
 from backends.numerics import sigmoid, softmax
-from backends.transformers.images import stack, to_arrays
+from backends.transformers.images import ImageInputs
 from backends.transformers.weights import Loaded, load_pretrained
 from tasks.image_classification import Input, Output
 from tasks.media import open_image
@@ -22,6 +22,7 @@ class ImageClassificationRunner(Runner[Input, Loaded]):
 
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
+        self._images = ImageInputs(weights)
         config = weights.model.config
         self._labels = [config.id2label[index] for index in range(config.num_labels)]
         # As the library's pipeline decides.
@@ -37,14 +38,12 @@ class ImageClassificationRunner(Runner[Input, Loaded]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        return Prepared(item, to_arrays(self.weights.image_processor, open_image(item.image)))
+        return Prepared(item, self._images.prepare(open_image(item.image)))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        import torch
-
-        with torch.inference_mode():
-            inputs = self.weights.to_device(**stack([prepared.data for prepared in batch]))
-            logits = self.weights.model(**inputs).logits.float().cpu().numpy()
+        model = self.weights.model
+        images = [prepared.data for prepared in batch]
+        logits = self._images.run(images, lambda **inputs: model(**inputs).logits)
         return list(self._probabilities(logits))
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,14 +44,23 @@ class Loaded:
     image_processor: Any = None
 
     def to_device(self, **arrays: Any) -> dict[str, Any]:
-        """Numpy arrays as tensors on the device; floating-point ones in the model's type."""
+        """Numpy arrays of whole numbers, such as token ids, as tensors on the device."""
         import torch
 
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {
-            name: tensor.to(self.device.torch_name, self.model.dtype if tensor.is_floating_point() else None)
-            for name, tensor in tensors.items()
-        }
+        return {name: torch.from_numpy(array).to(self.device.torch_name) for name, array in arrays.items()}
+
+    def stacked_on_device(self, rows: Sequence[Any]) -> Any:
+        """Numpy arrays of one shape and type as one tensor on the device, with a batch axis."""
+        import numpy as np
+        import torch
+
+        # The GPU fetches pinned memory by itself; of other memory the driver would make such a copy first.
+        pinned = self.device.kind == "cuda"
+        host = torch.empty(
+            (len(rows), *rows[0].shape), dtype=getattr(torch, rows[0].dtype.name), pin_memory=pinned
+        )
+        np.stack(rows, out=host.numpy())
+        return host.to(self.device.torch_name, non_blocking=pinned)
 
     def close(self) -> None:
         """Frees the device's memory, also what PyTorch keeps for later."""

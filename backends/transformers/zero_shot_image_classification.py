@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.contract import LoadContext
 from backends.failures import load_failed
-from backends.transformers.images import stack, to_arrays
+from backends.transformers.images import ImageInputs
 from backends.transformers.weights import Loaded, load_pretrained
 from backends.zero_shot import Scoring, ZeroShotRunner
 
@@ -28,6 +28,7 @@ class ZeroShotImageClassificationRunner(ZeroShotRunner[Loaded]):
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
         model = weights.model
+        self._images = ImageInputs(weights)
         self._siglip = "siglip" in model.config.model_type
         bias = getattr(model, "logit_bias", None)
         self._scoring = Scoring(
@@ -51,13 +52,11 @@ class ZeroShotImageClassificationRunner(ZeroShotRunner[Loaded]):
         return self._scoring
 
     def pixels(self, image: Image) -> Any:
-        return to_arrays(self.weights.image_processor, image)
+        return self._images.prepare(image)
 
     def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
-        import torch
-
-        with torch.inference_mode():
-            return _vectors(self.weights.model.get_image_features(**self.weights.to_device(**stack(pixels))))
+        model = self.weights.model
+        return self._images.run(pixels, lambda **inputs: _tensor(model.get_image_features(**inputs)))
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         import torch
@@ -72,11 +71,11 @@ class ZeroShotImageClassificationRunner(ZeroShotRunner[Loaded]):
             return_tensors="np",
         )
         with torch.inference_mode():
-            return _vectors(self.weights.model.get_text_features(**self.weights.to_device(**tokens)))
+            features = self.weights.model.get_text_features(**self.weights.to_device(**tokens))
+            vectors: NDArray[np.float32] = _tensor(features).float().cpu().numpy()
+        return vectors
 
 
-def _vectors(features: Any) -> NDArray[np.float32]:
+def _tensor(features: Any) -> Any:
     # Since version 5 of the library the features come inside of an output object.
-    tensor = getattr(features, "pooler_output", features)
-    vectors: NDArray[np.float32] = tensor.float().cpu().numpy()
-    return vectors
+    return getattr(features, "pooler_output", features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from backends.contract import LoadContext
 from backends.image_settings import read_image_settings
 from backends.loader import LoadedModel
+from backends.onnx.clip import ClipRunner
 from backends.text_vectors import TextVectors
 from backends.zero_shot import Scoring
 from modelmill.errors import ErrorCode, ModelmillError
@@ -82,6 +84,22 @@ def test_a_batch_gives_each_item_what_it_gets_alone(model: LoadedModel) -> None:
     for item, output in zip(items, together, strict=True):
         alone = model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"]
         assert output.model_dump()["probabilities"] == pytest.approx(alone, abs=1e-4)
+
+
+def test_equal_classes_are_compared_together_and_answered_in_order(model: LoadedModel) -> None:
+    other = {"classes": ["cup"], "config": {"multi_label": True}}
+    items: list[dict[str, Any]] = [
+        {"image": data_url(photo(name), "PNG"), **({"classes": CLASSES} if name in PHOTOS[:3] else other)}
+        for name in ("chelsea", "coffee", "rocket", "page", "retina")
+    ]
+
+    together = [output.model_dump()["probabilities"] for output in model.run(ZERO_SHOT, *items)]
+
+    assert [len(found) for found in together] == [3, 1, 3, 1, 3]
+    alone = [model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"] for item in items]
+    for got, wanted in zip(together, alone, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-4)
+    assert np.ptp([alone[row] for row in (0, 2, 4)], axis=0).max() > 0.01
 
 
 def test_items_with_different_classes_share_one_image_pass(
@@ -178,6 +196,17 @@ def test_own_image_steps_equal_the_librarys(kind: str, tiny: Callable[..., Path]
     got = read_image_settings(folder_entry(folder, ZERO_SHOT), folder).pixels(photo(name))
 
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_onnx_models_type_is_given_to_each_image_in_its_thread(
+    open_model: OpenModel, exported: Callable[[str], Path], dtype: str
+) -> None:
+    model = open_model(folder_entry(exported("clip"), ZERO_SHOT, "onnx"))
+    weights: Any = model.runner(ZERO_SHOT).weights
+    runner = ClipRunner(replace(weights, image_dtype=dtype), model.context)
+
+    assert runner.pixels(photo("coffee")).dtype == dtype
 
 
 def test_without_an_onnx_file_the_other_backend_is_named(

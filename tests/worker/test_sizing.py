@@ -66,3 +66,15 @@ def test_it_follows_a_model_that_became_slower_in_large_batches() -> None:
 def test_what_was_learned_before_is_where_it_begins() -> None:
     assert BatchSizer(16, 4).size == 4
     assert BatchSizer(8, 32).size == 8
+
+
+def test_only_what_was_measured_is_remembered() -> None:
+    assert BatchSizer(16).learned == {}, "a cap that is raised later counts"
+    tuned = run(BatchSizer(16), lambda _: 0.1)
+    assert tuned.learned == {"best": tuned.best}
+    tuned.out_of_memory(8)
+    assert tuned.learned == {"best": 4, "cap": 4}
+
+
+def test_what_was_remembered_is_not_forgotten_by_a_worker_that_learns_nothing() -> None:
+    assert BatchSizer(4, 2, lowered=True).learned == {"best": 2, "cap": 4}
