@@ -200,7 +200,8 @@ class Drain:
         for job in window.jobs:
             job.load_s = min(load_s, job.claimed.queued_s)
         # What was claimed just now need not be filled up: nothing can have come since.
-        fresh = model.context.entry.max_wait_ms is None
+        fill_up = waits = model.context.entry.max_wait_ms is not None
+        taken = 0
         while True:
             if not window.jobs:
                 woken = self._linger(model.name, linger_s) if linger_s else ""
@@ -208,15 +209,17 @@ class Drain:
                     break
                 if woken == "leave" or time.monotonic() >= deadline:
                     linger_s = 0.0
+                self._moderate(taken)
                 window = self._fetch(model, linger_s=linger_s)
                 continue
-            if not fresh:
+            if fill_up:
                 self._fill_up(model, window)
             if time.monotonic() >= deadline or self._stopping.is_set():
                 self._run_window(model, window, settling)
                 break
             taken = len(window.jobs)
-            window, fresh = self._run_and_fetch_ahead(model, window, settling), False
+            window = self._run_and_fetch_ahead(model, window, settling)
+            fill_up = waits or bool(window.jobs)
             if not window.jobs and not self._stopping.is_set():
                 # Jobs may have come while the last batch ran: look once more before leaving.
                 self._moderate(taken)
