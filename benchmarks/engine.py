@@ -1,17 +1,12 @@
-"""The engine by itself: bursts, scale-out and idle latency. ``python -m benchmarks.engine``."""
+"""The engine by itself, without HTTP: how long workers take for jobs that wait already."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import statistics
-import time
 import uuid
 
-import httpx
-
-from benchmarks.system import System, running
+from benchmarks.system import System
 from modelmill.broker import Bells, make_celery
 from modelmill.settings import Settings
 from modelmill.store import AsyncJobStore, Submission
@@ -42,55 +37,3 @@ async def drain_time(system: System, model: str, count: int, bell_every: int) ->
     started = min(record.started_at or 0.0 for record in records)
     finished = max(record.finished_at or 0.0 for record in records)
     return finished - started, [int(record.details["batch_size"]) for record in records]
-
-
-def burst() -> None:
-    """1,000 jobs at once on noop: batches, counted as they ran."""
-    with running("cpu", "noop") as system:
-        seconds, sizes = asyncio.run(drain_time(system, "noop", 1000, 64))
-    # A batch of n appears n times in the list.
-    batches = sum(1 / size for size in sizes)
-    print(
-        f"burst of 1000 on noop: {seconds:.2f} s, {batches:.0f} batches, mean size {1000 / batches:.1f} of 64"
-    )
-
-
-def scale() -> None:
-    """2,000 jobs on a runner that sleeps 50 ms a batch of 16, with one, two and four workers."""
-    times = {}
-    for workers in (1, 2, 4):
-        with running(f"cpu:{workers}", "sleep") as system:
-            times[workers], _ = asyncio.run(drain_time(system, "sleep", 2000, 16))
-        print(f"{workers} workers: {times[workers]:.2f} s, {times[1] / times[workers]:.2f} times one")
-
-
-def idle(rounds: int = 100) -> None:
-    """One job at a time on an idle system, against a direct call in this process."""
-    from backends.loader import load
-    from benchmarks.system import MODELS
-    from modelmill.catalogue import Catalogue
-
-    noop = load("noop", Catalogue.load(MODELS))
-    direct, through = [], []
-    with running("cpu", "noop") as system, httpx.Client(base_url=system.url) as client:
-        for _ in range(rounds):
-            started = time.monotonic()
-            noop.run(TASK, INPUTS)
-            direct.append(time.monotonic() - started)
-            started = time.monotonic()
-            response = client.post(f"/api/tasks/{TASK}/noop/jobs", json=INPUTS, headers={"Prefer": "wait=10"})
-            through.append(time.monotonic() - started)
-            assert response.json()["status"] == "complete", response.text
-    added = (statistics.median(through) - statistics.median(direct)) * 1000
-    print(f"idle: {added:.1f} ms added to the direct call, median of {rounds}")
-
-
-def main() -> None:
-    print(f"{os.cpu_count()} cores")
-    burst()
-    idle()
-    scale()
-
-
-if __name__ == "__main__":
-    main()

@@ -60,6 +60,7 @@ class Child:
             self._recorder,
             self._config.name,
             self._device.kind,
+            self._config.models,
         )
         self._stopping = threading.Event()
         self._started_at = time.time()

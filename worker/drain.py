@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +58,8 @@ class Window:
     jobs: list[Job] = field(default_factory=list)
     remaining: int = 0
     """Jobs of the model that the claim left in the queue."""
+    lingers: bool = False
+    """It is empty, and whoever submits next counts on this node."""
 
     @property
     def items(self) -> int:
@@ -101,8 +103,10 @@ class Drain:
         recorder: Recorder,
         node: str,
         device: str,
+        served: Collection[str] = (),
     ) -> None:
         self._settings = settings
+        self._served = served
         self._store = store
         self._leases = leases
         self._recorder = recorder
@@ -204,7 +208,7 @@ class Drain:
         taken = 0
         while True:
             if not window.jobs:
-                woken = self._linger(model.name, linger_s) if linger_s else ""
+                woken = self._linger(model.name, linger_s) if window.lingers else ""
                 if not woken:
                     break
                 if woken == "leave" or time.monotonic() >= deadline:
@@ -313,7 +317,7 @@ class Drain:
         while True:
             try:
                 return self._store.claim(
-                    model, fence, self._node, count, self._settings.claim_bytes, linger_s
+                    model, fence, self._node, count, self._settings.claim_bytes, linger_s, self._served
                 )
             except (RedisConnectionError, RedisTimeoutError) as error:
                 if self._stopping.is_set():
@@ -334,7 +338,7 @@ class Drain:
             return Window()
         jobs = [open_job(*job) for job in zip(claims.jobs, bodies, parts, strict=True)]
         self._prepare_all(model, [item for job in jobs for item in job.items if not item.is_done])
-        return Window(jobs, claims.remaining)
+        return Window(jobs, claims.remaining, claims.lingers)
 
     def _prepare_all(self, model: LoadedModel, items: Sequence[Item]) -> None:
         if len(items) == 1 or self._prepare_s.get(model.name, 1.0) < INLINE_PREPARE_S:

@@ -79,6 +79,8 @@ class Claims:
 
     jobs: tuple[Claimed, ...]
     remaining: int
+    lingers: bool = False
+    """Nothing was there, and the node counts as idle: it is to wait to be woken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -94,7 +94,14 @@ def read_submit(reply: Any) -> Accepted:
 
 
 def pack_claim(
-    model: str, fence: str, node: str, count: int, max_bytes: int, linger_s: float, settings: Settings
+    model: str,
+    fence: str,
+    node: str,
+    count: int,
+    max_bytes: int,
+    linger_s: float,
+    served: Iterable[str],
+    settings: Settings,
 ) -> list[Argument]:
     return [
         model,
@@ -106,11 +113,12 @@ def pack_claim(
         settings.max_deliveries,
         settings.result_ttl_s * 1000,
         _ms(linger_s),
+        f",{','.join(served)}," if linger_s else "",
     ]
 
 
 def read_claim(fence: str, reply: Any) -> Claims:
-    remaining, *rows = reply
+    remaining, lingers, *rows = reply
     jobs = tuple(
         Claimed(
             id=row[0].decode(),
@@ -124,7 +132,7 @@ def read_claim(fence: str, reply: Any) -> Claims:
         )
         for row in rows
     )
-    return Claims(jobs, int(remaining))
+    return Claims(jobs, int(remaining), bool(lingers))
 
 
 def pack_beat(held: Sequence[tuple[str, str]], settings: Settings) -> list[Argument]:

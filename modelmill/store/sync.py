@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import redis
@@ -50,14 +50,22 @@ class JobStore:
         self._redis.close()
 
     def claim(
-        self, model: str, fence: str, node: str, count: int, max_bytes: int, linger_s: float = 0.0
+        self,
+        model: str,
+        fence: str,
+        node: str,
+        count: int,
+        max_bytes: int,
+        linger_s: float = 0.0,
+        served: Iterable[str] = (),
     ) -> Claims:
         """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs.
 
         With ``linger_s``, a claim that finds nothing says that the node stays for as long, and is to be
-        woken by the next job instead of a bell: see ``linger``.
+        woken by the next job instead of a bell: see ``linger``. Not if jobs wait for another model of those
+        that the node serves: ``served``.
         """
-        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, linger_s, self._settings)
+        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, linger_s, served, self._settings)
         return scripts.read_claim(fence, self._run("claim", arguments))
 
     def linger(self, node: str, timeout_s: float) -> str:

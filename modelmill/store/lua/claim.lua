@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- Leases jobs of one model to one claim. Safe to replay with the same fence.
--- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms, linger ms
--- With linger ms above 0, a node that finds nothing is noted down as idle: work wakes it through its wake list.
--- Returns {ready jobs left, job, job, …}, a job as
+-- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms, linger ms,
+--       the models that the node serves, each between commas
+-- With linger ms above 0, a node that finds nothing, here or for any other of its models, is noted down as
+-- idle: work wakes it through its wake list.
+-- Returns {ready jobs left, whether the node was noted as idle, job, job, …}, a job as
 --   {id, task, batched, bytes, deliveries, created ms, now ms, suspect}.
 --
 -- Lanes: interactive jobs first, then normal, then bulk, which fills what the others leave. No lane starves: of
@@ -19,7 +21,7 @@ local function describe(id)
   return {id, job[1], job[2], job[3], job[4], job[5], tostring(now), job[6] or ''}
 end
 
-local reply = {0}
+local reply = {0, 0}
 local replayed = redis.call('LRANGE', claim, 0, -1)
 if #replayed > 0 then
   for _, id in ipairs(replayed) do
@@ -57,6 +59,16 @@ local function candidates()
   return ids
 end
 
+-- Their bells may lie in the broker already, and nobody would send a lingering drain away for them.
+local function others_wait()
+  for _, other in ipairs(redis.call('SMEMBERS', K.models)) do
+    if other ~= model and string.find(ARGV[10], ',' .. other .. ',', 1, true) and redis.call('ZCARD', K.ready .. other) > 0 then
+      return true
+    end
+  end
+  return false
+end
+
 local bytes = 0
 for _, id in ipairs(candidates()) do
   local key = K.job .. id
@@ -70,7 +82,7 @@ for _, id in ipairs(candidates()) do
       'The job was handed to a worker ' .. job[2] .. ' times without an end.', true)
   else
     -- Whoever was in a forward pass when its process died runs alone: it may be the cause.
-    if #reply > 1 and (job[3] or bytes + tonumber(job[1]) > max_bytes) then break end
+    if #reply > 2 and (job[3] or bytes + tonumber(job[1]) > max_bytes) then break end
     bytes = bytes + tonumber(job[1])
     redis.call('ZREM', ready, id)
     redis.call('ZREM', K.deadlines, id)
@@ -83,9 +95,10 @@ for _, id in ipairs(candidates()) do
     if job[3] then break end
   end
 end
-if #reply > 1 then redis.call('PEXPIRE', claim, lease_ms * 6) end
+if #reply > 2 then redis.call('PEXPIRE', claim, lease_ms * 6) end
 reply[1] = redis.call('ZCARD', ready)
-if #reply == 1 and reply[1] == 0 and linger_ms > 0 then
+if #reply == 2 and reply[1] == 0 and linger_ms > 0 and not others_wait() then
+  reply[2] = 1
   redis.call('DEL', K.wake .. node)
   for _, key in ipairs({K.idle .. model, K.lingering}) do
     redis.call('SADD', key, node)

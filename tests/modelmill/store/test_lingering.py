@@ -90,6 +90,17 @@ def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: JobSt
     assert store.stop_lingering(MODEL, "node") is False
 
 
+@pytest.mark.parametrize(("served", "lingers"), [(("other", MODEL), False), ((MODEL, "another"), True)])
+def test_nobody_lingers_while_jobs_wait_for_another_model_of_the_node(
+    settings: Settings, store: JobStore, served: tuple[str, ...], lingers: bool
+) -> None:
+    # Its bell was sent before, and waits in the broker for this node to be free.
+    assert bells(settings, model="other") == [True]
+    found = store.claim(MODEL, uuid.uuid4().hex, "node", 10, 10**9, linger_s=1.0, served=served)
+    assert (found.jobs, found.lingers) == ((), lingers)
+    assert bells(settings) == [not lingers]
+
+
 def test_calls_from_before_do_not_count(settings: Settings, store: JobStore) -> None:
     store.send_away("node")
     linger(store)
