@@ -124,12 +124,15 @@ def _bytes(options: Options) -> tuple[Table, list[Figure]]:
             jobs.fill(count, b"x" * size, [MODEL])
             queued = (jobs.used_bytes() - empty) / count - size
             end(claims)
-            finished = (jobs.used_bytes() - empty) / count - size - len(jobs.result)
+            # The request is dropped with the end.
+            finished = (jobs.used_bytes() - empty) / count - len(jobs.result)
         rows.append([size, count, queued, finished])
         name = f"bytes of a queued job of {size:,} beyond its body"
         figures.append(Figure(name, queued, "bytes", 1024, at_least=False))
     columns = ("body, bytes", "jobs", "a queued job", "a finished job")
-    return Table("Redis bytes a job beyond its body and result", columns, rows), figures
+    return Table(
+        "Redis bytes a job, queued beyond its body, finished beyond its result", columns, rows
+    ), figures
 
 
 def _workers(options: Options) -> tuple[Table, list[Figure]]:
