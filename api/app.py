@@ -41,9 +41,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store = AsyncJobStore(settings)
         loop = asyncio.get_running_loop()
 
+        giving_up: set[asyncio.Task[None]] = set()
+
         def unring(model: str) -> None:
-            # Called from the thread that sends bells; the store belongs to the loop.
-            asyncio.run_coroutine_threadsafe(store.unring(model), loop).result(timeout=5)
+            # Called from the thread that sends bells, maybe when the loop has ended; the store belongs to
+            # the loop, and so does a coroutine, which would be left over if it were made here.
+            loop.call_soon_threadsafe(give_up, model)
+
+        def give_up(model: str) -> None:
+            task = asyncio.create_task(store.unring(model))
+            giving_up.add(task)
+            task.add_done_callback(giving_up.discard)
 
         bells = Bells(make_celery(settings), unring)
         ends = EndWatch(settings, store)
@@ -63,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await ends.close()
             await reaper
             await asyncio.to_thread(bells.close)
+            await asyncio.gather(*giving_up, return_exceptions=True)
             await store.close()
 
     app = FastAPIOffline(

@@ -44,6 +44,11 @@ SUBMIT_PROBLEMS = responses(
 READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 
 
+def task_path(task: str, batched: bool) -> str:
+    """Where the jobs of a task are submitted and read: ``{this}/{model}/jobs`` and ``{this}/jobs/{id}``."""
+    return f"/api/tasks/{task}{'/batched' if batched else ''}"
+
+
 def job_routes() -> APIRouter:
     """The four routes of each task: submit and read, plain and batched."""
     router = APIRouter()
@@ -56,7 +61,7 @@ def job_routes() -> APIRouter:
 
 def _add_submit(router: APIRouter, task: Task, batched: bool) -> None:
     router.add_api_route(
-        f"/api/tasks/{task.name}{'/batched' if batched else ''}/{{model}}/jobs",
+        task_path(task.name, batched) + "/{model}/jobs",
         _submit,
         methods=["POST"],
         tags=[task.name],
@@ -72,7 +77,7 @@ def _add_submit(router: APIRouter, task: Task, batched: bool) -> None:
 
 def _add_read(router: APIRouter, task: Task, batched: bool) -> None:
     router.add_api_route(
-        f"/api/tasks/{task.name}{'/batched' if batched else ''}/jobs/{{id}}",
+        task_path(task.name, batched) + "/jobs/{id}",
         _read,
         methods=["GET"],
         tags=[task.name],

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
 from api.body import parse_body, read_body
-from api.documentation import READ_PROBLEMS, IdempotencyKey
+from api.documentation import READ_PROBLEMS, IdempotencyKey, task_path
 from api.documents import JobAccepted, JobDocument, job_response
 from api.metrics import name_route
 from api.outlook import outlook
@@ -32,25 +32,26 @@ def add_routes(app: FastAPI) -> None:
     would be tried one after the other. What FastAPI makes of a route's signature for the documentation
     is in ``documentation.py``, task by task.
     """
-    for batched, part in ((True, "/batched"), (False, "")):
-        app.add_route(f"/api/tasks/{{task}}{part}/jobs/{{id}}", _read_handler(batched, part), ["GET"])
-        app.add_route(f"/api/tasks/{{task}}{part}/{{model}}/jobs", _submit_handler(batched, part), ["POST"])
+    for batched in (True, False):
+        path = task_path("{task}", batched)
+        app.add_route(path + "/jobs/{id}", _read_handler(batched), ["GET"])
+        app.add_route(path + "/{model}/jobs", _submit_handler(batched), ["POST"])
 
 
-def _submit_handler(batched: bool, part: str) -> Callable[[Request], Awaitable[Response]]:
+def _submit_handler(batched: bool) -> Callable[[Request], Awaitable[Response]]:
     async def submit(request: Request) -> Response:
         task = find_task(request.path_params["task"])
-        name_route(request.scope, f"/api/tasks/{task.name}{part}/{{model}}/jobs")
+        name_route(request.scope, task_path(task.name, batched) + "/{model}/jobs")
         return await _submit(task, batched, request)
 
     return submit
 
 
-def _read_handler(batched: bool, part: str) -> Callable[[Request], Awaitable[Response]]:
+def _read_handler(batched: bool) -> Callable[[Request], Awaitable[Response]]:
     async def read(request: Request) -> Response:
         state, job_id = state_of(request), request.path_params["id"]
         task = find_task(request.path_params["task"])
-        name_route(request.scope, f"/api/tasks/{task.name}{part}/jobs/{{id}}")
+        name_route(request.scope, task_path(task.name, batched) + "/jobs/{id}")
         prefer = request.headers.getlist("prefer")
         return await _read(request, state, job_id, prefer, lambda: _find(state, task, job_id, batched))
 
@@ -127,7 +128,7 @@ def _accepted(task: Task, batched: bool, job_id: str, applied: Mapping[str, str]
 
 
 def _location(task: Task, batched: bool, job_id: str) -> str:
-    return f"/api/tasks/{task.name}{'/batched' if batched else ''}/jobs/{job_id}"
+    return f"{task_path(task.name, batched)}/jobs/{job_id}"
 
 
 def _raise_refusal(verdict: Verdict, model: str, state: ApiState) -> None:
@@ -194,10 +195,9 @@ async def _get(state: ApiState, job_id: str) -> JobRecord:
 async def _find(state: ApiState, task: Task, job_id: str, batched: bool | None) -> JobRecord:
     record = await _get(state, job_id)
     if record.task != task.name or (batched is not None and record.batched != batched):
-        part = "/batched" if record.batched else ""
         raise ModelmillError(
             ErrorCode.JOB_NOT_FOUND,
-            f"This job is to be read at /api/tasks/{record.task}{part}/jobs/{record.id}.",
+            f"This job is to be read at {task_path(record.task, record.batched)}/jobs/{record.id}.",
         )
     return record
 

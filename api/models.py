@@ -74,9 +74,7 @@ async def start_model(model: str, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
     if not all(node.state_of(model).get("status") == "running" for node in nodes):
         await state.store.mark_starting(model)
-    for node in nodes:
-        await state.store.send_away(node.name)
-        state.bells.order(LOAD, model, node.name)
+    await state.order(LOAD, model, nodes)
     return await _status(model, state, nodes)
 
 
@@ -90,9 +88,7 @@ async def start_model(model: str, state: State) -> ModelStatus:
 )
 async def stop_model(model: str, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
-    for node in nodes:
-        await state.store.send_away(node.name)
-        state.bells.order(UNLOAD, model, node.name)
+    await state.order(UNLOAD, model, nodes)
     return await _status(model, state, nodes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
@@ -108,6 +108,12 @@ class ApiState:
     async def nodes_serving(self, model: str) -> list[NodeRecord]:
         """Live nodes that serve ``model``."""
         return [node for node in await self.store.nodes() if model in node.models]
+
+    async def order(self, name: str, model: str, nodes: Sequence[NodeRecord]) -> None:
+        """Sends ``LOAD`` or ``UNLOAD`` to nodes; a drain that lingers there makes room for it."""
+        for node in nodes:
+            await self.store.send_away(node.name)
+            self.bells.order(name, model, node.name)
 
 
 def state_of(request: Request) -> ApiState:

@@ -21,21 +21,19 @@ import typer
 
 from backends.device import Device, available_cores, free_memory
 from benchmarks import load
+from benchmarks.engine import drain, jobs_per_s, span
 from benchmarks.gpu_models import CASES, TINY_CASE, Case, Forward, forward_only, write_models_file
 from benchmarks.gpu_usage import GpuUsage
 from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
-from benchmarks.system import System, running
-from modelmill.broker import Bells, make_celery
-from modelmill.settings import Settings
+from benchmarks.system import running
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobRecord, Submission
+from modelmill.store import JobRecord, Submission
 
 TITLE = "On a GPU"
 TARGET_SHARE = 0.85
 """Of forward passes by themselves at their best batch: what a worker with enough cores is to reach."""
 MOST_JOBS = 20_000
 """Jobs that wait at once: with photos of 60 KB these are 1.6 GB, and a job store takes 2 GiB by default."""
-DRAIN_TIMEOUT_S = 600.0
 NOT_YET = (
     "Text generation and text-to-image are not measured: the project has no runners for them yet. "
     "Each will be one more entry in the list of cases."
@@ -138,49 +136,27 @@ def _through_worker(
         # The reaper would ring as soon as the first job waits; here all wait before the first starts.
         "MODELMILL_REAP_S": "3600",
     }
-    body = json.dumps(case.inputs()).encode()
     with running(_devices(plan), case.model, models_file=models, settings=settings) as system:
         # What the device and the libraries put off until they are first used is no part of it.
-        asyncio.run(_drain(system, case, body, 2 * forward.best_batch))
+        asyncio.run(drain(system, _jobs(case, 2 * forward.best_batch), all_wait=True))
         runs = []
         for _ in range(options.rounds):
             with GpuUsage(plan.device) as usage:
-                records = asyncio.run(_drain(system, case, body, jobs))
+                records = asyncio.run(drain(system, _jobs(case, jobs), all_wait=True))
             runs.append(_drained(records, usage))
     return sorted(runs, key=lambda run: run.rate)[len(runs) // 2]
 
 
-async def _drain(system: System, case: Case, body: bytes, count: int) -> list[JobRecord]:
-    """Lets ``count`` jobs wait, rings once, and returns them when all have ended."""
-    settings = Settings(redis_url=system.redis_url)
-    store, bells = AsyncJobStore(settings), Bells(make_celery(settings), lambda _: None)
-    ids = [str(uuid.uuid4()) for _ in range(count)]
-    try:
-        for few in _by(50, ids):
-            jobs = [Submission(id, case.task, case.model, body) for id in few]
-            for accepted in await asyncio.gather(*map(store.submit, jobs)):
-                assert accepted.verdict == "accepted", accepted
-        bells.ring(case.model)
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            while await store.unfinished():
-                await asyncio.sleep(0.05)
-        found = [record for few in _by(50, ids) for record in await asyncio.gather(*map(store.get, few))]
-    finally:
-        await store.close()
-        bells.close()
-    records = [record for record in found if record is not None]
-    failed = [record for record in records if record.status is not Status.COMPLETE]
-    assert not failed, f"{case.name}: {len(failed)} of {count} jobs failed, such as {failed[0]}"
-    return records
+def _jobs(case: Case, count: int) -> list[Submission]:
+    body = json.dumps(case.inputs()).encode()
+    return [Submission(str(uuid.uuid4()), case.task, case.model, body) for _ in range(count)]
 
 
 def _drained(records: Sequence[JobRecord], usage: GpuUsage) -> Drained:
-    started = min(record.started_at or 0.0 for record in records)
-    finished = max(record.finished_at or 0.0 for record in records)
+    started, finished = span(records)
     # A batch of n appears n times among the jobs.
     batches = sum(1 / int(record.details["batch_size"]) for record in records)
-    rate = len(records) / (finished - started)
-    return Drained(rate, len(records) / batches, usage.busy(started, finished))
+    return Drained(jobs_per_s(records), len(records) / batches, usage.busy(started, finished))
 
 
 def _through_http(
@@ -226,10 +202,6 @@ def _saved(case: Case, plan: Plan) -> Iterator[Path]:
 def _devices(plan: Plan) -> str:
     """One worker, on the GPU that this process sees first."""
     return "0" if plan.device == "cuda" else "cpu"
-
-
-def _by(count: int, ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[start : start + count] for start in range(0, len(ids), count))
 
 
 def _forward_table(case: Case, forward: Forward) -> Table:

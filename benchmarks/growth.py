@@ -14,7 +14,8 @@ from typing import cast
 
 import httpx
 
-from benchmarks.engine import drain_time
+from benchmarks import ours
+from benchmarks.engine import drain, jobs_per_s
 from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import TASK, Backlog, System, backlog, running, small_body
 from modelmill.broker import Bells, make_celery
@@ -139,8 +140,10 @@ def _workers(options: Options) -> tuple[Table, list[Figure]]:
     count, numbers = options.count(2000), (1, 2, 4)
 
     def rate(system: System) -> float:
-        seconds, _ = asyncio.run(drain_time(system, "sleep", count, CLAIM))
-        return count / seconds
+        jobs = [
+            Submission(str(uuid.uuid4()), TASK, "sleep", small_body(), bell_every=CLAIM) for _ in range(count)
+        ]
+        return jobs_per_s(asyncio.run(drain(system, jobs)))
 
     with ExitStack() as cleanup:
         systems = [cleanup.enter_context(running(f"cpu:{number}", "sleep")) for number in numbers]
@@ -190,14 +193,8 @@ def _in_turn(
 
 def _one_by_one(system: System, models: Sequence[str]) -> float:
     """p50 in ms of one job after the other."""
-    took, headers = [], {"Prefer": "wait=30", "Content-Type": "application/json"}
     with httpx.Client(base_url=system.url, timeout=60) as client:
-        for model in models:
-            started = time.perf_counter()
-            response = client.post(f"/api/tasks/{TASK}/{model}/jobs", content=small_body(), headers=headers)
-            took.append((time.perf_counter() - started) * 1000)
-            assert response.json()["status"] == "complete", response.text
-    return statistics.median(took)
+        return statistics.median(ours.ask(client, model, small_body()) for model in models) * 1000
 
 
 def _drain_rate(system: System, models: Sequence[str], count: int) -> float:
@@ -214,8 +211,7 @@ def _drain_rate(system: System, models: Sequence[str], count: int) -> float:
         time.sleep(0.05)
     bells.close()
     records = [record for job_id in ids if (record := jobs.worker.get(job_id))]
-    started = min(record.started_at or 0.0 for record in records)
-    return count / (max(record.finished_at or 0.0 for record in records) - started)
+    return jobs_per_s(records)
 
 
 if __name__ == "__main__":

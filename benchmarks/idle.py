@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 
@@ -27,21 +28,12 @@ def measure(options: Options) -> Section:
     direct_model = load(NOOP, Catalogue.load(MODELS))
     added: dict[str, list[float]] = {name: [] for name in PAUSES_S}
     with running("cpu", NOOP) as system, httpx.Client(base_url=system.url) as client:
-
-        def through() -> None:
-            response = client.post(
-                f"/api/tasks/{TASK}/{NOOP}/jobs",
-                content=body(),
-                headers={"Content-Type": "application/json", **ours.WAIT},
-            )
-            assert response.json()["status"] == "complete", response.text
-
-        through()
+        ours.ask(client, NOOP, body())
         for _ in range(options.rounds):
             for name, pause_s in PAUSES_S.items():
                 jobs = options.count(JOBS) if pause_s < 1 else max(5, options.count(JOBS) // 10)
-                seconds = _median(through, jobs, pause_s)
-                direct = _median(lambda: direct_model.run(TASK, inputs()), 50)
+                seconds = _median(lambda: ours.ask(client, NOOP, body()), jobs, pause_s)
+                direct = _median(partial(_timed, lambda: direct_model.run(TASK, inputs())), 50)
                 added[name].append((seconds - direct) * 1000)
     rows = [(name, statistics.median(values), min(values), max(values)) for name, values in added.items()]
     columns = ("the next request comes", "added ms, p50", "lowest round", "highest round")
@@ -56,11 +48,15 @@ def measure(options: Options) -> Section:
     return Section("Idle latency", [Table("one job at a time", columns, rows)], [figure], [note])
 
 
-def _median(act: Callable[[], object], times: int, pause_s: float = 0.0) -> float:
+def _median(once: Callable[[], float], times: int, pause_s: float = 0.0) -> float:
     taken = []
     for _ in range(times):
         time.sleep(pause_s)
-        started = time.perf_counter()
-        act()
-        taken.append(time.perf_counter() - started)
+        taken.append(once())
     return statistics.median(taken)
+
+
+def _timed(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started

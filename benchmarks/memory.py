@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 
-from benchmarks.load import Target, closed_loop
+from benchmarks import ours
+from benchmarks.load import closed_loop
 from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
-from benchmarks.system import TASK, System, running, small_body
+from benchmarks.system import System, running, small_body
 from modelmill.catalogue import Catalogue
 from modelmill.settings import MIB, Settings
 from modelmill.store import JobStore
@@ -58,12 +58,10 @@ def _at_rest() -> Table:
 
 
 def _jobs(system: System, model: str, task: str) -> None:
-    for _ in range(3):
-        url = f"{system.url}/api/tasks/{task}/{model}/jobs"
-        answer = httpx.post(
-            url, json=find_task(task).example.input, headers={"Prefer": "wait=60"}, timeout=90
-        )
-        assert answer.json()["status"] == "complete", answer.text
+    body = json.dumps(find_task(task).example.input).encode()
+    with httpx.Client(base_url=system.url, timeout=90) as client:
+        for _ in range(3):
+            ours.ask(client, model, body, task)
 
 
 def _leak(options: Options) -> tuple[Table, list[Figure]]:
@@ -71,14 +69,7 @@ def _leak(options: Options) -> tuple[Table, list[Figure]]:
     rows: list[list[Cell]] = []
     settings = {"MODELMILL_RESULT_TTL_S": str(RESULT_TTL_S)}
     with running("cpu", "noop", settings=settings) as system:
-        target = Target(
-            "modelmill",
-            system.port,
-            f"/api/tasks/{TASK}/noop/jobs",
-            small_body(),
-            poll_path=lambda accepted: f"/api/tasks/{TASK}/jobs/{accepted['id']}",
-            ended=_ended,
-        )
+        target = ours.polled(system, "noop", small_body())
         pids = _pids(system)
         for step in range(1, STEPS + 1):
             run = closed_loop(target, jobs, CONNECTIONS)
@@ -96,12 +87,6 @@ def _leak(options: Options) -> tuple[Table, list[Figure]]:
         for name, mib in growth.items()
         if name != "Valkey"
     ]
-
-
-def _ended(document: Mapping[str, Any]) -> bool:
-    if document["status"] in ("failed", "canceled"):
-        raise RuntimeError(document)
-    return bool(document["status"] == "complete")
 
 
 def _pids(system: System) -> dict[str, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
+
+import httpx
 
 from benchmarks.load import Target
 from benchmarks.system import System
@@ -29,6 +32,16 @@ def waited(system: System, model: str, body: bytes) -> Target:
     return replace(
         polled(system, model, body), name="modelmill, Prefer: wait", poll_path=None, headers=dict(WAIT)
     )
+
+
+def ask(client: httpx.Client, model: str, body: bytes, task: str = TASK) -> float:
+    """Seconds of one job, from its request to the answer that holds its result."""
+    headers = {"Content-Type": "application/json", **WAIT}
+    started = time.perf_counter()
+    response = client.post(f"/api/tasks/{task}/{model}/jobs", content=body, headers=headers)
+    took = time.perf_counter() - started
+    assert response.json()["status"] == "complete", response.text
+    return took
 
 
 def _ended(document: Any) -> bool:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, cast
+
+from pydantic import BaseModel
 
 Run = Callable[[Sequence[dict[str, Any]]], list[list[float]]]
 """Inputs, each with ``image`` (a data URL) and ``classes``, to the probabilities of each input's classes."""
+
+
+class Job(BaseModel):
+    """One job's input, as each peer's HTTP front end checks it."""
+
+    image: str
+    classes: list[str]
+
 
 NOOP = "noop"
 TASK = "zero-shot-image-classification"
@@ -33,6 +45,12 @@ def load(name: str) -> Run:
         return [output.probabilities for output in outputs]
 
     return run
+
+
+@cache
+def served() -> Run:
+    """What this process of a peer serves, loaded once."""
+    return load(os.environ["PEER_WORK"])
 
 
 def max_batch(name: str) -> int:

@@ -190,7 +190,7 @@ class Drain:
     def _remember(self, model: str, jobs: int, seconds: float) -> None:
         sizer = self._sizers[model]
         learned = sizer.learned
-        if learned != self._remembered.get(model, {}):
+        if learned != self._remembered[model]:
             self._remembered[model] = learned
             self._store.remember_sizing(model, self._device, learned)
         # One job alone says how long a bell takes, and nothing of what a queue would do.
@@ -270,7 +270,7 @@ class Drain:
         self._idle_s += time.monotonic() - started
         if woken != "go" and self._store.stop_lingering(model, self._node):
             return ""
-        return woken if woken == "go" else "leave"
+        return woken or "leave"
 
     def _fill_up(self, model: LoadedModel, window: Window) -> None:
         """Claims what came since, if the window fills no batch; waits only where the model says so."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 READ_TRIES = 10
+"""How often a word is looked for that is being written over while it is read."""
 
 
 class Phase(StrEnum):

@@ -6,24 +6,18 @@ import os
 from typing import Any
 
 import bentoml
-from pydantic import BaseModel
 
 from benchmarks import work
 
 WORK = os.environ["PEER_WORK"]
 
 
-class Job(BaseModel):
-    image: str
-    classes: list[str]
-
-
 @bentoml.service
 class Classifier:
     def __init__(self) -> None:
-        self.model = work.load(WORK)
+        self.model = work.served()
 
     @bentoml.task(batchable=True, max_batch_size=work.max_batch(WORK))
-    def classify(self, jobs: list[Job]) -> list[list[float]]:
+    def classify(self, jobs: list[work.Job]) -> list[list[float]]:
         inputs: list[dict[str, Any]] = [job.model_dump() for job in jobs]
         return self.model(inputs)

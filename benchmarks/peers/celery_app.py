@@ -6,14 +6,12 @@ API: ``uvicorn celery_app:app``. Worker: ``celery -A celery_app:queue worker``.
 from __future__ import annotations
 
 import os
-from functools import cache
 from typing import Any
 
 from celery import Celery
 from celery.result import AsyncResult
 from celery.signals import worker_process_init
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 from benchmarks import work
 
@@ -25,29 +23,18 @@ queue.conf.update(result_expires=RESULT_TTL_S, broker_connection_retry_on_startu
 app = FastAPI()
 
 
-class Job(BaseModel):
-    image: str
-    classes: list[str]
-
-
-@cache
-def model() -> work.Run:
-    """The process's own."""
-    return work.load(os.environ["PEER_WORK"])
-
-
 @worker_process_init.connect
 def load_model(**_: Any) -> None:
-    model()
+    work.served()
 
 
 @queue.task
 def classify(job: dict[str, Any]) -> list[float]:
-    return model()([job])[0]
+    return work.served()([job])[0]
 
 
 @app.post("/jobs", status_code=202)
-def create_job(job: Job) -> dict[str, str]:
+def create_job(job: work.Job) -> dict[str, str]:
     return {"id": classify.delay(job.model_dump()).id}
 
 

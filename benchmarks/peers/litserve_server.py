@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import litserve
-from pydantic import BaseModel
 
 from benchmarks import work
 
@@ -14,16 +13,11 @@ BATCH_TIMEOUT_S = 0.001
 
 
 # LitServe reads the annotations themselves, so they must not be strings here.
-class Job(BaseModel):
-    image: str
-    classes: list[str]
-
-
 class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        self.model = work.load(os.environ["PEER_WORK"])
+        self.model = work.served()
 
-    def decode_request(self, request: Job) -> dict[str, Any]:
+    def decode_request(self, request: work.Job) -> dict[str, Any]:
         return request.model_dump()
 
     def batch(self, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

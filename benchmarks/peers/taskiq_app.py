@@ -10,11 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 from taskiq import TaskiqEvents, TaskiqState
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
@@ -29,25 +27,14 @@ results: RedisAsyncResultBackend[list[float]] = RedisAsyncResultBackend(
 broker = RedisStreamBroker(url=REDIS_URL).with_result_backend(results)
 
 
-class Job(BaseModel):
-    image: str
-    classes: list[str]
-
-
-@cache
-def model() -> work.Run:
-    """The process's own."""
-    return work.load(os.environ["PEER_WORK"])
-
-
 @broker.on_event(TaskiqEvents.WORKER_STARTUP)
 def load_model(_: TaskiqState) -> None:
-    model()
+    work.served()
 
 
 @broker.task
 def classify(job: dict[str, Any]) -> list[float]:
-    return model()([job])[0]
+    return work.served()([job])[0]
 
 
 @asynccontextmanager
@@ -63,7 +50,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.post("/jobs", status_code=202)
-async def create_job(job: Job) -> dict[str, str]:
+async def create_job(job: work.Job) -> dict[str, str]:
     task = await classify.kiq(job.model_dump())
     return {"id": task.task_id}
 

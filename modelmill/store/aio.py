@@ -242,7 +242,7 @@ class AsyncJobStore:
         async with _translated():
             pipe = self._redis.pipeline(transaction=True)
             pipe.rpush(keys.WAKE + node, "leave")
-            pipe.pexpire(keys.WAKE + node, scripts.WAKE_TTL_MS)
+            pipe.pexpire(keys.WAKE + node, keys.WAKE_TTL_MS)
             await pipe.execute()
 
     async def mark_starting(self, model: str) -> None:

@@ -61,6 +61,8 @@ NODE = PREFIX + "node:"
 STARTING = PREFIX + "starting:"
 """``starting:{model}``: somebody asked for the model to be loaded, and no worker has begun yet."""
 
+WAKE_TTL_MS = 2000
+"""How long a call in ``wake:{node}`` waits for a node that does not linger any more."""
 INLINE_BYTES = 64 * 1024
 """Results up to this size live in the record and pass through Lua; larger ones lie beside it."""
 
@@ -69,7 +71,7 @@ LUA_TABLE = (
     f"job='{JOB}', input='{IN}', out='{OUT}', ready='{READY}', leases='{LEASES}', deadlines='{DEADLINES}', "
     f"claim='{CLAIM}', idem='{IDEMPOTENCY}', rung='{RUNG}', models='{MODELS}', seq='{SEQUENCE}', "
     f"totals='{TOTALS}', counters='{COUNTERS}', reaper='{REAPER}', ended='{ENDED_CHANNEL}', "
-    f"idle='{IDLE}', lingering='{LINGERING}', wake='{WAKE}', "
+    f"idle='{IDLE}', lingering='{LINGERING}', wake='{WAKE}', wake_ms={WAKE_TTL_MS}, "
     f"parts='{PARTS}', turns='{TURNS}', memory='{MEMORY}'"
     "}"
 )

@@ -31,8 +31,6 @@ from modelmill.store.records import (
 
 RUNG_TTL_S = 5.0
 """How long a bell keeps others from ringing; a lost one is rung again after it."""
-WAKE_TTL_MS = 2000
-"""How long a call waits for a node that does not linger any more."""
 ORPHAN_TTL_S = 3600
 """How long a payload lives that no script has taken over."""
 

@@ -85,7 +85,7 @@ class JobStore:
         """Something else waits for a node: should it linger, it is to leave at once."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.rpush(keys.WAKE + node, "leave")
-        pipe.pexpire(keys.WAKE + node, scripts.WAKE_TTL_MS)
+        pipe.pexpire(keys.WAKE + node, keys.WAKE_TTL_MS)
         pipe.execute()
 
     def inputs(self, jobs: Sequence[Claimed]) -> list[bytes | None]:

@@ -37,7 +37,7 @@ end
 
 local function wake(node, why)
   redis.call('RPUSH', K.wake .. node, why)
-  redis.call('PEXPIRE', K.wake .. node, 2000)
+  redis.call('PEXPIRE', K.wake .. node, K.wake_ms)
 end
 
 -- Gets somebody to work on a model at once: a drain that lingers on it. Returns whether there was one.
