@@ -80,7 +80,7 @@ async def _submit(task: Task, batched: bool, request: Request) -> Response:
     wait_s = preferred_wait(request.headers.getlist("prefer"))
     await state.directory.check(task, model)
     body = await read_body(request, state.settings.max_body_bytes)
-    parsed = await parse_body(task, body, batched)
+    parsed = await parse_body(state.directory.contract(task, model), body, batched)
     submission = Submission(
         id=str(uuid.uuid4()),
         task=task.name,

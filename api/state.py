@@ -89,6 +89,10 @@ class Directory:
                 f"Models for {task.name}: {', '.join(able) or 'none'}.",
             )
 
+    def contract(self, task: Task, model: str) -> Task:
+        """The task as this model answers it, with what else its entry lets callers set."""
+        return task.accepting(self._catalogue[model].config_keys) if model in self._catalogue else task
+
     def max_batch(self, model: str) -> int | None:
         """The model's batch size, where its entry sets one."""
         return self._catalogue[model].max_batch if model in self._catalogue else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from backends.device import Device
+from backends.progress import Progress
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.settings import Settings
 from tasks.contract import TaskInput, TaskOutput
@@ -71,6 +72,8 @@ class Runner(ABC, Generic[Item, Weights]):
         self.weights = weights
         self.entry = context.entry
         self.device = context.device
+        self.progress = Progress()
+        """For a ``forward`` of many steps: whom to tell how far it is, and to ask whether to go on."""
 
     @classmethod
     @abstractmethod

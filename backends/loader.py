@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from backends.contract import LoadContext, Runner
@@ -64,13 +64,13 @@ class LoadedModel:
             self._runners[task] = runner_class(self._weights[load], self.context)
         return self._runners[task]
 
-    def run(self, task: str, *items: dict[str, Any]) -> list[TaskOutput]:
+    def answer(self, task: str, *items: Mapping[str, Any]) -> list[TaskOutput]:
         """Answers items in one batch, without a server; each is the JSON form of the task's input.
 
         Raises:
             ModelmillError: an item is wrong.
         """
-        contract = find_task(task)
+        contract = find_task(task).accepting(self.context.entry.config_keys)
         runner = self.runner(task)
         inputs: list[TaskInput] = [contract.input.model_validate(item) for item in items]
         prepared = [runner.preprocess(item) for item in inputs]

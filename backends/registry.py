@@ -59,8 +59,10 @@ def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
     """
     if ":" in entry.runner:
         return _by_path(entry, task)
-    key = entry.backend, task, entry.runner
-    runner = _built_in(*key) or _plugins().get(key)
+    runner = _named(entry.backend, task, entry.runner)
+    if runner is None and any(_named(entry.backend, other, entry.runner) for other in entry.tasks):
+        # A name chooses where a backend has several runners for a task, and an entry's tasks share it.
+        runner = _named(entry.backend, task, "default")
     if runner is None:
         known = sorted(f"{b} {t} {n}" for b, t, n in all_runners() if t == task) or ["none for this task"]
         raise ModelmillError(
@@ -69,6 +71,10 @@ def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
             f"There are: {', '.join(known)}.",
         )
     return runner
+
+
+def _named(backend: str, task: str, name: str) -> RunnerClass | None:
+    return _built_in(backend, task, name) or _plugins().get((backend, task, name))
 
 
 @cache

@@ -33,7 +33,7 @@ def measure(options: Options) -> Section:
             for name, pause_s in PAUSES_S.items():
                 jobs = options.count(JOBS) if pause_s < 1 else max(5, options.count(JOBS) // 10)
                 seconds = _median(lambda: ours.ask(client, NOOP, body()), jobs, pause_s)
-                direct = _median(partial(_timed, lambda: direct_model.run(TASK, inputs())), 50)
+                direct = _median(partial(_timed, lambda: direct_model.answer(TASK, inputs())), 50)
                 added[name].append((seconds - direct) * 1000)
     rows = [(name, statistics.median(values), min(values), max(values)) for name, values in added.items()]
     columns = ("the next request comes", "added ms, p50", "lowest round", "highest round")

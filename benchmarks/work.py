@@ -41,7 +41,7 @@ def load(name: str) -> Run:
     model = load_model(name)
 
     def run(inputs: Sequence[dict[str, Any]]) -> list[list[float]]:
-        outputs = cast("list[Any]", model.run(TASK, *inputs))
+        outputs = cast("list[Any]", model.answer(TASK, *inputs))
         return [output.probabilities for output in outputs]
 
     return run

@@ -61,6 +61,9 @@ class ModelEntry(BaseModel):
     source: Source | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
     options: dict[str, Any] = Field(default_factory=dict, description="What the runner understands.")
+    config_keys: tuple[str, ...] = Field(
+        (), description="Keys that callers may set in `config` beside the task's own; its runner reads them."
+    )
     max_batch: int | None = Field(None, ge=1, le=1024, description="Items in one forward pass.")
     max_wait_ms: int | None = Field(
         None, ge=0, le=60_000, description="How long a batch that is not full may wait for more."

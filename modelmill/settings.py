@@ -58,6 +58,7 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         100_000_000, ge=1, description="Largest image, width times height, before decoding."
     )
+    max_audio_s: float = Field(1800.0, gt=0, description="Longest audio, in seconds, before decoding.")
     max_queue_depth: int = Field(100_000, ge=1, description="Jobs that may wait for one model.")
     max_queued_bytes: int = Field(
         2 * GIB, ge=1, description="Bytes of request bodies of all jobs that have not ended."

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -92,7 +92,9 @@ class Example:
     input: dict[str, Any]
     output: dict[str, Any]
     model: str
-    """The model that gave ``output``."""
+    """The catalogued model that the example asks."""
+    real: bool = True
+    """Whether ``output`` is what that model really answered. If not, it shows the form of an answer."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Task:
         input: What one item takes.
         output: What one item gives.
         example: A runnable example.
+        samples: Makes that many unequal items for the conformance suite, as JSON. Left out where other texts,
+            images and sounds in the example's batched fields will do.
     """
 
     name: str
@@ -112,6 +116,25 @@ class Task:
     input: type[TaskInput]
     output: type[TaskOutput]
     example: Example
+    samples: Callable[[int], Sequence[dict[str, Any]]] | None = None
+
+    def accepting(self, config_keys: Sequence[str]) -> Task:
+        """This task, with further keys in its ``config``, which a model's runner declares and reads."""
+        keys = tuple(config_keys)
+        if keys and keys not in self._wider:
+            self._wider[keys] = self._extended(keys)
+        return self._wider[keys] if keys else self
+
+    @cached_property
+    def _wider(self) -> dict[tuple[str, ...], Task]:
+        return {}
+
+    def _extended(self, keys: tuple[str, ...]) -> Task:
+        config: Any = self.input.model_fields["config"]
+        more: Any = dict.fromkeys(keys, (Any, None))
+        wider = create_model(config.annotation.__name__, __base__=config.annotation, **more)
+        fields: Any = {"config": (wider, Field(default_factory=wider, description=config.description))}
+        return replace(self, input=create_model(self.input.__name__, __base__=self.input, **fields))
 
     @cached_property
     def batched_fields(self) -> tuple[str, ...]:
@@ -248,7 +271,8 @@ def _type_of(field: FieldInfo) -> Any:
 
 def _nesting_of(field: FieldInfo) -> Callable[[Any], str]:
     """Tells of a shared field's value in a batched job whether it is ``SHARED`` or ``EACH``."""
-    return _nested if get_origin(field.annotation) is list else _listed
+    kinds = (field.annotation, *get_args(field.annotation))
+    return _nested if any(get_origin(kind) is list for kind in kinds) else _listed
 
 
 def _listed(value: Any) -> str:

@@ -6,20 +6,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from tasks.fields import EmbeddingConfig, Text
 
 
-class Config(TaskConfig):
-    normalize: bool | None = Field(
-        None, description="Scale the vector to length 1; the model's own way when not set."
-    )
+class Config(EmbeddingConfig):
+    """What tunes the model."""
+
     prompt_name: str | None = Field(
         None, max_length=100, description="One of the model's own prompts, put before the text."
     )
 
 
 class Input(TaskInput):
-    text: Annotated[Annotated[str, Field(min_length=1, max_length=1_000_000)], Batched] = Field(
+    text: Annotated[Text, Batched] = Field(
         description="The text. What is longer than the model's window is cut off."
     )
     config: Config = Field(default_factory=Config, description="What tunes the model.")

@@ -336,7 +336,8 @@ class Drain:
             # What was claimed and not read comes back when its lease runs out.
             logger.warning("claiming jobs of %s failed: %s", model.name, error)
             return Window()
-        jobs = [open_job(*job) for job in zip(claims.jobs, bodies, parts, strict=True)]
+        keys = model.context.entry.config_keys
+        jobs = [open_job(*job, keys) for job in zip(claims.jobs, bodies, parts, strict=True)]
         self._prepare_all(model, [item for job in jobs for item in job.items if not item.is_done])
         return Window(jobs, claims.remaining, claims.lingers)
 

@@ -66,19 +66,25 @@ class DeviceLostError(Exception):
     """The device's context is gone; only a new process can use the device again."""
 
 
-def open_job(claimed: Claimed, body: bytes | None, parts: Mapping[int, str] | None = None) -> Job:
+def open_job(
+    claimed: Claimed,
+    body: bytes | None,
+    parts: Mapping[int, str] | None = None,
+    config_keys: Sequence[str] = (),
+) -> Job:
     """Reads a claimed job's request into items. A request that cannot be read fails the job, and only it.
 
     Args:
         claimed: The job.
         body: Its request.
         parts: Items of a batched job that an earlier delivery finished, as JSON text by index.
+        config_keys: What the model lets callers set beside the task's own.
     """
     job = Job(claimed)
     try:
         if body is None:
             raise ModelmillError(ErrorCode.INTERNAL, "The job's request is missing from the job store.")
-        task = find_task(claimed.task)
+        task = find_task(claimed.task).accepting(config_keys)
         request = task.parse(body, batched=claimed.batched, trusted=True)
         job.items = [Item(job, index, item) for index, item in enumerate(task.items(request))]
         for index, text in (parts or {}).items():

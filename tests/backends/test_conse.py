@@ -28,7 +28,7 @@ BEYOND_IMAGENET = {
 
 
 def best(model: LoadedModel, name: str, classes: list[str]) -> str:
-    (output,) = model.run(ZERO_SHOT, {"image": data_url(photo(name)), "classes": classes})
+    (output,) = model.answer(ZERO_SHOT, {"image": data_url(photo(name)), "classes": classes})
     probabilities = output.model_dump()["probabilities"]
     assert sum(probabilities) == pytest.approx(1)
     return classes[int(np.argmax(probabilities))]
@@ -48,7 +48,7 @@ def test_real_photos_are_told_apart(open_model: OpenModel, name: str) -> None:
 
 
 def test_the_example_of_the_contract_is_what_the_model_says(open_model: OpenModel) -> None:
-    (output,) = open_model("conse-lite0").run(ZERO_SHOT, CONTRACT.example.input)
+    (output,) = open_model("conse-lite0").answer(ZERO_SHOT, CONTRACT.example.input)
 
     expected = CONTRACT.example.output["probabilities"]
     assert output.model_dump()["probabilities"] == pytest.approx(expected, abs=2e-4)
@@ -70,10 +70,10 @@ def test_a_batch_gives_each_image_what_it_gets_alone(open_model: OpenModel) -> N
         },
     ]
 
-    together = model.run(ZERO_SHOT, *items)
+    together = model.answer(ZERO_SHOT, *items)
 
     for item, output in zip(items, together, strict=True):
-        alone = model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"]
+        alone = model.answer(ZERO_SHOT, item)[0].model_dump()["probabilities"]
         assert output.model_dump()["probabilities"] == pytest.approx(alone, abs=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_items_with_different_classes_share_one_image_pass_and_one_text_pass(
     object.__setattr__(encoder.weights, "session", texts)
     image = data_url(photo("chelsea"))
 
-    model.run(
+    model.answer(
         ZERO_SHOT,
         {"image": image, "classes": ["cat", "dog"]},
         {"image": image, "classes": ["cat", "fox"]},
@@ -97,7 +97,7 @@ def test_items_with_different_classes_share_one_image_pass_and_one_text_pass(
     )
     assert (images.runs, texts.runs) == (1, 1)
 
-    model.run(ZERO_SHOT, {"image": image, "classes": ["owl", "fox"]})
+    model.answer(ZERO_SHOT, {"image": image, "classes": ["owl", "fox"]})
     assert (images.runs, texts.runs) == (2, 1), "known classes are not encoded again"
 
 
@@ -105,7 +105,7 @@ def test_multi_label_judges_each_class_by_itself(open_model: OpenModel) -> None:
     image = data_url(photo("chelsea"))
     config = {"multi_label": True}
 
-    both, one = open_model("conse-lite0").run(
+    both, one = open_model("conse-lite0").answer(
         ZERO_SHOT,
         {"image": image, "classes": ["cat", "kitten", "rocket"], "config": config},
         {"image": image, "classes": ["cat"], "config": config},
@@ -185,7 +185,7 @@ entry = catalogue.find({model!r})
 settings = Settings(cache_dir=Path({str(settings.cache_dir)!r}))
 model = LoadedModel(LoadContext(entry, Device("cpu", 1), catalogue, settings)).load()
 task = find_task(entry.tasks[0])
-model.run(task.name, task.example.input)
+model.answer(task.name, task.example.input)
 print(json.dumps([name for name in ("torch", "transformers", "onnx", "sklearn") if name in sys.modules]))
 """
     root = Path(__file__).parents[2]

@@ -52,7 +52,7 @@ def test_labels_are_imagenets_thousand() -> None:
     ],
 )
 def test_photos_get_a_fitting_label_first(open_model: OpenModel, name: str, label: str) -> None:
-    (output,) = open_model("efficientnet-lite0").run(TASK, {"image": data_url(photo(name), "PNG")})
+    (output,) = open_model("efficientnet-lite0").answer(TASK, {"image": data_url(photo(name), "PNG")})
 
     assert output.model_dump()["classes"][0]["label"] == label
 
@@ -60,7 +60,7 @@ def test_photos_get_a_fitting_label_first(open_model: OpenModel, name: str, labe
 def test_top_k_is_best_first_and_bounded_by_the_labels(open_model: OpenModel) -> None:
     image = data_url(photo("coffee"))
 
-    few, all_of_them = open_model("efficientnet-lite0").run(
+    few, all_of_them = open_model("efficientnet-lite0").answer(
         TASK, {"image": image, "config": {"top_k": 3}}, {"image": image, "config": {"top_k": 1000}}
     )
 
@@ -74,10 +74,10 @@ def test_a_batch_gives_each_image_what_it_gets_alone(open_model: OpenModel) -> N
     model = open_model("efficientnet-lite0")
     items = [{"image": data_url(photo(name))} for name in ("chelsea", "rocket", "retina")]
 
-    together = model.run(TASK, *items)
+    together = model.answer(TASK, *items)
 
     for item, output in zip(items, together, strict=True):
-        alone = model.run(TASK, item)[0].model_dump()["classes"]
+        alone = model.answer(TASK, item)[0].model_dump()["classes"]
         assert [entry["label"] for entry in output.model_dump()["classes"]] == [e["label"] for e in alone]
         assert [entry["score"] for entry in output.model_dump()["classes"]] == pytest.approx(
             [entry["score"] for entry in alone], abs=1e-4

@@ -22,7 +22,7 @@ def folder(request: pytest.FixtureRequest, tiny: Callable[..., Path]) -> Path:
 
 
 def classes(model: LoadedModel, *names: str) -> list[list[dict[str, Any]]]:
-    outputs = model.run(TASK, *({"image": data_url(photo(name), "PNG")} for name in names))
+    outputs = model.answer(TASK, *({"image": data_url(photo(name), "PNG")} for name in names))
     return [output.model_dump()["classes"] for output in outputs]
 
 

@@ -59,7 +59,7 @@ def raw(model: LoadedModel, task: str, images: list[Any]) -> Any:
     runner: Any = model.runner(task)
     if task == CLASSIFICATION:
         contract = [{"image": data_url(image, "PNG")} for image in images]
-        outputs = [output.model_dump()["classes"] for output in model.run(task, *contract)]
+        outputs = [output.model_dump()["classes"] for output in model.answer(task, *contract)]
         labels = list(runner.weights.model.config.id2label.values())
         scores = [{entry["label"]: entry["score"] for entry in classes} for classes in outputs]
         return np.array([[score[label] for label in labels] for score in scores])

@@ -120,8 +120,8 @@ def test_half_precision_weights_answer(
     entry = folder_entry(tiny("clip"), ZERO_SHOT, options={"dtype": "bfloat16"})
     item = {"image": data_url(photo("chelsea")), "classes": ["cat", "dog"]}
     model = LoadedModel(context_of(entry)).load()
-    (half,) = model.run(ZERO_SHOT, item)
+    (half,) = model.answer(ZERO_SHOT, item)
     model.close()
-    (full,) = LoadedModel(context_of(folder_entry(tiny("clip"), ZERO_SHOT))).load().run(ZERO_SHOT, item)
+    (full,) = LoadedModel(context_of(folder_entry(tiny("clip"), ZERO_SHOT))).load().answer(ZERO_SHOT, item)
 
     assert half.model_dump()["probabilities"] == pytest.approx(full.model_dump()["probabilities"], abs=0.1)

@@ -28,7 +28,7 @@ LONG = "word " * 5000
 
 
 def embed(model: LoadedModel, *texts: str, **config: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    outputs = model.run(TASK, *({"text": text, "config": config} for text in texts))
+    outputs = model.answer(TASK, *({"text": text, "config": config} for text in texts))
     return np.array([output.model_dump()["embedding"] for output in outputs])
 
 

@@ -53,7 +53,7 @@ def pipeline(kind: str, tiny: Callable[..., Path]) -> Any:
 
 def probabilities(model: LoadedModel, image: Any, classes: list[str], **config: Any) -> list[float]:
     item = {"image": data_url(image, "PNG"), "classes": classes, "config": config}
-    found: list[float] = model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"]
+    found: list[float] = model.answer(ZERO_SHOT, item)[0].model_dump()["probabilities"]
     return found
 
 
@@ -79,10 +79,10 @@ def test_a_batch_gives_each_item_what_it_gets_alone(model: LoadedModel) -> None:
         {"image": data_url(photo("retina")), "classes": ["cat"], "config": {"hypothesis_template": "{}"}},
     ]
 
-    together = model.run(ZERO_SHOT, *items)
+    together = model.answer(ZERO_SHOT, *items)
 
     for item, output in zip(items, together, strict=True):
-        alone = model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"]
+        alone = model.answer(ZERO_SHOT, item)[0].model_dump()["probabilities"]
         assert output.model_dump()["probabilities"] == pytest.approx(alone, abs=1e-4)
 
 
@@ -93,10 +93,10 @@ def test_equal_classes_are_compared_together_and_answered_in_order(model: Loaded
         for name in ("chelsea", "coffee", "rocket", "page", "retina")
     ]
 
-    together = [output.model_dump()["probabilities"] for output in model.run(ZERO_SHOT, *items)]
+    together = [output.model_dump()["probabilities"] for output in model.answer(ZERO_SHOT, *items)]
 
     assert [len(found) for found in together] == [3, 1, 3, 1, 3]
-    alone = [model.run(ZERO_SHOT, item)[0].model_dump()["probabilities"] for item in items]
+    alone = [model.answer(ZERO_SHOT, item)[0].model_dump()["probabilities"] for item in items]
     for got, wanted in zip(together, alone, strict=True):
         assert got == pytest.approx(wanted, abs=1e-4)
     assert np.ptp([alone[row] for row in (0, 2, 4)], axis=0).max() > 0.01
@@ -116,7 +116,7 @@ def test_items_with_different_classes_share_one_image_pass(
     monkeypatch.setattr(runner, "encode_images", counting)
     image = data_url(photo("chelsea"))
 
-    model.run(
+    model.answer(
         ZERO_SHOT,
         {"image": image, "classes": ["owl", "dog"]},
         {"image": image, "classes": ["fox"], "config": {"multi_label": True}},

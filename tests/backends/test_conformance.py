@@ -1,0 +1,45 @@
+"""Every runner passes the suite that plugins pass, on specimens of ``tests/fixtures/specimens``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from backends.conformance import CHECKS, Bench, SkippedError, Specimen
+from backends.registry import all_runners, find_runner
+from modelmill.settings import Settings
+from tests.fixtures.specimens import all_specimens
+
+SPECIMENS = all_specimens()
+
+
+@pytest.fixture(scope="module", params=SPECIMENS, ids=lambda specimen: f"{specimen.task}-{specimen.name}")
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, settings: Settings
+) -> Iterator[Bench]:
+    specimen: Specimen = request.param
+    bench = Bench(specimen, tmp_path_factory.mktemp(specimen.name), settings)
+    yield bench
+    bench.close()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_conforms(bench: Bench, check: Callable[[Bench], None]) -> None:
+    try:
+        check(bench)
+    except SkippedError as reason:
+        pytest.skip(str(reason))
+
+
+def test_every_runner_has_a_specimen(tmp_path_factory: pytest.TempPathFactory) -> None:
+    without = {
+        f"{backend} {task} {name}"
+        for (backend, task, name), runner in all_runners().items()
+        if runner.__module__.startswith("backends.") and backend != "noop"
+    }
+    for specimen in SPECIMENS:
+        entry = specimen.build(tmp_path_factory.mktemp("entry"))
+        runner = find_runner(entry.model_copy(update={"tasks": (specimen.task,)}), specimen.task)
+        without.discard(f"{runner.backend} {runner.task} {runner.name}")
+    assert not without
