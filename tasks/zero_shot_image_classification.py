@@ -11,6 +11,7 @@ from tasks.examples import CAT
 from tasks.fields import Classes, ZeroShotConfig
 from tasks.media import Image
 
+
 class Config(ZeroShotConfig):
     """What tunes the model."""
 
