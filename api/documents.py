@@ -45,10 +45,11 @@ class Timings(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a batched job is."""
+    """How far a job is that runs: a batched one, or one of many steps."""
 
-    done: int = Field(description="Items that are finished and will not run again.")
-    total: int
+    done: int = Field(description="Items that are finished and will not run again, or steps that are done.")
+    total: int = Field(description="Of steps: how many there are at most.")
+    unit: str = Field(description="items, tokens, steps, …")
 
 
 class JobDocument(BaseModel):
@@ -85,7 +86,9 @@ class JobDocument(BaseModel):
         description="Of a job that has not ended, what it waits for: `next`, `behind 14 jobs`, "
         "`loading model`, `model not loaded`, `model failed to load`, `no live worker`, or `running`.",
     )
-    progress: Progress | None = Field(None, description="Of a batched job that runs.")
+    progress: Progress | None = Field(
+        None, description="Of a batched job that runs, and of one that takes many steps."
+    )
     error: JobError | None = None
 
 

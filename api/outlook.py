@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from api.state import ApiState
@@ -15,11 +16,17 @@ async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
     if record.status is Status.STARTING:
         standing = await state.store.standing(record)
         return _queued(record.model, standing, await state.directory.nodes_serving(record.model))
-    if not record.batched:
+    if not record.batched and record.progress is None:
         return _document(None, None, "running")
     standing = await state.store.standing(record)
-    return _document(None, _rest_of_batched(record, standing), "running") | {
-        "progress": {"done": standing.items_done, "total": record.items}
+    if record.progress is not None and not record.batched:
+        done, total = record.progress.done, record.progress.total
+        return _document(None, _rest(record, standing, done, total), "running") | {
+            "progress": asdict(record.progress)
+        }
+    done, total = standing.items_done, record.items
+    return _document(None, _rest(record, standing, done, total), "running") | {
+        "progress": {"done": done, "total": total, "unit": "items"}
     }
 
 
@@ -46,12 +53,11 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
     return _document(position, eta_s, f"behind {position} job{'s' if position > 1 else ''}")
 
 
-def _rest_of_batched(record: JobRecord, standing: Standing) -> float | None:
-    """As long for each item that is left as for those that are done."""
-    done = standing.items_done
+def _rest(record: JobRecord, standing: Standing, done: int, total: int) -> float | None:
+    """As long for each item, token or step that is left as for those that are done."""
     if not done or record.started_at is None:
         return None
-    return max(0.0, standing.now - record.started_at) / done * (record.items - done)
+    return max(0.0, standing.now - record.started_at) / done * (total - done)
 
 
 def _document(position: int | None, eta_s: float | None, reason: str) -> dict[str, Any]:

@@ -90,7 +90,10 @@ class Settings(BaseModel):
         2, ge=1, le=64, description="Threads of a worker that decode and prepare inputs."
     )
     batch_timeout_s: float = Field(
-        300.0, gt=0, description="A batch that runs longer is taken for hung and its process killed."
+        300.0,
+        gt=0,
+        description="A batch that runs longer, or longer since its last step, is taken for "
+        "hung and its process killed.",
     )
     load_timeout_s: float = Field(1800.0, gt=0, description="The same for loading a model.")
     metrics_port: int | None = Field(

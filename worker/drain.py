@@ -26,6 +26,7 @@ from modelmill.settings import Settings
 from modelmill.store import Claimed, Claims, Ended, JobStore, Released, Settlement
 from worker import metrics
 from worker.leases import Leases
+from worker.progress import PassProgress
 from worker.recorder import Recorder
 from worker.sizing import BatchSizer
 from worker.work import (
@@ -76,9 +77,13 @@ class _Observer(PassObserver):
     """Tells of forward passes whoever learns from them."""
 
     recorder: Recorder
+    leases: Leases
     sizer: BatchSizer
     model: str
     task: str
+
+    def progress(self, batch: Sequence[Item]) -> PassProgress:
+        return PassProgress(batch, self.leases, lambda: self.entering(batch))
 
     def entering(self, batch: Sequence[Item]) -> None:
         members = ((item.job.claimed.id, item.job.claimed.fence, item.index) for item in batch)
@@ -380,7 +385,8 @@ class Drain:
                 return
             if wanted := [item for item in batch if not item.job.is_done]:
                 task = wanted[0].job.claimed.task
-                run_batch(model.runner(task), wanted, _Observer(self._recorder, sizer, model.name, task))
+                observer = _Observer(self._recorder, self._leases, sizer, model.name, task)
+                run_batch(model.runner(task), wanted, observer)
                 self._recorder.draining(model.name)
                 settle_done()
                 self._save_parts(wanted, settling)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from modelmill.store import Claimed, JobStore
+from modelmill.store import Claimed, JobStore, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ class Leases:
         self._held: dict[str, str] = {}
         self._lost: set[str] = set()
         self._cancel: set[str] = set()
+        self._progress: dict[str, Progress] = {}
 
     def hold(self, jobs: Iterable[Claimed]) -> None:
         with self._lock:
@@ -34,6 +35,13 @@ class Leases:
                 self._held.pop(job_id, None)
                 self._lost.discard(job_id)
                 self._cancel.discard(job_id)
+                self._progress.pop(job_id, None)
+
+    def tell(self, job_id: str, progress: Progress) -> None:
+        """How far a job is: goes along with the next heartbeat."""
+        with self._lock:
+            if job_id in self._held:
+                self._progress[job_id] = progress
 
     def is_lost(self, job_id: str) -> bool:
         """Whether the job belongs to somebody else by now, so that running it is of no use."""
@@ -49,10 +57,11 @@ class Leases:
         """Extends every lease. An unreachable store is only logged: after an outage leases have grace."""
         with self._lock:
             held = list(self._held.items())
+            progress, self._progress = self._progress, {}
         if not held:
             return
         try:
-            beat = self._store.beat(held)
+            beat = self._store.beat(held, progress)
         except RedisError as error:
             logger.warning("heartbeat failed: %s", error)
             return

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backends.contract import Prepared, Runner
+from backends.progress import Progress
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import Claimed, Ended, Settlement
@@ -119,8 +120,9 @@ def form_batches(items: Sequence[Item], max_batch: int) -> Iterator[list[Item]]:
     for members in groups.values():
         batch: list[Item] = []
         cost = 0.0
-        for item in members:
-            item_cost = item.prepared.cost if item.prepared else 0.0
+        # Like costs go together: texts of like length need little padding.
+        for item in sorted(members, key=_cost):
+            item_cost = _cost(item)
             if batch and (len(batch) >= max_batch or cost + item_cost > max_batch):
                 yield batch
                 batch, cost = [], 0.0
@@ -130,8 +132,16 @@ def form_batches(items: Sequence[Item], max_batch: int) -> Iterator[list[Item]]:
             yield batch
 
 
+def _cost(item: Item) -> float:
+    return item.prepared.cost if item.prepared else 0.0
+
+
 class PassObserver:
     """Is told of each forward pass; this one does not care."""
+
+    def progress(self, batch: Sequence[Item]) -> Progress:
+        """Whom a pass of many steps tells how far it is."""
+        return Progress()
 
     def entering(self, batch: Sequence[Item]) -> None:
         """The pass is about to begin."""
@@ -159,6 +169,7 @@ def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObs
     started = time.monotonic()
     out_of_memory = False
     try:
+        runner.progress = observer.progress(batch)
         raw = _forward(runner, batch)
     except Exception as error:
         if _is_device_lost(error):

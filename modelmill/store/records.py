@@ -84,6 +84,15 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job that runs is: ``done`` of at most ``total``, in ``unit`` (``tokens``, ``steps``, …)."""
+
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """Answer to a heartbeat: ids that are ours no more, and ids that somebody wants canceled."""
 
@@ -166,6 +175,8 @@ class JobRecord:
     error: dict[str, Any] | None
     details: dict[str, Any]
     cancel_requested: bool
+    progress: Progress | None
+    """Of a job that takes many steps, as its worker's last heartbeat told."""
     ends: int
     """Terminal writes: 0 or 1, ever. Kept so that the promise can be checked."""
 
@@ -193,6 +204,7 @@ class JobRecord:
             error=json.loads(text["error"]) if "error" in text else None,
             details=json.loads(text.get("details", "{}")),
             cancel_requested="cancel" in text,
+            progress=Progress(**json.loads(text["progress"])) if "progress" in text else None,
             ends=int(text.get("ends", 0)),
         )
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,6 +22,7 @@ from modelmill.store.records import (
     Claimed,
     Claims,
     Ended,
+    Progress,
     Reaped,
     Released,
     Settlement,
@@ -133,8 +134,13 @@ def read_claim(fence: str, reply: Any) -> Claims:
     return Claims(jobs, int(remaining), bool(lingers))
 
 
-def pack_beat(held: Sequence[tuple[str, str]], settings: Settings) -> list[Argument]:
-    return [_ms(settings.lease_s), *(part for pair in held for part in pair)]
+def pack_beat(
+    held: Sequence[tuple[str, str]], progress: Mapping[str, Progress], settings: Settings
+) -> list[Argument]:
+    def told(job_id: str) -> str:
+        return _json(asdict(progress[job_id])) if job_id in progress else ""
+
+    return [_ms(settings.lease_s), *(part for pair in held for part in (*pair, told(pair[0])))]
 
 
 def read_beat(reply: Any) -> Beat:

@@ -20,6 +20,7 @@ from modelmill.store.records import (
     Ended,
     JobRecord,
     NodeRecord,
+    Progress,
     Reaped,
     Released,
     Settlement,
@@ -95,9 +96,9 @@ class JobStore:
         found = self._redis.mget([keys.IN + job.id for job in jobs])
         return cast("list[bytes | None]", found)
 
-    def beat(self, held: Sequence[tuple[str, str]]) -> Beat:
-        """Extends the leases of ``(id, fence)`` pairs."""
-        return scripts.read_beat(self._run("beat", scripts.pack_beat(held, self._settings)))
+    def beat(self, held: Sequence[tuple[str, str]], progress: Mapping[str, Progress] | None = None) -> Beat:
+        """Extends the leases of ``(id, fence)`` pairs, and notes how far some of the jobs are."""
+        return scripts.read_beat(self._run("beat", scripts.pack_beat(held, progress or {}, self._settings)))
 
     def settle(self, outcomes: Sequence[Ended | Released]) -> list[Settlement]:
         """Ends jobs or gives them back; large results are written beside the records first."""

@@ -96,10 +96,13 @@ def test_a_batched_job_shows_its_progress(api: httpx.Client, store: JobStore, ra
     assert "progress" not in api.get(address).json()
     (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
     running = api.get(address).json()
-    assert (running["progress"], running["eta_seconds"]) == ({"done": 0, "total": 4}, None)
+    assert (running["progress"], running["eta_seconds"]) == (
+        {"done": 0, "total": 4, "unit": "items"},
+        None,
+    )
     raw_redis.hset(keys.PARTS + job.id, mapping={"0": "{}", "1": "{}", "2": "{}"})
     running = api.get(address).json()
-    assert running["progress"] == {"done": 3, "total": 4}
+    assert running["progress"] == {"done": 3, "total": 4, "unit": "items"}
     assert 0 <= running["eta_seconds"] < 10
     store.settle([Ended(job.id, "fence", Status.COMPLETE, b"[{},{},{},{}]")])
     ended = api.get(address).json()

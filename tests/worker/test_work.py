@@ -93,13 +93,14 @@ def test_batches_keep_within_the_cap() -> None:
     assert process([plain(["a"]) for _ in range(10)], max_batch=4) == [4, 4, 2]
 
 
-def test_batches_keep_within_the_cost() -> None:
+def test_batches_keep_within_the_cost_and_like_costs_go_together() -> None:
     made = runner()
     items = [item for job in [plain(["a"]) for _ in range(5)] for item in job.items]
     for item, cost in zip(items, [1, 3, 1, 9, 1], strict=True):
         preprocess(made, item)
         item.prepared = Prepared(item.input, 1, cost)
-    assert [len(batch) for batch in form_batches(items, 4)] == [2, 1, 1, 1]
+    batches = [[items.index(item) for item in batch] for batch in form_batches(items, 4)]
+    assert batches == [[0, 2, 4], [1], [3]]
 
 
 def test_items_with_different_keys_do_not_share_a_batch() -> None:

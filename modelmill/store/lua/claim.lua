@@ -87,7 +87,7 @@ for _, id in ipairs(candidates()) do
     redis.call('ZREM', ready, id)
     redis.call('ZREM', K.deadlines, id)
     redis.call('ZADD', K.leases, now + lease_ms, id)
-    redis.call('HINCRBY', key, 'deliveries', 1)
+    if redis.call('HINCRBY', key, 'deliveries', 1) > 1 then redis.call('HDEL', key, 'progress') end
     redis.call('HSET', key, 'status', 'running', 'fence', fence, 'node', node)
     if not job[5] then redis.call('HSET', key, 'started_ms', now) end
     redis.call('RPUSH', claim, id)
