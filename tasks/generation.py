@@ -11,6 +11,8 @@ from tasks.contract import TaskConfig
 from tasks.fields import Part
 
 MAX_NEW_TOKENS = 32_768
+DEFAULT_MAX_NEW_TOKENS = 256
+"""Tokens to make at most where neither the caller nor the model says how many."""
 MAX_SEQUENCES = 16
 MAX_SEED = 2**63 - 1
 
@@ -31,19 +33,30 @@ class FinishReason(StrEnum):
 class GenerationConfig(TaskConfig):
     """How tokens are chosen. What is not set is the model's own default (its ``generation_config.json``).
 
-    Sampling is on when ``do_sample`` says so or, if that is not set, when a temperature above 0, ``top_k``,
-    ``top_p`` or ``seed`` is given.
+    Tokens are drawn at random when ``do_sample`` says so or, if that is not set, when a temperature above 0,
+    ``top_k``, ``top_p`` or ``seed`` is given; with none of them, as the model does by default.
     """
 
     do_sample: bool | None = Field(
-        None, description="Draw tokens at random, by their probability; else always take the likeliest."
+        None,
+        description="true: draw tokens at random, by their probability. false: always take the likeliest. "
+        "When not set: true if temperature (above 0), top_k, top_p or seed is given, else the model's way.",
     )
-    max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS, description="Tokens to make at most.")
+    max_new_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_NEW_TOKENS,
+        description="Tokens to make at most. When not set: the model's own number or, if it has none, "
+        f"{DEFAULT_MAX_NEW_TOKENS}. The end of the model's window is a bound in any case.",
+    )
     min_new_tokens: int | None = Field(
-        None, ge=0, le=MAX_NEW_TOKENS, description="Tokens before which the text does not end by itself."
+        None, ge=0, le=MAX_NEW_TOKENS, description="Tokens before which the model does not end the text."
     )
     max_time: float | None = Field(
-        None, gt=0, le=3600, description="Seconds after which no further token is begun."
+        None,
+        gt=0,
+        le=3600,
+        description="Seconds after which no further token is begun; at least one token is made.",
     )
     num_return_sequences: int | None = Field(
         None,
@@ -67,16 +80,24 @@ class GenerationConfig(TaskConfig):
         None, ge=0, le=100, description="0 is greedy; 1 as the model says; above that, closer to uniform."
     )
     top_k: float | None = Field(
-        None, ge=0, description="Draw among this many likeliest tokens; 0 is no limit. A whole number."
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Draw among this many likeliest tokens; 0 is no limit. A whole number; 50 when neither "
+        "the caller nor the model says.",
     )
     top_p: float | None = Field(
         None, gt=0, le=1, description="Draw among the likeliest tokens that together reach this probability."
     )
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Makes drawing reproducible on one kind of device."
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Makes drawing reproducible on one kind of device. Answer i of one input is drawn with "
+        "seed + i.",
     )
     stop: Annotated[list[StopString], Field(max_length=16)] | None = Field(
-        None, description="Strings at which the text ends; they are not part of it."
+        None, description="Strings at which the text ends; the one that was reached is not part of it."
     )
 
     @model_validator(mode="after")
@@ -87,7 +108,7 @@ class GenerationConfig(TaskConfig):
             raise ValueError("min_new_tokens is more than max_new_tokens")
         if self.temperature == 0 and self.do_sample:
             raise ValueError("temperature 0 is greedy and cannot sample; leave do_sample out")
-        if (self.num_return_sequences or 1) > 1 and not self.samples and (self.num_beams or 1) < 2:
+        if (self.num_return_sequences or 1) > 1 and self.samples is False and (self.num_beams or 1) < 2:
             raise ValueError(
                 "num_return_sequences above 1 needs sampling or beams; greedy answers are all equal"
             )
@@ -98,13 +119,14 @@ class GenerationConfig(TaskConfig):
         return self
 
     @property
-    def samples(self) -> bool:
-        """Whether tokens are drawn at random."""
+    def samples(self) -> bool | None:
+        """Whether tokens are drawn at random; None where the caller leaves that to the model's default."""
         if self.do_sample is not None:
             return self.do_sample
         if self.temperature == 0:
             return False
-        return any(value is not None for value in (self.temperature, self.top_k, self.top_p, self.seed))
+        given = any(value is not None for value in (self.temperature, self.top_k, self.top_p, self.seed))
+        return True if given else None
 
 
 class Usage(Part):

@@ -1,10 +1,10 @@
-"""Loads models of ``transformers``: from safetensors, onto the device, and frees them again."""
+"""Loads models of ``transformers``: from safetensors or GGUF, onto the device, and frees them again."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,14 @@ from backends.device import Device
 from backends.failures import load_failed, module_missing
 from backends.options import RunnerOptions, read_options
 from backends.source import locate
+from backends.transformers.gguf import unpacked
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
 
 logger = logging.getLogger(__name__)
+
+
+REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
 
 
 class Options(RunnerOptions):
@@ -30,6 +34,9 @@ class Options(RunnerOptions):
     )
     trust_remote_code: bool = Field(
         False, description="Run Python code that comes with the weights. Pin source.revision then."
+    )
+    needs_remote_code: bool = Field(
+        False, description="Without its own code the model would load and answer wrongly: refuse that."
     )
 
 
@@ -88,6 +95,8 @@ def load_pretrained(
     """
     entry = context.entry
     options = read_options(entry, Options)
+    if options.needs_remote_code and not options.trust_remote_code:
+        raise load_failed(entry, REMOTE_CODE)
     try:
         import torch
         import transformers
@@ -104,6 +113,8 @@ def load_pretrained(
     logs.disable_progress_bar()
     torch.set_num_threads(context.device.threads)
     folder = locate(entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
+    if folder.suffix == ".gguf":
+        folder = unpacked(context, folder)
     if not any(folder.glob("*.safetensors")):
         raise load_failed(
             entry,
@@ -112,9 +123,14 @@ def load_pretrained(
         )
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     try:
-        model = getattr(transformers, auto_class).from_pretrained(
-            folder, use_safetensors=True, dtype=_dtype(torch, options, context.device), **common
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=_dtype(torch, options, context.device),
+            output_loading_info=True,
+            **common,
         )
+        _refuse_random_weights(entry, model, report["missing_keys"])
         model = model.eval().requires_grad_(False).to(context.device.torch_name)
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
@@ -127,6 +143,21 @@ def load_pretrained(
     return loaded
 
 
+def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
+    """What a checkpoint lacks the library draws at random, with a line in the log: noise, with high scores.
+
+    Poolers may be missing: many checkpoints have none, and whoever needs one looks for itself.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    lacking = sorted(name for name in parameters.intersection(missing) if "pooler" not in name)
+    if lacking:
+        raise load_failed(
+            entry,
+            f"its weights were not made for this task: a {type(model).__name__} needs {lacking[0]} "
+            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}beside what is there",
+        )
+
+
 def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
     logger.error("model %s: transformers said: %s", entry.name, error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -137,9 +168,7 @@ def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillEr
     if type(error).__name__ == "OutOfMemoryError":
         return load_failed(entry, "the GPU has too little free memory for it")
     if "trust_remote_code" in str(error):
-        return load_failed(
-            entry, "it brings its own Python code; set options.trust_remote_code = true if you trust it"
-        )
+        return load_failed(entry, REMOTE_CODE)
     return load_failed(entry, f"transformers cannot load it: {said}")
 
 
