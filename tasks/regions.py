@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.fields import Part
+from tasks.fields import Part, Score
+
+MAX_OBJECTS = 1000
+"""Objects that one answer holds at most."""
 
 Size = Annotated[
     list[Annotated[int, Field(ge=0)]],
@@ -32,6 +35,16 @@ PngMask = Annotated[
     ),
 ]
 
+Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""The score that an object must reach to be in the answer."""
+
+TopObjects = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_OBJECTS)] | None,
+    Field(
+        description=f"How many objects to return at most, the best ones; all (up to {MAX_OBJECTS}) if null."
+    ),
+]
+
 
 class Box(Part):
     """A rectangle; its right edge is ``left + width``, its lower one ``top + height``."""
@@ -40,3 +53,20 @@ class Box(Part):
     top: float
     width: float = Field(ge=0)
     height: float = Field(ge=0)
+
+
+class PixelBox(Part):
+    """The smallest rectangle of whole pixels around a mask; its right edge is ``left + width``."""
+
+    left: int = Field(ge=0)
+    top: int = Field(ge=0)
+    width: int = Field(ge=0)
+    height: int = Field(ge=0)
+
+
+class DetectedObject(Part):
+    """Something that was found, with where it is."""
+
+    label: str
+    score: Score
+    box: Box = Field(description="Around the object, within the image.")
