@@ -13,3 +13,7 @@ def _data_url(name: str, media_type: str) -> str:
 
 CAT = _data_url("cat.jpg", "image/jpeg")
 """scikit-image's `chelsea` (CC0, Stéfan van der Walt), scaled down."""
+
+SPEECH = _data_url("speech.ogg", "audio/ogg")
+"""Says "go forward ten meters": PocketSphinx's test recording `goforward` (BSD-2-Clause, © 1999-2016 Carnegie
+Mellon University: data/speech.LICENSE.txt), as Vorbis."""

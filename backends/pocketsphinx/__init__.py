@@ -1,0 +1,1 @@
+"""Runners on PocketSphinx, a classic recogniser of speech."""

@@ -1,0 +1,50 @@
+"""Audio classification: what is to be heard, among the classes the model was trained on?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.audio import Audio
+from tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from tasks.examples import SPEECH
+from tasks.fields import TopK
+from tasks.image_classification import Class
+
+
+class Config(TaskConfig):
+    """What tunes the model."""
+
+    top_k: TopK = Field(5, description="How many classes to return.")
+
+
+class Input(TaskInput):
+    audio: Annotated[Audio, Batched] = Field(
+        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64. What is longer than the model's "
+        "window, and of any recording what follows its first minute, is not heard."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    classes: list[Class] = Field(description="Best first.")
+
+
+TASK = Task(
+    name="audio-classification",
+    summary="What is to be heard, among the classes that the model knows?",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"audio": SPEECH, "config": {"top_k": 2}},
+        output={
+            "classes": [
+                {"label": "Speech", "score": 0.8},
+                {"label": "Male speech, man speaking", "score": 0.1},
+            ]
+        },
+        model="ast-audioset",
+        real=False,
+    ),
+)
