@@ -17,8 +17,8 @@ from backends.contract import LoadContext
 from backends.failures import load_failed
 from backends.image_settings import ImageSettings, read_image_settings
 from backends.numerics import normalise
+from backends.onnx.encoder import ONNX_FILES, read_tokenizer
 from backends.onnx.session import feed_dtype, open_session
-from backends.onnx.text_embedding import ONNX_FILES, read_tokenizer
 from backends.options import RunnerOptions, read_options
 from backends.sentences import pad
 from backends.source import locate
@@ -52,9 +52,16 @@ class Clip:
         self, pixels: NDArray[np.floating[Any]], sentences: Sequence[str]
     ) -> dict[str, NDArray[np.float32]]:
         """Both encoders: pixels ``[images, 3, height, width]`` and sentences."""
+        return self._run(pixels, [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))])
+
+    def _run(
+        self, pixels: NDArray[np.floating[Any]], rows: Sequence[list[int]]
+    ) -> dict[str, NDArray[np.float32]]:
         import numpy as np
 
-        ids, mask = self._tokens(sentences)
+        if self.fixed_length is not None:
+            rows = [row + [self.pad_id] * (self.fixed_length - len(row)) for row in rows]
+        ids, mask = pad(rows, self.pad_id)
         feeds = {
             "input_ids": ids,
             "attention_mask": mask,
@@ -66,18 +73,33 @@ class Clip:
         )
         return {name: result.astype(np.float32) for name, result in zip(OUTPUTS, results, strict=True)}
 
-    def _tokens(self, sentences: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
-        if self.fixed_length is not None:
-            rows = [row + [self.pad_id] * (self.fixed_length - len(row)) for row in rows]
-        return pad(rows, self.pad_id)
+    @property
+    def normalizes(self) -> bool:
+        """Yes: ``image_embeds`` and ``text_embeds`` of the file have length 1."""
+        return True
+
+    def prepare_image(self, image: Image) -> NDArray[np.floating[Any]]:
+        # Of the file's type here, in a thread, and not in `run`, for which the device waits.
+        return self.images.pixels(image).astype(self.image_dtype, copy=False)
+
+    def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
+        import numpy as np
+
+        return self.run(np.stack(prepared), _PROBES[:1])["image_embeds"]
+
+    def prepare_text(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def encode_texts(self, prepared: Sequence[list[int]]) -> NDArray[np.float32]:
+        import numpy as np
+
+        no_image = np.zeros((1, *self.image_shape), dtype=np.float32)
+        return self._run(no_image, prepared)["text_embeds"]
 
 
-class ClipRunner(ZeroShotRunner[Clip]):
-    """A folder or hub repository that holds ``onnx/model.onnx`` or ``model.onnx``."""
-
-    backend = "onnx"
-    template = "This is a photo of {}."
+class ClipWeights:
+    """The ``load`` that all runners on such a file share."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Clip:
@@ -96,24 +118,25 @@ class ClipRunner(ZeroShotRunner[Clip]):
         clip = _assemble(context, folder, session)
         return _with_scoring(clip)
 
+
+class ClipRunner(ClipWeights, ZeroShotRunner[Clip]):
+    """A folder or hub repository that holds ``onnx/model.onnx`` or ``model.onnx``."""
+
+    backend = "onnx"
+    template = "This is a photo of {}."
+
     @property
     def scoring(self) -> Scoring:
         return self.weights.scoring
 
     def pixels(self, image: Image) -> Any:
-        # Here, in a thread, and not in `run`, for which the device waits.
-        return self.weights.images.pixels(image).astype(self.weights.image_dtype, copy=False)
+        return self.weights.prepare_image(image)
 
     def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
-        import numpy as np
-
-        return self.weights.run(np.stack(pixels), _PROBES[:1])["image_embeds"]
+        return self.weights.encode_images(pixels)
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        import numpy as np
-
-        no_image = np.zeros((1, *self.weights.image_shape), dtype=np.float32)
-        return self.weights.run(no_image, sentences)["text_embeds"]
+        return self.weights.encode_texts([self.weights.prepare_text(text) for text in sentences])
 
 
 def _assemble(context: LoadContext, folder: Path, session: Any) -> Clip:

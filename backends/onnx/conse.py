@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from backends.artifacts import fingerprint, made_once
-from backends.contract import LoadContext, Runner
+from backends.contract import LoadContext, Prepared, Runner
 from backends.failures import load_failed
 from backends.numerics import normalise
 from backends.onnx.imagenet import Classifier, labels, pixels
@@ -52,12 +52,18 @@ class TextEncoder:
         self.runner = runner
 
     def __call__(self, sentences: Sequence[str]) -> NDArray[np.float32]:
-        import numpy as np
+        return self.encode([self.prepare(text) for text in sentences])
 
+    def prepare(self, text: str) -> Prepared[Any]:
+        """What ``encode`` wants of one text. Runs in threads."""
         config = TextConfig(normalize=True, prompt_name=None)
         # Built by us: what pydantic would check is known to be right.
-        items = [TextInput.model_construct(text=text, config=config) for text in sentences]
-        batch = [self.runner.preprocess(item) for item in items]
+        return self.runner.preprocess(TextInput.model_construct(text=text, config=config))
+
+    def encode(self, batch: Sequence[Prepared[Any]]) -> NDArray[np.float32]:
+        """Vectors ``[n, dim]`` of length 1, in one pass."""
+        import numpy as np
+
         raw = self.runner.forward(batch)
         outputs: list[Any] = [self.runner.postprocess(*pair) for pair in zip(batch, raw, strict=True)]
         return np.asarray([output.embedding for output in outputs], dtype=np.float32)
@@ -77,16 +83,38 @@ class Conse:
     """``[1000, dim]``, each of length 1."""
     options: Options
 
+    @property
+    def normalizes(self) -> bool:
+        """Yes: ConSE compares by cosine. Texts have length 1 in any case."""
+        return True
+
+    def prepare_image(self, image: Image) -> NDArray[np.float32]:
+        return pixels(image)
+
+    def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
+        """The mean of the embeddings of the likeliest labels, ``[n, dim]``."""
+        import numpy as np
+
+        probabilities = self.classifier.probabilities(prepared)
+        top = np.argsort(-probabilities, axis=1)[:, : self.options.top]
+        weights = np.take_along_axis(probabilities, top, axis=1)
+        # The paper divides by the weights' sum; a cosine does not see the difference.
+        mean = (weights[..., None] * self.label_vectors[top]).sum(axis=1)
+        result: NDArray[np.float32] = mean.astype(np.float32)
+        return result
+
+    def prepare_text(self, text: str) -> Prepared[Any]:
+        return self.encoder.prepare(text)
+
+    def encode_texts(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
+        return self.encoder.encode(prepared)
+
     def close(self) -> None:
         self.encoder.close()
 
 
-class ConseRunner(ZeroShotRunner[Conse]):
-    """Good for everyday subjects that are near one of ImageNet's labels."""
-
-    backend = "onnx"
-    name = "conse"
-    template = TEMPLATE
+class ConseWeights:
+    """The ``load`` that all runners by ConSE share."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Conse:
@@ -95,26 +123,26 @@ class ConseRunner(ZeroShotRunner[Conse]):
         encoder, source = _load_encoder(context, options.text_encoder)
         return Conse(classifier, encoder, _label_vectors(context, encoder, source), options)
 
+
+class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
+    """Good for everyday subjects that are near one of ImageNet's labels."""
+
+    backend = "onnx"
+    name = "conse"
+    template = TEMPLATE
+
     @property
     def scoring(self) -> Scoring:
         return Scoring(self.weights.options.scale)
 
     def pixels(self, image: Image) -> Any:
-        return pixels(image)
+        return self.weights.prepare_image(image)
+
+    def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
+        return self.weights.encode_images(pixels)
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self.weights.encoder(sentences)
-
-    def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
-        import numpy as np
-
-        probabilities = self.weights.classifier.probabilities(pixels)
-        top = np.argsort(-probabilities, axis=1)[:, : self.weights.options.top]
-        weights = np.take_along_axis(probabilities, top, axis=1)
-        # The paper divides by the weights' sum; a cosine does not see the difference.
-        mean = (weights[..., None] * self.weights.label_vectors[top]).sum(axis=1)
-        result: NDArray[np.float32] = mean.astype(np.float32)
-        return result
 
 
 def _load_encoder(context: LoadContext, name: str) -> tuple[TextEncoder, Path]:

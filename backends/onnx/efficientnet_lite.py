@@ -59,12 +59,16 @@ def build_network() -> Any:
             self._bn1 = nn.BatchNorm2d(HEAD, eps=BN_EPS)
             self._fc = nn.Linear(HEAD, CLASSES)
 
-        def forward(self, x: torch.Tensor) -> Any:
+        def features(self, x: torch.Tensor) -> Any:
+            """What the last layer sees: ``[n, 1280]``."""
             x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
             for block in self._blocks:
                 x = block(x)
             x = nn.functional.relu6(self._bn1(self._conv_head(x)))
-            return self._fc(x.mean((2, 3)))
+            return x.mean((2, 3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self._fc(self.features(x))
 
     return EfficientNetLite0().eval()
 
@@ -79,16 +83,31 @@ def load_network(weights: Path) -> Any:
 
 
 def to_export(weights: Path) -> Exportable:
-    """For ``backends.onnx.export``: ``pixels`` ``[n, 3, 224, 224]`` → ``logits`` ``[n, 1000]``."""
+    """For ``backends.onnx.export``: ``pixels`` ``[n, 3, 224, 224]`` → ``logits`` ``[n, 1000]``, ``features``.
+
+    ``features`` ``[n, 1280]`` are what the last layer makes the logits of.
+    """
     import torch
+    from torch import nn
 
     from backends.onnx.export_process import Exportable
 
+    network = load_network(weights)
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor) -> Any:
+            features = self.network.features(x)
+            return self.network._fc(features), features
+
     return Exportable(
-        network=load_network(weights),
+        network=Both().eval(),
         inputs={"pixels": torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)},
         check={"pixels": torch.randn(3, 3, IMAGE_SIZE, IMAGE_SIZE)},
-        outputs=["logits"],
+        outputs=["logits", "features"],
         dynamic_axes=[0],
     )
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """Part of each file's name: raise it when an exported graph changes."""
 
 MODEL_FILE = "model.onnx"

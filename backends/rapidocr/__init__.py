@@ -1,0 +1,1 @@
+"""Runners on the networks of RapidOCR, through ONNX Runtime."""
