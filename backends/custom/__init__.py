@@ -1,0 +1,1 @@
+"""Models that are somebody's own Python function or class."""

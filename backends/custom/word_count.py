@@ -1,0 +1,27 @@
+"""A function for the task ``custom``, as a user may write one."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from modelmill.errors import ErrorCode, FieldError, ModelmillError
+
+
+def count_words(inputs: list[Any], config: dict[str, Any]) -> list[dict[str, Any]]:
+    """How many words each text has, and which are the most common; ``config`` may say ``top_k`` of them."""
+    return [_count(text, config.get("top_k", 3)) for text in inputs]
+
+
+def _count(text: Any, top_k: Any) -> dict[str, Any]:
+    if not isinstance(text, str):
+        raise _invalid("input", "must be a text")
+    if not isinstance(top_k, int) or top_k < 0:
+        raise _invalid("config.top_k", "must be a whole number, 0 or more")
+    words = re.findall(r"\w+", text.lower())
+    return {"words": len(words), "most_common": [list(pair) for pair in Counter(words).most_common(top_k)]}
+
+
+def _invalid(field: str, message: str) -> ModelmillError:
+    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])

@@ -1,0 +1,1 @@
+"""Runners on PyTorch, through the ``diffusers`` library."""
