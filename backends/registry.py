@@ -1,7 +1,8 @@
 """Finds the runners: every subclass of ``Runner`` under this package, and installed plugins.
 
 A third party adds runners by an entry point in the group ``modelmill.runners`` that names a module
-or a class. A model's entry can also name one itself, as ``runner = "package.module:Class"``.
+or a class. A model's entry can also name one itself, as ``runner = "package.module:Class"``; of backend
+``custom``, it may name any function, which the runner of that backend calls.
 
 A runner is looked for where its backend, task and name say that it probably is, so that a load
 imports little; wherever else under this package it lies, it is found as well. Plugins are asked
@@ -16,7 +17,7 @@ import pkgutil
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,9 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 
 ENTRY_POINT_GROUP = "modelmill.runners"
+
+CALLING_BACKEND = "custom"
+"""The backend whose entries may name any function or class as their runner; its own runner calls that."""
 
 RunnerClass = type[Runner[Any, Any]]
 Key = tuple[str, str, str]
@@ -95,11 +99,17 @@ def _built_in(backend: str, task: str, name: str) -> RunnerClass | None:
 
 @cache
 def _plugins() -> dict[Key, RunnerClass]:
-    classes: list[RunnerClass] = []
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        loaded = entry_point.load()
-        classes += _runners_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
+    classes = runners_named_by(entry_points(group=ENTRY_POINT_GROUP))
     return {_key(runner): runner for runner in classes}
+
+
+def runners_named_by(points: Iterable[EntryPoint]) -> list[RunnerClass]:
+    """The runners that these entry points name, each by a class or by its module."""
+    classes: list[RunnerClass] = []
+    for point in points:
+        loaded = point.load()
+        classes += _runners_of(loaded) if isinstance(loaded, ModuleType) else [loaded]
+    return classes
 
 
 @cache
@@ -110,18 +120,32 @@ def _modules() -> tuple[str, ...]:
 
 
 def _by_path(entry: ModelEntry, task: str) -> RunnerClass:
-    module_name, _, class_name = entry.runner.partition(":")
+    named = named_object(entry)
+    if inspect.isclass(named) and issubclass(named, Runner):
+        if named.task == task:
+            return named
+    elif entry.backend == CALLING_BACKEND and callable(named):
+        runner = _built_in(entry.backend, task, "default")
+        if runner is not None:
+            return runner
+    raise ModelmillError(
+        ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: {entry.runner!r} is no runner for {task}."
+    )
+
+
+def named_object(entry: ModelEntry) -> Any:
+    """What the entry's ``runner = "package.module:object"`` names.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: there is no such module or object.
+    """
+    module_name, _, name = entry.runner.partition(":")
     try:
-        runner = getattr(importlib.import_module(module_name), class_name)
+        return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise ModelmillError(
             ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: runner {entry.runner!r}: {error}"
         ) from None
-    if not (inspect.isclass(runner) and issubclass(runner, Runner) and runner.task == task):
-        raise ModelmillError(
-            ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: {entry.runner!r} is no runner for {task}."
-        )
-    return runner
 
 
 def _runners_of(module: ModuleType) -> list[RunnerClass]:

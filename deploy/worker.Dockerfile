@@ -2,11 +2,11 @@
 #   docker build -f deploy/worker.Dockerfile -t modelmill-worker .
 # and for NVIDIA GPUs:
 #   docker build -f deploy/worker.Dockerfile -t modelmill-worker-gpu \
-#       --build-arg EXTRAS=server,gpu,transformers,diffusers --build-arg TORCH_INDEX= .
+#       --build-arg EXTRAS=server,gpu,transformers,diffusers,ocr,speech,language-id,tables --build-arg TORCH_INDEX= .
 ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
-ARG EXTRAS=server,onnx,transformers,offline
+ARG EXTRAS=server,onnx,transformers,diffusers,offline,ocr,speech,language-id,tables
 # PyPI's torch for Linux on x86 brings gigabytes of CUDA along; this index has builds without. Empty: PyPI's.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv /opt/modelmill

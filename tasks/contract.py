@@ -131,6 +131,9 @@ class Task:
 
     def _extended(self, keys: tuple[str, ...]) -> Task:
         config: Any = self.input.model_fields["config"]
+        if not isinstance(config.annotation, type) or not issubclass(config.annotation, BaseModel):
+            # A free object, as that of the task custom, takes every key as it is.
+            return self
         more: Any = dict.fromkeys(keys, (Any, None))
         wider = create_model(config.annotation.__name__, __base__=config.annotation, **more)
         fields: Any = {"config": (wider, Field(default_factory=wider, description=config.description))}

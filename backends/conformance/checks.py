@@ -13,7 +13,7 @@ from backends.conformance.compare import difference
 from backends.conformance.samples import samples_of, truncated
 from backends.conformance.specimen import Inputs, Specimen
 from backends.contract import LoadContext, Runner
-from backends.device import current_device
+from backends.device import Device, current_device
 from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ModelmillError
@@ -32,10 +32,17 @@ class SkippedError(Exception):
 class Bench:
     """A specimen, built and loaded, with what was asked of it."""
 
-    def __init__(self, specimen: Specimen, folder: Path, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        specimen: Specimen,
+        folder: Path,
+        settings: Settings | None = None,
+        device: Device | None = None,
+    ) -> None:
         self.specimen = specimen
         self.folder = folder
         self._settings = settings or get_settings()
+        self._device = device or current_device()
 
     @cached_property
     def task(self) -> Task:
@@ -49,9 +56,8 @@ class Bench:
 
     @cached_property
     def model(self) -> LoadedModel:
-        context = LoadContext(
-            self.entry, current_device(), Catalogue.load(self._settings.models_file), self._settings
-        )
+        catalogue = Catalogue.load(self._settings.models_file)
+        context = LoadContext(self.entry, self._device, catalogue, self._settings)
         return LoadedModel(context).load()
 
     @property

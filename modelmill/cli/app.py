@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Literal, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -187,12 +187,89 @@ def job(
 
 @app.command()
 @for_people
-def models(models_file: ModelsFile = None, url: Url = DEFAULT_URL) -> None:
+def run(
+    task: Annotated[str, typer.Argument(help="For example text-embedding.")],
+    model: Annotated[str, typer.Argument(help="A model's name, its hub id, or a folder.")],
+    fields: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FIELD=VALUE...",
+            help="The task's fields: text=hello, image=@cat.jpg for a file, config.top_k=3 within another, "
+            "table:={…} for JSON. Given several times, a field is a list, or asks for several items.",
+        ),
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"] | None, typer.Option(help="The CPU when not set.")] = None,
+    models_file: ModelsFile = None,
+) -> None:
+    """Ask a model in this process, without a server, and print its answer as JSON."""
+    from modelmill.cli.run import run_task
+
+    set_environment(models_file=models_file, device=device)
+    run_task(task, model, fields or [])
+
+
+@app.command()
+@for_people
+def tasks(task: Annotated[str, typer.Argument(help="Show this one's fields.")] = "") -> None:
+    """List the tasks, or the fields of one."""
+    from modelmill.cli.run import list_tasks, show_task
+
+    show_task(task) if task else list_tasks()
+
+
+models_app = typer.Typer(invoke_without_command=True)
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback()
+@for_people
+def models(
+    context: typer.Context,
+    every: Annotated[
+        bool, typer.Option("--all", help="What this machine could run of the catalogue; asks no server.")
+    ] = False,
+    task: Annotated[str, typer.Option(help="With --all: only those that answer this task.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="With --all: print JSON only.")] = False,
+    models_file: ModelsFile = None,
+    url: Url = DEFAULT_URL,
+) -> None:
     """List the models, and where each stands on the server if one answers."""
-    from modelmill.cli.jobs import list_models
+    set_environment(models_file=models_file)
+    if context.invoked_subcommand is not None:
+        return
+    if every or as_json or task:
+        from modelmill.cli.models import show_catalogue
+
+        show_catalogue(task or None, as_json=as_json)
+    else:
+        from modelmill.cli.jobs import list_models
+
+        list_models(url)
+
+
+@models_app.command()
+@for_people
+def pull(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names, aliases or hub ids.")],
+    models_file: ModelsFile = None,
+) -> None:
+    """Fetch the weights of models from the hub, so that loading them asks for nothing more."""
+    from modelmill.cli.models import pull_models
 
     set_environment(models_file=models_file)
-    list_models(url)
+    pull_models(names)
+
+
+@app.command()
+@for_people
+def check(
+    package: Annotated[str, typer.Argument(help="An installed plugin, by the name that pip knows.")],
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where each check failed.")] = False,
+) -> None:
+    """Check that a plugin's runners keep their contract, on the specimens that it brings."""
+    from modelmill.cli.check import check_package
+
+    raise typer.Exit(check_package(package, with_traceback=traceback))
 
 
 @app.command()

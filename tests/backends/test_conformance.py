@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from backends.conformance import CHECKS, Bench, SkippedError, Specimen
+from backends.device import Device
 from backends.registry import all_runners, find_runner
 from modelmill.settings import Settings
 from tests.fixtures.specimens import all_specimens
@@ -19,7 +20,8 @@ def bench(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, settings: Settings
 ) -> Iterator[Bench]:
     specimen: Specimen = request.param
-    bench = Bench(specimen, tmp_path_factory.mktemp(specimen.name), settings)
+    # One thread: such small models only lose time by more.
+    bench = Bench(specimen, tmp_path_factory.mktemp(specimen.name), settings, Device("cpu", 1))
     yield bench
     bench.close()
 

@@ -12,6 +12,7 @@ import pytest
 
 from modelmill import processes
 from tests.conftest import REPOSITORY, wait_until
+from tests.fixtures.stand_ins import Mill
 
 NOOP_MODELS = REPOSITORY / "benchmarks" / "models.toml"
 
@@ -41,9 +42,16 @@ def start_up(folder: Path, cache_dir: Path, *options: str) -> Up:
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Up]:
-    """One running system for all tests that only use it."""
-    options = ("--devices", "cpu", "--models-file", str(NOOP_MODELS), "--preload", "conse-lite0")
+def mill(tmp_path_factory: pytest.TempPathFactory) -> Mill:
+    """Specimens for all tasks, made once."""
+    return Mill(tmp_path_factory.mktemp("mill"))
+
+
+@pytest.fixture(scope="session")
+def up(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mill: Mill) -> Iterator[Up]:
+    """One running system for all tests that only use it, with a model for every task."""
+    models = mill.write(NOOP_MODELS)
+    options = ("--devices", "cpu", "--models-file", str(models), "--preload", "conse-lite0")
     started = start_up(tmp_path_factory.mktemp("up"), cache_dir, *options)
     with httpx.Client(base_url=started.url) as client:
         wait_until(

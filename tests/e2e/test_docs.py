@@ -12,7 +12,8 @@ import pytest
 
 from modelmill.catalogue import Catalogue, read_models_file
 from modelmill.settings import ENV_PREFIX, Settings
-from tasks.registry import all_tasks
+from tasks.pages import built_in_tasks, example_files, index
+from tasks.pages import page as page_of
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import Up
 
@@ -32,6 +33,13 @@ ELSEWHERE = {
     "export MODELMILL_REDIS_URL=redis://:password@redis.internal:6379/0": "tests/worker/test_node.py",
     "modelmill api --host 127.0.0.1 --port 8000": "tests/e2e/test_procfile.py",
     "modelmill worker --devices all": "tests/e2e/test_procfile.py",
+    "PYTHONPATH=. modelmill up --models-file models.toml": "tests/e2e/test_plugin.py",
+    "curl -s http://127.0.0.1:8000/api/tasks/custom/shorten/jobs -H 'Prefer: wait=20' "
+    "-H 'Content-Type: application/json' "
+    """-d '{"input": "It was a long night.", "config": {"length": 6}}'""": "tests/e2e/test_plugin.py",
+    "pip install ./examples/modelmill-readability": "tests/e2e/test_plugin.py",
+    "modelmill check modelmill-readability": "tests/e2e/test_plugin.py",
+    'modelmill submit readability flesch-english --text "The cat sat on the mat." --wait': "test_plugin.py",
 }
 
 
@@ -40,12 +48,16 @@ def blocks(page: Path, *languages: str) -> list[str]:
     return [text for language, text in found if language in languages]
 
 
+TASKS = built_in_tasks()
 RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python")]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_examples_run_as_they_are_written(page: Path, up: Up, tmp_path: Path) -> None:
     (tmp_path / "modelmill").symlink_to(REPOSITORY / "modelmill")
+    if page.stem in TASKS:
+        for name, data in example_files(TASKS[page.stem]).items():
+            (tmp_path / name).write_bytes(data)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MODELMILL_URL": up.url,
@@ -90,10 +102,18 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 
 
-def test_the_readme_names_every_task_and_every_model() -> None:
+def test_the_readme_names_every_task() -> None:
     text = (REPOSITORY / "README.md").read_text()
-    for name in (*all_tasks(), *Catalogue.load()):
-        assert f"`{name}`" in text
+    for name in TASKS:
+        assert f"[{name}](docs/tasks/{name}.md)" in text
+
+
+def test_the_pages_of_the_tasks_say_what_their_contracts_say() -> None:
+    folder, catalogue = REPOSITORY / "docs" / "tasks", Catalogue.load()
+    for name, task in TASKS.items():
+        assert (folder / f"{name}.md").read_text() == page_of(task, catalogue), "run: make docs"
+    assert (folder / "README.md").read_text() == index(TASKS), "run: make docs"
+    assert {file.stem for file in folder.glob("*.md")} == {*TASKS, "README"}
 
 
 def test_the_settings_page_lists_every_setting_with_its_default() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from textwrap import dedent
 
@@ -8,6 +9,7 @@ import pytest
 
 from modelmill.catalogue import MODEL_NAME_PATTERN, RESERVED_NAMES, Catalogue, read_models_file
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from tests.conftest import REPOSITORY
 
 GOOD = 'backend = "onnx"\ntasks = ["text-embedding"]\n'
 
@@ -34,12 +36,27 @@ def test_the_built_in_catalogue_loads_and_its_names_can_stand_in_a_path() -> Non
     assert len(catalogue) == len(list(catalogue))
 
 
-def test_built_in_hub_models_are_pinned_to_a_commit() -> None:
-    sources = [entry.source for entry in Catalogue.load().values()]
+def test_every_built_in_entry_tells_what_it_is_and_what_it_needs() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
-    for source in sources:
-        if source is not None and source.hub:
-            assert re.fullmatch("[0-9a-f]{40}", source.revision or ""), source.hub
+    for name, entry in Catalogue.load().items():
+        assert entry.description, name
+        assert entry.license, name
+        assert entry.memory_mib, name
+        assert set(entry.requires) <= set(extras), name
+        assert len(set(entry.tasks)) == len(entry.tasks), name
+
+
+def test_a_built_in_hub_model_has_its_id_as_an_alias_and_a_whole_commit_if_any() -> None:
+    for name, entry in Catalogue.load().items():
+        if entry.source is not None and entry.source.hub:
+            assert entry.source.hub in entry.aliases, name
+            assert re.fullmatch("[0-9a-f]{40}|", entry.source.revision or ""), name
+
+
+def test_built_in_weights_are_never_pickles_or_run_code_that_comes_with_them() -> None:
+    for name, entry in Catalogue.load().items():
+        assert not entry.options.get("trust_remote_code"), name
 
 
 def test_the_users_file_adds_and_replaces_whole_entries(tmp_path: Path) -> None:
@@ -322,6 +339,46 @@ def test_find_gives_the_entry() -> None:
     assert Catalogue.load().find("minilm").name == "minilm"
 
 
+def test_aliases_are_for_resolving_and_no_names_for_callers() -> None:
+    catalogue = Catalogue.load()
+
+    assert catalogue.resolve("sentence-transformers/all-MiniLM-L6-v2").name == "minilm"
+    assert catalogue.resolve("minilm").name == "minilm"
+    with pytest.raises(ModelmillError):
+        catalogue.find("sentence-transformers/all-MiniLM-L6-v2")
+    assert "sentence-transformers/all-MiniLM-L6-v2" not in catalogue
+
+
+def test_an_unknown_alias_names_the_nearest() -> None:
+    with pytest.raises(ModelmillError) as caught:
+        Catalogue.load().resolve("sentence-transformers/all-minilm-l6")
+
+    assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
+    assert "sentence-transformers/all-MiniLM-L6-v2" in caught.value.message
+
+
+def test_two_models_cannot_have_one_alias(tmp_path: Path) -> None:
+    twice = f'[models.one]\n{GOOD}aliases = ["a/b", "c/d"]\n[models.two]\n{GOOD}aliases = ["c/d"]\n'
+
+    with pytest.raises(ConfigError, match="Models 'one' and 'two' both have the alias 'c/d'"):
+        Catalogue.load(written(tmp_path, twice))
+
+
+def test_an_alias_cannot_be_another_models_name(tmp_path: Path) -> None:
+    path = written(tmp_path, f'[models.one]\n{GOOD}aliases = ["one", "minilm"]\n')
+
+    with pytest.raises(ConfigError, match="The alias 'minilm' of model 'one' is the name of another model"):
+        Catalogue.load(path)
+
+
+def test_a_name_or_an_alias_of_the_users_is_taken_from_the_built_in_entry(tmp_path: Path) -> None:
+    alias = "sentence-transformers/all-MiniLM-L6-v2"
+    catalogue = Catalogue.load(written(tmp_path, f'[models.mine]\n{GOOD}aliases = ["{alias}"]\n'))
+
+    assert catalogue.resolve(alias).name == "mine"
+    assert alias not in catalogue["minilm"].aliases
+
+
 @pytest.mark.parametrize(
     ("asked", "nearest"),
     [("mini-lm", "minilm"), ("conse-lite", "conse-lite0"), ("clip", "clip-vit-base-patch32")],
@@ -341,6 +398,6 @@ def test_an_unknown_model_near_to_none_lists_some_and_echoes_little(asked: str) 
         Catalogue.load().find(asked)
 
     assert "Known: " in caught.value.message
-    assert "minilm" in caught.value.message
+    assert f"{sorted(Catalogue.load())[19]} and " in caught.value.message
     assert asked[:101] not in caught.value.message or len(asked) <= 100
     assert len(caught.value.message) < 1000

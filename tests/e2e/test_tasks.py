@@ -1,0 +1,106 @@
+"""Every task through the whole system: HTTP, Valkey, a Celery worker, a model, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backends.conformance import Bench, difference, samples_of
+from backends.conformance.samples import truncated
+from modelmill.settings import Settings
+from tasks.pages import built_in_tasks
+from tests.e2e.conftest import Up
+from tests.fixtures.stand_ins import Mill, proving
+
+TASKS = built_in_tasks()
+ITEMS = 4
+
+Expected = Callable[[str], tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def http(up: Up) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"{up.url}/api/tasks", timeout=170) as client:
+        yield client
+
+
+@pytest.fixture
+def expected(mill: Mill, cache_dir: Path) -> Expected:
+    """Inputs for a task, and what an independent path answers: for real weights, this very process."""
+
+    def ask(name: str) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+        specimen = proving(name)
+        inputs = list(specimen.inputs or samples_of(TASKS[name], ITEMS))[:ITEMS]
+        if specimen.reference is not None:
+            return inputs, specimen.reference(mill.folder_of(specimen), inputs)
+        bench = Bench(specimen, mill.folder_of(specimen), Settings(cache_dir=cache_dir))
+        try:
+            return inputs, [bench.ask(item) for item in inputs]
+        finally:
+            bench.close()
+
+    return ask
+
+
+def run(http: httpx.Client, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a job, when it has ended."""
+    answer = http.post(path, json=body, headers={"Prefer": "wait=60"})
+    assert answer.status_code in (200, 202), answer.text
+    while answer.json()["status"] in ("starting", "running"):
+        task = path.removesuffix("/jobs").rpartition("/")[0]
+        answer = http.get(f"{task}/jobs/{answer.json()['id']}", headers={"Prefer": "wait=60"})
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_answered_as_by_an_independent_path(
+    name: str, http: httpx.Client, expected: Expected
+) -> None:
+    inputs, answers = expected(name)
+    specimen = proving(name)
+
+    single = run(http, f"{name}/{specimen.name}/jobs", inputs[0])
+    batched = run(http, f"{name}/batched/{specimen.name}/jobs", together(name, inputs))
+
+    assert (single["status"], batched["status"]) == ("complete", "complete"), (single, batched)
+    assert difference(single["result"], answers[0], specimen.tolerance) is None
+    assert difference(batched["result"], answers, specimen.tolerance) is None
+    assert (batched["items"], batched["failed_items"]) == (len(inputs), 0)
+
+
+def bad_input(name: str) -> Mapping[str, Any] | None:
+    return proving(name).bad_input or truncated(TASKS[name])
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if bad_input(name)])
+def test_an_item_that_cannot_be_answered_fails_alone(name: str, http: httpx.Client) -> None:
+    specimen = proving(name)
+    bad = bad_input(name)
+    assert bad is not None
+    good = list(specimen.inputs or samples_of(TASKS[name], 2))[:2]
+
+    alone = run(http, f"{name}/{specimen.name}/jobs", bad)
+    among = run(http, f"{name}/batched/{specimen.name}/jobs", together(name, [good[0], bad, good[1]]))
+
+    assert alone["status"] == "failed"
+    assert alone["error"]["code"] in ("invalid_input", "invalid_media")
+    assert (among["status"], among["failed_items"]) == ("complete", 1), among
+    assert among["result"][1] == {"error": {key: alone["error"][key] for key in among["result"][1]["error"]}}
+    assert not any("error" in among["result"][index] for index in (0, 2))
+
+
+def together(name: str, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One batched job's body of several items: every field one an item, as far as items have it."""
+    keys = dict.fromkeys(key for item in inputs for key in item)
+    defaults = {
+        key: json.loads(field.get_default(call_default_factory=True).model_dump_json())
+        for key, field in TASKS[name].input.model_fields.items()
+        if key == "config"
+    }
+    return {key: [item.get(key, defaults.get(key)) for item in inputs] for key in keys}
