@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,23 @@ def test_a_task_is_answered_as_by_an_independent_path(
     assert (batched["items"], batched["failed_items"]) == (len(inputs), 0)
 
 
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.example.real])
+def test_the_example_of_a_page_is_what_its_model_answers(name: str, http: httpx.Client) -> None:
+    example = TASKS[name].example
+    document = run(http, f"{name}/{example.model}/jobs", example.input)
+    assert document["status"] == "complete", document
+    assert difference(abridged(document["result"], example.output), example.output, 2e-3) is None
+
+
+def abridged(found: Any, shown: Any) -> Any:
+    """As much of a list as the page shows: of vectors, the first numbers."""
+    if isinstance(shown, dict):
+        return {key: abridged(value, shown[key]) for key, value in found.items() if key in shown}
+    if isinstance(shown, list):
+        return [abridged(*pair) for pair in zip(found, shown, strict=False)]
+    return found
+
+
 def bad_input(name: str) -> Mapping[str, Any] | None:
     return proving(name).bad_input or truncated(TASKS[name])
 
@@ -98,9 +114,5 @@ def test_an_item_that_cannot_be_answered_fails_alone(name: str, http: httpx.Clie
 def together(name: str, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One batched job's body of several items: every field one an item, as far as items have it."""
     keys = dict.fromkeys(key for item in inputs for key in item)
-    defaults = {
-        key: json.loads(field.get_default(call_default_factory=True).model_dump_json())
-        for key, field in TASKS[name].input.model_fields.items()
-        if key == "config"
-    }
-    return {key: [item.get(key, defaults.get(key)) for item in inputs] for key in keys}
+    left_out: dict[str, Any] = {"config": {}}
+    return {key: [item.get(key, left_out.get(key)) for item in inputs] for key in keys}
