@@ -101,7 +101,9 @@ def test_what_was_pulled_loads_when_the_hub_is_gone(run: Run, hub: Hub, vit: Pat
     hub.close()
     with load(vit) as direct:
         expected = direct.run("image-classification", image=CAT).model_dump(mode="json")
-    assert answer(run("run", "image-classification", "my-vit", f"image=@{CAT}", **offline)) == expected
+    found = answer(run("run", "image-classification", "my-vit", f"image=@{CAT}", **offline))
+    # Another process, with another number of threads: the last digits may differ.
+    assert difference(found, expected, 1e-6) is None
 
 
 def test_of_a_model_made_of_several_all_are_pulled(run: Run, hub: Hub, tmp_path: Path) -> None:
@@ -373,7 +375,8 @@ def test_a_run_prints_json_and_nothing_else(run: Run) -> None:
     with load("minilm") as model:
         expected = [each.model_dump(mode="json") for each in model("text-embedding", text=["hello", "there"])]
 
-    assert answer(run("run", "text-embedding", "minilm", "text=hello", "text=there")) == expected
+    found = answer(run("run", "text-embedding", "minilm", "text=hello", "text=there"))
+    assert difference(found, expected, 1e-6) is None
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_unloading_gives_the_memory_back(cache_dir: Path) -> None:
         "device, recorder = current_device(), Recorder(Path(tempfile.mkdtemp()))\n"
         "settings = Settings(cache_dir=Path(sys.argv[1]))\n"
         "models = ModelCache(Catalogue.load(), device, settings, recorder, lambda: None)\n"
-        "models.get('minilm').run('text-embedding', {'text': 'a cat'}); models.unload('minilm')\n"
+        "models.get('minilm').answer('text-embedding', {'text': 'a cat'}); models.unload('minilm')\n"
         "first = used_bytes(device)\n"
-        "models.get('minilm').run('text-embedding', {'text': 'a cat'}); loaded = used_bytes(device)\n"
+        "models.get('minilm').answer('text-embedding', {'text': 'a cat'}); loaded = used_bytes(device)\n"
         "models.unload('minilm'); print(loaded - first, used_bytes(device) - first)"
     )
     done = subprocess.run(
