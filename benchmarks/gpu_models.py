@@ -145,6 +145,79 @@ def save_random_clip(sizes: ClipSizes, folder: Path, device: str) -> None:
         part.save_pretrained(folder)
 
 
+LLAMA_1B: Mapping[str, int] = {
+    **_tower(2048, 22, 32),
+    "intermediate_size": 5632,
+    "num_key_value_heads": 4,
+    "vocab_size": 32_000,
+    "max_position_embeddings": 2048,
+}
+"""As published in TinyLlama/TinyLlama-1.1B-Chat-v1.0."""
+
+TINY_LLAMA: Mapping[str, int] = {
+    **_tower(16, 2, 2),
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
+
+ANSWER_TOKENS = 64
+
+
+def save_random_llama(sizes: Mapping[str, int], folder: Path, device: str) -> None:
+    """Saves a Llama with a tokenizer of one token a character; arguments as for the CLIP."""
+    import torch
+    import transformers
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    library: Any = transformers
+    words = [START, END, "<unk>", " ", *PRINTABLE]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    fast = library.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=START, eos_token=END, unk_token="<unk>", pad_token=END
+    )
+    torch.manual_seed(0)
+    config = library.LlamaConfig(**sizes, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    with torch.device(device):
+        model = library.LlamaForCausalLM(config)
+    for part in (model.to(torch.bfloat16), fast):
+        part.save_pretrained(folder)
+
+
+def llama(name: str, sizes: Mapping[str, int], dtype: str) -> Case:
+    """Answers of 64 tokens to prompts of about 100."""
+    build = partial(save_random_llama, sizes)
+    return Case(f"{name} {dtype}", build, dtype, "text-generation", _prompt, "answers", _llama_on_device)
+
+
+def _prompt() -> Mapping[str, Any]:
+    words = "What the miller said when the wheel stood still, and nobody knew what was to become of the mill."
+    exactly = {"min_new_tokens": ANSWER_TOKENS, "max_new_tokens": ANSWER_TOKENS, "do_sample": False}
+    return {"text": words, "config": exactly}
+
+
+def _llama_on_device(runner: Any, batch: int) -> Callable[[], object]:
+    import torch
+
+    model = runner.weights.loaded.model
+    size = len(_prompt()["text"])
+    ids = torch.randint(4, 90, (batch, size), device=runner.device.torch_name)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                min_new_tokens=ANSWER_TOKENS,
+                max_new_tokens=ANSWER_TOKENS,
+            )
+
+    return run
+
+
 def forward_only(case: Case, folder: Path, device: Device, batches: Sequence[int], pass_s: float) -> Forward:
     """The runner's forward passes in this process, with nothing beside them.
 
@@ -232,7 +305,8 @@ CASES = (
     clip("CLIP ViT-B/32", VIT_B_32, "float16"),
     clip("CLIP ViT-L/14", VIT_L_14, "bfloat16"),
     clip("CLIP ViT-L/14", VIT_L_14, "float16"),
+    llama("Llama 1.1B", LLAMA_1B, "bfloat16"),
 )
-"""One entry each; text generation and text-to-image will be more of them."""
+"""One entry each; text-to-image will be one more."""
 
-TINY_CASE = clip("tiny CLIP", TINY, "float32")
+TINY_CASES = (clip("tiny CLIP", TINY, "float32"), llama("tiny Llama", TINY_LLAMA, "float32"))

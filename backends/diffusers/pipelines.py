@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import inspect
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +13,11 @@ from pydantic import Field
 
 from backends.contract import LoadContext
 from backends.device import Device
-from backends.failures import load_failed, module_missing
+from backends.failures import first_line, library_failed, load_failed, module_missing
 from backends.options import RunnerOptions, read_options
 from backends.source import locate
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
-
-logger = logging.getLogger(__name__)
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Where a pipeline's parts may come from; ``stable_diffusion`` is diffusers' own, with the safety checker."""
@@ -175,16 +172,9 @@ def _weight_files(index: dict[str, Any], variant: str | None) -> list[str]:
 
 
 def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
-    logger.error("model %s: diffusers said: %s", entry.name, error)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # Callers see it: they need not know where on the server the folder lies.
-    said = lines[0].replace(str(folder), "its folder")[:300]
-    if isinstance(error, ImportError):
-        return load_failed(entry, f"a Python package is missing: {said}")
-    if type(error).__name__ == "OutOfMemoryError":
-        return load_failed(entry, "the GPU has too little free memory for it")
     if isinstance(error, OSError) and "safetensors" in str(error):
+        said = first_line(error, folder)
         return load_failed(
             entry, f"a part has no safetensors weights, and pickles (.bin) are never read: {said}"
         )
-    return load_failed(entry, f"diffusers cannot load it: {said}")
+    return library_failed(entry, "diffusers", folder, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,12 @@ from pydantic import Field
 
 from backends.contract import LoadContext
 from backends.device import Device
-from backends.failures import load_failed, module_missing
+from backends.failures import library_failed, load_failed, module_missing
 from backends.options import RunnerOptions, read_options
 from backends.source import locate
 from backends.transformers.gguf import unpacked
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
-
-logger = logging.getLogger(__name__)
-
 
 REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
 
@@ -159,17 +155,9 @@ def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[st
 
 
 def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
-    logger.error("model %s: transformers said: %s", entry.name, error)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # Callers see it: they need not know where on the server the folder lies.
-    said = lines[0].replace(str(folder), "its folder")[:300]
-    if isinstance(error, ImportError):
-        return load_failed(entry, f"a Python package is missing: {said}")
-    if type(error).__name__ == "OutOfMemoryError":
-        return load_failed(entry, "the GPU has too little free memory for it")
     if "trust_remote_code" in str(error):
         return load_failed(entry, REMOTE_CODE)
-    return load_failed(entry, f"transformers cannot load it: {said}")
+    return library_failed(entry, "transformers", folder, error)
 
 
 def _dtype(torch: Any, options: Options, device: Device) -> Any:
