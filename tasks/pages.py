@@ -15,6 +15,7 @@ from tasks.registry import all_tasks
 
 SERVER = "http://127.0.0.1:8000"
 EXTENSIONS = {"jpeg": "jpg", "x-wav": "wav", "mpeg": "mp3"}
+NEEDS = "What a model needs are extras: `pip install 'modelmill[…]'`."
 REQUEST = (
     "Fields in **bold** are required. Fields marked *batched* are lists in a batched job; "
     "every other one is one value for all items, or a list of one an item."
@@ -37,6 +38,7 @@ def page(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
         about,
         "## Models",
         _models(task, catalogue),
+        NEEDS,
         "## Request",
         REQUEST,
         _table(task.input, task),
@@ -80,13 +82,20 @@ def built_in_tasks() -> dict[str, Task]:
 
 def _models(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
     rows = [
-        f"| `{entry.name}` | {entry.backend} | {entry.license or 'see its page'} | {entry.description} |"
+        f"| `{entry.name}` | {entry.backend} | {_needs(entry)} | {entry.license or 'see its page'} "
+        f"| {entry.description} |"
         for entry in catalogue.values()
         if task.name in entry.tasks
     ]
     if not rows:
         return "None is catalogued; name your own in a [models file](../models.md)."
-    return "\n".join(["| model | backend | licence | |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join(["| model | backend | needs | licence | |", "| --- | --- | --- | --- | --- |", *rows])
+
+
+def _needs(entry: ModelEntry) -> str:
+    """The extras, and what else is to be installed."""
+    own = [f"`pip install {entry.source.install}`"] if entry.source and entry.source.install else []
+    return ", ".join([*(f"`{extra}`" for extra in entry.requires), *own])
 
 
 def _table(model: type[Any], task: Task | None = None) -> str:
@@ -151,19 +160,23 @@ def _one_kind(field: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return f"list of {inner}" + _bounds(field, "minItems", "maxItems")
     if kind == "object" and isinstance(field.get("additionalProperties"), Mapping):
         return f"object of {_kind(field['additionalProperties'], defs)}"
-    return (
-        kind + _bounds(field, "minimum", "maximum") + _bounds(field, "exclusiveMinimum", "exclusiveMaximum")
-    )
+    return kind + _bounds(field, "minimum", "maximum")
 
 
 def _bounds(field: Mapping[str, Any], least: str, most: str) -> str:
-    low, high = field.get(least), field.get(most)
-    if low is None and high is None:
-        return ""
-    word = "above " if least == "exclusiveMinimum" else ""
-    if low is None:
-        return f", at most {high:g}"
-    return f", {word}{low:g} and more" if high is None else f", {word}{low:g} to {high:g}"
+    low, above, high = field.get(least), field.get("exclusiveMinimum"), field.get(most)
+    if low is not None and high is not None:
+        return f", {_number(low)} to {_number(high)}"
+    parts = [
+        f"above {_number(above)}" if above is not None else "",
+        f"at least {_number(low)}" if low is not None else "",
+        f"at most {_number(high)}" if high is not None else "",
+    ]
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _media(task: Task) -> dict[str, str]:
