@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backends.failures import load_failed
+from backends.failures import load_failed, module_missing
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 
@@ -29,7 +29,32 @@ _POOLING_FLAGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
+_ACTIVATIONS = ("Identity", "Tanh")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """A layer after the pooling, as the Dense module of sentence-transformers.
+
+    Attributes:
+        weight: ``[out, in]``.
+        bias: ``[out]``, or None.
+        squashes: Whether the hyperbolic tangent follows.
+    """
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+    squashes: bool
+
+    def applied(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors ``[n, in]`` → ``[n, out]``."""
+        import numpy as np
+
+        found = vectors @ self.weight.T
+        if self.bias is not None:
+            found = found + self.bias
+        return np.tanh(found) if self.squashes else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +62,7 @@ class SentenceConfig:
     """How a folder's token vectors become one vector."""
 
     pooling: str = "mean"
+    dense: tuple[Dense, ...] = ()
     normalizes: bool = False
     window: int = DEFAULT_WINDOW
     """Tokens that the model sees, special ones included."""
@@ -63,6 +89,12 @@ class SentenceConfig:
             text = self.prompts[name] + text
         return text.lower() if self.lower_case else text
 
+    def finished(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Pooled vectors ``[n, dim]`` as the layers after the pooling leave them."""
+        for layer in self.dense:
+            pooled = layer.applied(pooled)
+        return pooled
+
     def should_normalise(self, asked: bool | None) -> bool:
         return self.normalizes if asked is None else asked
 
@@ -85,6 +117,11 @@ def read_sentence_config(entry: ModelEntry, folder: Path) -> SentenceConfig:
     extra = _read(folder / "config_sentence_transformers.json") or {}
     return SentenceConfig(
         pooling=_pooling(entry, _read(folder / pooling_folder / "config.json") or {}),
+        dense=tuple(
+            _dense(entry, folder / str(module.get("path")))
+            for module in modules
+            if str(module.get("type", "")).endswith(".Dense")
+        ),
         normalizes="Normalize" in kinds,
         window=int(sentence.get("max_seq_length") or _window(folder)),
         lower_case=bool(sentence.get("do_lower_case", False)),
@@ -132,6 +169,22 @@ def _pooling(entry: ModelEntry, config: Mapping[str, Any]) -> str:
             entry, "it pools without its prompt (include_prompt = false), which is not known here"
         )
     return str(modes[0])
+
+
+def _dense(entry: ModelEntry, folder: Path) -> Dense:
+    try:
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise module_missing(entry, error.name, ("transformers",)) from None
+    config, file = _read(folder / "config.json") or {}, folder / "model.safetensors"
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise load_failed(entry, f"its Dense module asks for {activation}; known are {known}")
+    if not file.is_file():
+        raise load_failed(entry, "its Dense module has no safetensors weights, and pickles are never read")
+    weights = load_file(file)
+    return Dense(weights["linear.weight"], weights.get("linear.bias"), activation == "Tanh")
 
 
 def _window(folder: Path) -> int:

@@ -54,7 +54,7 @@ class Encoder:
         pooled: NDArray[np.float32] = pool(
             hidden.astype(np.float32), mask.astype(np.float32), self.config.pooling
         )
-        return pooled
+        return self.config.finished(pooled)
 
 
 class OnnxEncoderRunner(EncoderRunner[Item, Encoder]):

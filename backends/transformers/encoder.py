@@ -38,7 +38,7 @@ class Encoder:
         found = self._texts.run(
             [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], pooled
         )
-        return np.stack([vector for (vector,) in found])
+        return self.config.finished(np.stack([vector for (vector,) in found]))
 
 
 class TransformersEncoderRunner(EncoderRunner[Item, Loaded]):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,55 @@ def test_a_module_that_is_not_here_is_named(
     for file in folder.glob("*"):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "modules.json").unlink()
-    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.LSTM"}]')
     entry: ModelEntry = folder_entry(tmp_path, TASK, "transformers")
 
-    with pytest.raises(ModelmillError, match="asks for Dense"):
+    with pytest.raises(ModelmillError, match="asks for LSTM"):
         LoadedModel(context_of(entry)).load()
+
+
+def with_dense(folder: Path, copy: Path, activation: str) -> tuple[Path, Any, Any]:
+    """The encoder with a layer after its pooling, and that layer's weight and bias."""
+    from safetensors.numpy import save_file
+
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    (copy / "modules.json").unlink()
+    kinds = ("Transformer", "1_Pooling"), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")
+    modules = [
+        {"path": "" if kind == "Transformer" else path, "type": f"sentence_transformers.models.{kind}"}
+        for kind, path in kinds
+    ]
+    (copy / "modules.json").write_text(json.dumps(modules))
+    (copy / "2_Dense").mkdir()
+    (copy / "2_Dense" / "config.json").write_text(json.dumps({"activation_function": activation}))
+    random = np.random.default_rng(7)
+    weight, bias = random.normal(size=(6, 16)).astype("float32"), random.normal(size=6).astype("float32")
+    save_file({"linear.weight": weight, "linear.bias": bias}, copy / "2_Dense" / "model.safetensors")
+    return copy, weight, bias
+
+
+@pytest.mark.parametrize("backend", ["transformers", "onnx"])
+@pytest.mark.parametrize(
+    "activation", ["torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"]
+)
+def test_a_layer_after_the_pooling_is_applied(
+    open_model: OpenModel, tiny: Callable[..., Path], tmp_path: Path, backend: str, activation: str
+) -> None:
+    folder, weight, bias = with_dense(tiny("encoder", pooling="mean"), tmp_path, activation)
+    layered = direct(folder, TEXTS, 24) @ weight.T + bias
+    expected = np.tanh(layered) if activation.endswith("Tanh") else layered
+
+    got = embed(open_model(folder_entry(folder, TASK, backend)), *TEXTS)
+
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_a_layer_whose_weights_are_a_pickle_is_refused(
+    tiny: Callable[..., Path], context_of: Callable[..., LoadContext], tmp_path: Path
+) -> None:
+    folder, _, _ = with_dense(tiny("encoder", pooling="mean"), tmp_path, "torch.nn.modules.linear.Identity")
+    (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
+
+    with pytest.raises(ModelmillError, match="pickles are never read"):
+        LoadedModel(context_of(folder_entry(folder, TASK))).load()
