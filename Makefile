@@ -15,9 +15,8 @@ help: ## What can be made
 demo: $(VENV)/.installed ## A real photograph through the whole system, then everything stopped again
 	@$(BIN)/modelmill demo
 
-test: $(VENV)/.installed-dev ## The whole suite: what only computes on all cores, then what runs whole systems
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backends tests/tasks -n auto --dist loadgroup
-	$(BIN)/python -m pytest --ignore tests/backends --ignore tests/tasks
+test: $(VENV)/.installed-dev ## The whole suite
+	$(BIN)/python -m pytest
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s

@@ -77,9 +77,14 @@ class Bench:
         return self.specimen.bad_input or truncated(self.task)
 
     @cached_property
+    def outputs(self) -> list[Any]:
+        """The answer to each input alone, as the runner gave it."""
+        return [self.model.answer(self.specimen.task, item)[0] for item in self.inputs]
+
+    @cached_property
     def single(self) -> list[dict[str, Any]]:
         """The answer to each input alone, as JSON gives it back."""
-        return [self.ask(item) for item in self.inputs]
+        return [self._as_json(output) for output in self.outputs]
 
     @cached_property
     def together(self) -> list[dict[str, Any]]:
@@ -102,8 +107,7 @@ class Bench:
 
 def answers_keep_the_contract(bench: Bench) -> None:
     """Each answer is the task's output, and is the same after a way through JSON."""
-    for item in bench.inputs:
-        (output,) = bench.model.answer(bench.specimen.task, item)
+    for output in bench.outputs:
         assert isinstance(output, bench.task.output), f"it gave a {type(output).__name__}"
         again = bench.task.output.model_validate_json(output.model_dump_json())
         assert again == output, "the answer is another one after a way through JSON"

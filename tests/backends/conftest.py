@@ -22,13 +22,6 @@ CPU = Device("cpu", 2)
 OpenModel = Callable[..., LoadedModel]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the work, a file stays in one, unless its tests say otherwise."""
-    for item in items:
-        if not any(item.iter_markers("xdist_group")):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all processes of a test run, so that each export happens once."""

@@ -15,15 +15,7 @@ from tests.fixtures.specimens import all_specimens
 SPECIMENS = all_specimens()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(
-            specimen, marks=pytest.mark.xdist_group(specimen.task), id=f"{specimen.task}-{specimen.name}"
-        )
-        for specimen in SPECIMENS
-    ],
-)
+@pytest.fixture(scope="module", params=SPECIMENS, ids=lambda specimen: f"{specimen.task}-{specimen.name}")
 def bench(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, settings: Settings
 ) -> Iterator[Bench]:
