@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 AHEAD_AFTER_S = 0.005
 """Batches that take less are not worth looking meanwhile for jobs that may have come since their claim."""
+AHEAD_UP_TO_S = 5.0
+"""Windows that take longer gain little from a claim ahead, and other nodes could run what it takes."""
 GATHER_S, MAX_GATHER_S = 0.0005, 0.003
 """Pause between two claims for each job of the first, and the longest. See ``Drain._moderate``."""
 INLINE_PREPARE_S = 0.0003
@@ -242,8 +244,10 @@ class Drain:
 
         If nothing remained in the queue, a batch that is over in a moment is not to be slowed down by it.
         """
-        brief = self._window_s.get(model.name, AHEAD_AFTER_S) < AHEAD_AFTER_S
-        fetching = None if brief and not window.remaining else self._ahead.submit(self._fetch, model)
+        expected_s = self._window_s.get(model.name, AHEAD_AFTER_S)
+        brief = expected_s < AHEAD_AFTER_S and not window.remaining
+        alone = brief or expected_s > AHEAD_UP_TO_S
+        fetching = None if alone else self._ahead.submit(self._fetch, model)
         started = time.monotonic()
         self._run_window(model, window, settling)
         self._window_s[model.name] = time.monotonic() - started

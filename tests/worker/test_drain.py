@@ -108,6 +108,23 @@ def test_a_drain_that_lingers_takes_what_comes(
     patient.close()
 
 
+def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
+    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.drain.AHEAD_UP_TO_S", 0.2)
+    # Batches of four that take half a second. How long they take is not known before the first.
+    ids = submit(settings, "slow", *["a"] * 16)
+    running = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
+    running.start()
+
+    wait_until(lambda: are_complete(store, ids[:8]), what="the first two windows")
+    left = store.depth("slow")
+    running.join()
+
+    assert left == 4, "one window runs, and the last one waits in the queue"
+    assert are_complete(store, ids)
+
+
 def test_told_to_stop_it_does_not_linger(
     settings: Settings, store: JobStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
