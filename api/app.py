@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings, get_settings
 from modelmill.store import AsyncJobStore, EndWatch
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Submit a job, get an id, and wait for its end or poll. "
@@ -49,9 +52,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             loop.call_soon_threadsafe(give_up, model)
 
         def give_up(model: str) -> None:
-            task = asyncio.create_task(store.unring(model))
+            task = asyncio.create_task(store.unring(model), name=model)
             giving_up.add(task)
-            task.add_done_callback(giving_up.discard)
+            task.add_done_callback(gave_up)
+
+        def gave_up(task: asyncio.Task[None]) -> None:
+            giving_up.discard(task)
+            if not task.cancelled() and (error := task.exception()):
+                logger.warning("nobody else may ring for model %s for a while: %s", task.get_name(), error)
 
         bells = Bells(make_celery(settings), unring)
         ends = EndWatch(settings, store)

@@ -8,7 +8,7 @@ from typing import Any
 
 from api.state import ApiState
 from modelmill.states import Status
-from modelmill.store import JobRecord, NodeRecord, Standing
+from modelmill.store import JobRecord, NodeRecord, Progress, Standing
 
 
 async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
@@ -19,15 +19,9 @@ async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
     if not record.batched and record.progress is None:
         return _document(None, None, "running")
     standing = await state.store.standing(record)
-    if record.progress is not None and not record.batched:
-        done, total = record.progress.done, record.progress.total
-        return _document(None, _rest(record, standing, done, total), "running") | {
-            "progress": asdict(record.progress)
-        }
-    done, total = standing.items_done, record.items
-    return _document(None, _rest(record, standing, done, total), "running") | {
-        "progress": {"done": done, "total": total, "unit": "items"}
-    }
+    # A worker tells of the steps of plain jobs only.
+    progress = record.progress or Progress(standing.items_done, record.items, "items")
+    return _document(None, _rest(record, standing, progress), "running") | {"progress": asdict(progress)}
 
 
 def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict[str, Any]:
@@ -53,11 +47,12 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
     return _document(position, eta_s, f"behind {position} job{'s' if position > 1 else ''}")
 
 
-def _rest(record: JobRecord, standing: Standing, done: int, total: int) -> float | None:
+def _rest(record: JobRecord, standing: Standing, progress: Progress) -> float | None:
     """As long for each item, token or step that is left as for those that are done."""
-    if not done or record.started_at is None:
+    if not progress.done or record.started_at is None:
         return None
-    return max(0.0, standing.now - record.started_at) / done * (total - done)
+    spent_s = max(0.0, standing.now - record.started_at)
+    return spent_s / progress.done * (progress.total - progress.done)
 
 
 def _document(position: int | None, eta_s: float | None, reason: str) -> dict[str, Any]:

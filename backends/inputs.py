@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import pybase64
 from pydantic_core import PydanticSerializationError, to_json
@@ -29,7 +29,7 @@ def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
     lengths = {
         name: len(inputs[name])
         for name in task.batched_fields
-        if name in inputs and _is_one_an_item(task, name, inputs[name])
+        if name in inputs and task.is_one_an_item(name, inputs[name])
     }
     if not lengths:
         return None
@@ -71,17 +71,7 @@ def parse(task: Task, item: Mapping[str, Any]) -> TaskInput:
 
 def _each(task: Task, inputs: Mapping[str, Any]) -> set[str]:
     own = {*task.batched_fields, *task.shared_fields}
-    return {name for name in own.intersection(inputs) if _is_one_an_item(task, name, inputs[name])}
-
-
-def _is_one_an_item(task: Task, name: str, value: Any) -> bool:
-    """As in a batched job: of a field that is a list itself, only a list of lists is one value an item."""
-    if not isinstance(value, list):
-        return False
-    annotation = task.input.model_fields[name].annotation
-    if any(get_origin(kind) is list for kind in (annotation, *get_args(annotation))):
-        return bool(value) and isinstance(value[0], list)
-    return True
+    return {name for name in own.intersection(inputs) if task.is_one_an_item(name, inputs[name])}
 
 
 @cache

@@ -213,12 +213,18 @@ class Task:
         columns = {name: getattr(request, name) for name in self.batched_fields}
         for name in self.shared_fields:
             value = getattr(request, name)
-            each = _nesting_of(self.input.model_fields[name])(value) == EACH
-            columns[name] = value if each else [value] * count
+            columns[name] = value if self.is_one_an_item(name, value) else [value] * count
         return [
             self.input.model_construct(**{name: column[index] for name, column in columns.items()})
             for index in range(count)
         ]
+
+    def is_one_an_item(self, name: str, value: Any) -> bool:
+        """Whether a value of field ``name`` is a list of one value an item, and not one value.
+
+        Of a field that is a list itself, only a list of lists is that.
+        """
+        return _nesting_of(self.input.model_fields[name])(value) == EACH
 
     def group_key(self, item: TaskInput) -> Hashable:
         """What must be equal for two items to share a forward pass, by default: all non-batched fields."""
@@ -228,7 +234,7 @@ class Task:
         count = len(getattr(request, self.batched_fields[0]))
         for name in (*self.batched_fields[1:], *self.shared_fields):
             value = getattr(request, name)
-            if name in self.shared_fields and _nesting_of(self.input.model_fields[name])(value) == SHARED:
+            if name in self.shared_fields and not self.is_one_an_item(name, value):
                 continue
             if len(value) != count:
                 message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.conformance.compare import difference
-from backends.conformance.samples import samples_of, truncated
+from backends.conformance.samples import as_batched, samples_of, truncated
 from backends.conformance.specimen import Inputs, Specimen
 from backends.contract import LoadContext, Runner
 from backends.device import Device, current_device
@@ -157,15 +157,7 @@ def requests_pass_the_contract(bench: Bench) -> None:
     """The inputs are requests that the API would accept, plain and batched."""
     for item in bench.inputs:
         bench.task.parse(json.dumps(item))
-    names = bench.task.batched_fields
-    given = [name for name in names if all(name in item for item in bench.inputs)]
-    shared = {
-        key: [item[key] for item in bench.inputs]
-        for key in bench.inputs[0]
-        if key not in names and all(key in item for item in bench.inputs)
-    }
-    body = {name: [item[name] for item in bench.inputs] for name in given} | shared
-    bench.task.parse(json.dumps(body), batched=True)
+    bench.task.parse(json.dumps(as_batched(bench.task, bench.inputs)), batched=True)
 
 
 CHECKS: tuple[Callable[[Bench], None], ...] = (

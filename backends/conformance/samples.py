@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from tasks.audio import Audio
@@ -32,10 +33,17 @@ def samples_of(task: Task, count: int) -> list[dict[str, Any]]:
     return [dict(task.example.input) | _batched_values(task, index) for index in range(count)]
 
 
+def as_batched(task: Task, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of a batched job of these items: every field that one of them has, with one value an item."""
+    names = {name for item in items for name in item}
+    whole = [task.input.model_validate(item).model_dump(mode="json", include=names) for item in items]
+    return {name: [item[name] for item in whole] for name in sorted(names)}
+
+
 def truncated(task: Task) -> dict[str, Any] | None:
     """The task's example with half a file in the place of its first medium; None for a task without media."""
     for name in task.batched_fields:
-        kind = _kind(task, name)
+        kind = kind_of(task, name)
         if kind in ("image", "audio"):
             header, _, data = str(task.example.input[name]).partition(",")
             whole = base64.b64decode(data)
@@ -47,7 +55,7 @@ def truncated(task: Task) -> dict[str, Any] | None:
 
 def _batched_values(task: Task, index: int) -> dict[str, Any]:
     makers = {"text": _text, "image": _image, "audio": _audio}
-    kinds = {name: _kind(task, name) for name in task.batched_fields}
+    kinds = {name: kind_of(task, name) for name in task.batched_fields}
     return {
         name: makers[kind](index, task.example.input[name])
         for name, kind in kinds.items()
@@ -55,7 +63,8 @@ def _batched_values(task: Task, index: int) -> dict[str, Any]:
     }
 
 
-def _kind(task: Task, name: str) -> str:
+def kind_of(task: Task, name: str) -> str:
+    """What a batched field takes: ``image``, ``audio``, ``text`` or ``other``."""
     field = task.input.model_fields[name]
     for kind, annotated in (("image", Image), ("audio", Audio)):
         if get_args(annotated)[1] in field.metadata:

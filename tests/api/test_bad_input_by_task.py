@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 import pytest
 
+from backends.conformance.samples import kind_of
 from modelmill.settings import Settings
-from tasks.audio import Audio
 from tasks.contract import Task
-from tasks.media import Image
 from tasks.pages import built_in_tasks
 from tests.conftest import ApiServer, Valkey
 
@@ -44,17 +43,9 @@ def fields_of(problem: dict[str, Any]) -> list[str]:
     return [error["field"] for error in problem["errors"]]
 
 
-def texts_of(task: Task) -> list[str]:
-    """The batched fields that are plain texts."""
-    media = {*media_of(task, Image), *media_of(task, Audio)}
-    fields = {name: task.input.model_fields[name] for name in task.batched_fields}
-    return [name for name, field in fields.items() if field.annotation is str and name not in media]
-
-
-def media_of(task: Task, kind: Any) -> list[str]:
-    """The batched fields of a media type."""
-    check = get_args(kind)[1]
-    return [name for name in task.batched_fields if check in task.input.model_fields[name].metadata]
+def batched_of(task: Task, kind: str) -> list[str]:
+    """The batched fields that take a plain ``text``, an ``image`` or ``audio``."""
+    return [name for name in task.batched_fields if kind_of(task, name) == kind]
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if name != "custom"])
@@ -80,19 +71,19 @@ def test_a_missing_field_is_named(name: str, api: httpx.Client) -> None:
     assert required[0] in fields_of(refused(api, task, body))
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if texts_of(task)])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if batched_of(task, "text")])
 def test_an_empty_text_is_refused(name: str, api: httpx.Client) -> None:
     task = TASKS[name]
-    for field in texts_of(task):
+    for field in batched_of(task, "text"):
         problem = refused(api, task, task.example.input | {field: ""})
         assert field in fields_of(problem)
 
 
-@pytest.mark.parametrize("kind", [Image, Audio], ids=["image", "audio"])
-def test_bytes_that_are_no_media_are_refused_before_they_are_queued(kind: Any, api: httpx.Client) -> None:
+@pytest.mark.parametrize("kind", ["image", "audio"])
+def test_bytes_that_are_no_media_are_refused_before_they_are_queued(kind: str, api: httpx.Client) -> None:
     found = 0
     for task in TASKS.values():
-        for field in media_of(task, kind):
+        for field in batched_of(task, kind):
             problem = refused(api, task, task.example.input | {field: NO_MEDIA})
             assert (problem["code"], fields_of(problem)) == ("invalid_media", [field])
             found += 1

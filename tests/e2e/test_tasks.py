@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from backends.conformance import Bench, difference, samples_of
-from backends.conformance.samples import truncated
+from backends.conformance.samples import as_batched, truncated
 from modelmill.settings import Settings
 from tasks.pages import built_in_tasks
 from tests.e2e.conftest import Up
@@ -65,7 +65,7 @@ def test_a_task_is_answered_as_by_an_independent_path(
     specimen = proving(name)
 
     single = run(http, f"{name}/{specimen.name}/jobs", inputs[0])
-    batched = run(http, f"{name}/batched/{specimen.name}/jobs", together(name, inputs))
+    batched = run(http, f"{name}/batched/{specimen.name}/jobs", as_batched(TASKS[name], inputs))
 
     assert (single["status"], batched["status"]) == ("complete", "complete"), (single, batched)
     assert difference(single["result"], answers[0], specimen.tolerance) is None
@@ -102,17 +102,12 @@ def test_an_item_that_cannot_be_answered_fails_alone(name: str, http: httpx.Clie
     good = list(specimen.inputs or samples_of(TASKS[name], 2))[:2]
 
     alone = run(http, f"{name}/{specimen.name}/jobs", bad)
-    among = run(http, f"{name}/batched/{specimen.name}/jobs", together(name, [good[0], bad, good[1]]))
+    among = run(
+        http, f"{name}/batched/{specimen.name}/jobs", as_batched(TASKS[name], [good[0], bad, good[1]])
+    )
 
     assert alone["status"] == "failed"
     assert alone["error"]["code"] in ("invalid_input", "invalid_media")
     assert (among["status"], among["failed_items"]) == ("complete", 1), among
     assert among["result"][1] == {"error": {key: alone["error"][key] for key in among["result"][1]["error"]}}
     assert not any("error" in among["result"][index] for index in (0, 2))
-
-
-def together(name: str, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One batched job's body of several items: every field one an item, as far as items have it."""
-    keys = dict.fromkeys(key for item in inputs for key in item)
-    left_out: dict[str, Any] = {"config": {}}
-    return {key: [item.get(key, left_out.get(key)) for item in inputs] for key in keys}
