@@ -23,6 +23,14 @@ class ErrorCode(StrEnum):
     MEDIA_SOURCE_REFUSED = "media_source_refused"
     BODY_TOO_LARGE = "body_too_large"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    MEDIA_NOT_FOUND = "media_not_found"
+    MEDIA_FETCH_FAILED = "media_fetch_failed"
+    # Who asks.
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    LANE_NOT_ALLOWED = "lane_not_allowed"
+    RATE_LIMITED = "rate_limited"
+    QUOTA_EXCEEDED = "quota_exceeded"
     # What it names.
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -31,6 +39,9 @@ class ErrorCode(StrEnum):
     TASK_NOT_SUPPORTED = "task_not_supported"
     JOB_NOT_FOUND = "job_not_found"
     JOB_NOT_CANCELABLE = "job_not_cancelable"
+    JOB_CANCELED = "job_canceled"
+    REQUEST_NOT_KEPT = "request_not_kept"
+    FILE_NOT_FOUND = "file_not_found"
     # The state of the system.
     QUEUE_FULL = "queue_full"
     STORE_FULL = "store_full"
@@ -62,6 +73,13 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.MEDIA_SOURCE_REFUSED: ErrorSpec(422, "Media from this source are not accepted"),
     ErrorCode.BODY_TOO_LARGE: ErrorSpec(413, "The request body is over the limit"),
     ErrorCode.IDEMPOTENCY_CONFLICT: ErrorSpec(422, "The Idempotency-Key was used with another request body"),
+    ErrorCode.MEDIA_NOT_FOUND: ErrorSpec(422, "No such file was uploaded"),
+    ErrorCode.MEDIA_FETCH_FAILED: ErrorSpec(422, "The media could not be fetched"),
+    ErrorCode.UNAUTHENTICATED: ErrorSpec(401, "A valid API key is needed"),
+    ErrorCode.FORBIDDEN: ErrorSpec(403, "The API key may not do this"),
+    ErrorCode.LANE_NOT_ALLOWED: ErrorSpec(403, "The API key may not use this lane"),
+    ErrorCode.RATE_LIMITED: ErrorSpec(429, "Too many jobs in too short a time", retryable=True),
+    ErrorCode.QUOTA_EXCEEDED: ErrorSpec(429, "Too many jobs at once", retryable=True),
     ErrorCode.NOT_FOUND: ErrorSpec(404, "There is nothing at this address"),
     ErrorCode.METHOD_NOT_ALLOWED: ErrorSpec(405, "This address does not take this method"),
     ErrorCode.TASK_NOT_FOUND: ErrorSpec(404, "No such task"),
@@ -69,6 +87,9 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.TASK_NOT_SUPPORTED: ErrorSpec(404, "The model does not answer this task"),
     ErrorCode.JOB_NOT_FOUND: ErrorSpec(404, "No such job"),
     ErrorCode.JOB_NOT_CANCELABLE: ErrorSpec(409, "The job has already ended"),
+    ErrorCode.JOB_CANCELED: ErrorSpec(409, "The job was canceled"),
+    ErrorCode.REQUEST_NOT_KEPT: ErrorSpec(409, "The job's request is not there any more"),
+    ErrorCode.FILE_NOT_FOUND: ErrorSpec(404, "No such file"),
     ErrorCode.QUEUE_FULL: ErrorSpec(429, "The queue is full", retryable=True),
     ErrorCode.STORE_FULL: ErrorSpec(503, "The job store is nearly out of memory", retryable=True),
     ErrorCode.STORE_UNAVAILABLE: ErrorSpec(503, "The job store does not answer", retryable=True),

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -54,6 +55,18 @@ class Settings(BaseModel):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )
 
+    auth: Literal["on", "off"] | None = Field(
+        None,
+        description="Whether callers need an API key: on or off. When not set, off on loopback and on elsewhere.",
+    )
+    allow_no_auth: bool = Field(
+        False, description="Lets the API bind to an address beyond loopback although `auth` is off."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Web pages that may call the API, as `https://app.example.com`, separated by commas; `*` for all.",
+    )
+
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="Largest request body.")
     max_image_pixels: int = Field(
         100_000_000, ge=1, description="Largest image, width times height, before decoding."
@@ -63,7 +76,44 @@ class Settings(BaseModel):
     max_queued_bytes: int = Field(
         2 * GIB, ge=1, description="Bytes of request bodies of all jobs that have not ended."
     )
-    result_ttl_s: int = Field(86_400, ge=1, description="How long an ended job can be read.")
+    max_file_bytes: int = Field(64 * MIB, ge=1024, description="Largest uploaded file.")
+    max_files_bytes: int = Field(2 * GIB, ge=1, description="Bytes of all uploaded files together.")
+    file_ttl_s: int = Field(
+        86_400, ge=1, description="How long an uploaded file is kept; longer while a job needs it."
+    )
+    blob_url: str | None = Field(
+        None,
+        description="Where large payloads are kept: a folder, or any fsspec URL such as `s3://bucket/prefix`; "
+        "in Redis when not set.",
+    )
+    blob_min_bytes: int = Field(
+        256 * 1024, ge=1, description="Payloads from this size on go to `blob_url`, if that is set."
+    )
+    keep_request_bytes: int = Field(
+        64 * 1024,
+        ge=0,
+        description="Requests of complete jobs up to this size are kept as long as the result, so that the job "
+        "can be run again.",
+    )
+
+    fetch_hosts: str = Field(
+        "",
+        description="Hosts that media may be fetched from by URL, separated by commas: `images.example.com`, "
+        "`*.example.com`, `*` for all. None when empty.",
+    )
+    fetch_timeout_s: float = Field(20.0, gt=0, description="How long fetching one of them may take.")
+    max_fetch_bytes: int = Field(32 * MIB, ge=1024, description="Largest media that are fetched.")
+    webhook_hosts: str = Field("*", description="Hosts that webhooks may be sent to, written like those.")
+    webhook_timeout_s: float = Field(15.0, gt=0, description="How long one delivery of a webhook may take.")
+    private_networks: str = Field(
+        "",
+        description="Networks that media may be fetched from and webhooks sent to although they are not public, "
+        "as `10.1.0.0/16`, separated by commas.",
+    )
+
+    result_ttl_s: int = Field(
+        86_400, ge=1, description="How long an ended job can be read, unless it asks otherwise."
+    )
     idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is kept.")
 
     lease_s: float = Field(10.0, gt=0, description="A claim's lease; extended while it works.")
