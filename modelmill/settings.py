@@ -57,14 +57,16 @@ class Settings(BaseModel):
 
     auth: Literal["on", "off"] | None = Field(
         None,
-        description="Whether callers need an API key: on or off. When not set, off on loopback and on elsewhere.",
+        description="Whether callers need an API key: on or off. When not set, off on "
+        "loopback and on elsewhere.",
     )
     allow_no_auth: bool = Field(
         False, description="Lets the API bind to an address beyond loopback although `auth` is off."
     )
     cors_origins: str = Field(
         "",
-        description="Web pages that may call the API, as `https://app.example.com`, separated by commas; `*` for all.",
+        description="Web pages that may call the API, as `https://app.example.com`, separated by "
+        "commas; `*` for all.",
     )
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="Largest request body.")
@@ -83,8 +85,8 @@ class Settings(BaseModel):
     )
     blob_url: str | None = Field(
         None,
-        description="Where large payloads are kept: a folder, or any fsspec URL such as `s3://bucket/prefix`; "
-        "in Redis when not set.",
+        description="Where large payloads are kept: a folder, or any fsspec URL such as "
+        "`s3://bucket/prefix`; in Redis when not set.",
     )
     blob_min_bytes: int = Field(
         256 * 1024, ge=1, description="Payloads from this size on go to `blob_url`, if that is set."
@@ -92,8 +94,8 @@ class Settings(BaseModel):
     keep_request_bytes: int = Field(
         64 * 1024,
         ge=0,
-        description="Requests of complete jobs up to this size are kept as long as the result, so that the job "
-        "can be run again.",
+        description="Requests of complete jobs up to this size are kept as long as the result, so that "
+        "the job can be run again.",
     )
 
     fetch_hosts: str = Field(
@@ -107,8 +109,8 @@ class Settings(BaseModel):
     webhook_timeout_s: float = Field(15.0, gt=0, description="How long one delivery of a webhook may take.")
     private_networks: str = Field(
         "",
-        description="Networks that media may be fetched from and webhooks sent to although they are not public, "
-        "as `10.1.0.0/16`, separated by commas.",
+        description="Networks that media may be fetched from and webhooks sent to although they are "
+        "not public, as `10.1.0.0/16`, separated by commas.",
     )
 
     result_ttl_s: int = Field(
