@@ -63,6 +63,9 @@ class JobDocument(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    expires_at: datetime | None = Field(None, description="Of a job that has ended: when it is forgotten.")
+    metadata: dict[str, Any] | None = Field(None, description="As it was submitted.")
+    tags: list[str] | None = Field(None, description="As they were submitted.")
     deliveries: int = Field(description="How often it was handed to a worker.")
     items: int | None = Field(None, description="Items of a batched job.")
     failed_items: int | None = Field(None, description="Items of a batched job that failed.")
@@ -160,6 +163,16 @@ def job_response(
         outlook: More fields, of a job that has not ended.
         headers: More headers.
     """
+    body = json.dumps(job_document(record, outlook), separators=(",", ":")).encode()
+    if record.status is Status.COMPLETE and record.result_json is not None:
+        body = body[:-1] + b',"result":' + record.result_json + b"}"
+    # A hint for whoever polls: soon, but not at once.
+    hint = {} if record.status.is_terminal else {"Retry-After": "1"}
+    return Response(body, media_type="application/json", headers={**hint, **(headers or {})})
+
+
+def job_document(record: JobRecord, outlook: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of a job, without its result."""
     document: dict[str, Any] = {
         "id": record.id,
         "status": record.status.value,
@@ -171,17 +184,15 @@ def job_response(
         "finished_at": _iso(record.finished_at),
         "deliveries": record.deliveries,
         **({"items": record.items} if record.batched else {}),
+        **({"metadata": record.metadata} if record.metadata is not None else {}),
+        **({"tags": record.tags} if record.tags else {}),
+        **({"expires_at": _iso(record.expires_at)} if record.expires_at is not None else {}),
         **record.details,
         **outlook,
     }
     if record.status is Status.FAILED:
         document["error"] = record.error
-    body = json.dumps(document, separators=(",", ":")).encode()
-    if record.status is Status.COMPLETE and record.result_json is not None:
-        body = body[:-1] + b',"result":' + record.result_json + b"}"
-    # A hint for whoever polls: soon, but not at once.
-    hint = {} if record.status.is_terminal else {"Retry-After": "1"}
-    return Response(body, media_type="application/json", headers={**hint, **(headers or {})})
+    return document
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -10,9 +9,12 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
-from api.body import parse_body, read_body
+from api.accepting import accept, prepare
+from api.body import read_body
+from api.callers import caller_of
 from api.documentation import READ_PROBLEMS, IdempotencyKey, task_path
 from api.documents import JobAccepted, JobDocument, job_response
+from api.lookup import find_job, get_job, is_uuid
 from api.metrics import name_route
 from api.outlook import outlook
 from api.problems import responses
@@ -20,7 +22,7 @@ from api.state import ApiState, State, state_of
 from api.waiting import Prefer, preferred_wait, read_at_end, wait_for_end
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
-from modelmill.store import JobRecord, Submission, Verdict
+from modelmill.store import JobRecord
 from tasks.contract import Task
 from tasks.registry import find_task
 
@@ -53,7 +55,10 @@ def _read_handler(batched: bool) -> Callable[[Request], Awaitable[Response]]:
         task = find_task(request.path_params["task"])
         name_route(request.scope, task_path(task.name, batched) + "/jobs/{id}")
         prefer = request.headers.getlist("prefer")
-        return await _read(request, state, job_id, prefer, lambda: _find(state, task, job_id, batched))
+        caller = caller_of(request)
+        return await _read(
+            request, state, job_id, prefer, lambda: find_job(state, caller, task, job_id, batched)
+        )
 
     return read
 
@@ -75,53 +80,39 @@ def _idempotency_key(request: Request) -> str:
 
 
 async def _submit(task: Task, batched: bool, request: Request) -> Response:
-    state, model = state_of(request), request.path_params["model"]
+    state, caller, model = state_of(request), caller_of(request), request.path_params["model"]
     idempotency_key = _idempotency_key(request)
     wait_s = preferred_wait(request.headers.getlist("prefer"))
     await state.directory.check(task, model)
     body = await read_body(request, state.settings.max_body_bytes)
-    parsed = await parse_body(state.directory.contract(task, model), body, batched)
-    submission = Submission(
-        id=str(uuid.uuid4()),
-        task=task.name,
-        model=model,
-        body=body,
-        batched=batched,
-        items=len(getattr(parsed, task.batched_fields[0])) if batched else 1,
-        lane=parsed.lane,
-        idempotency_key=idempotency_key,
-        expires_in_s=parsed.expires_in,
-        bell_every=state.directory.max_batch(model) or state.settings.max_batch,
+    submission = await prepare(
+        state, caller, task, model, body, batched=batched, idempotency_key=idempotency_key
     )
     if wait_s is None:
-        return _accepted(task, batched, await _accept(submission, state))
+        return job_accepted(task, batched, (await accept(state, submission)).id)
     # On the list before anybody can run it, so that nobody need look whether it has ended already.
     with state.ends.watch(submission.id) as ended:
-        job_id = await _accept(submission, state)
+        job_id = (await accept(state, submission)).id
         applied = _applied(wait_s)
         # Accepted it is, whatever happens to the store from now on.
         with suppress(ModelmillError):
             if job_id != submission.id:
-                record = await read_at_end(request, state, job_id, wait_s, lambda: _get(state, job_id))
+                record = await read_at_end(
+                    request, state, job_id, wait_s, lambda: get_job(state, caller, job_id)
+                )
             elif not await wait_for_end(request, ended, wait_s):
-                return _accepted(task, batched, job_id, applied)  # nobody is there to read it
+                return job_accepted(task, batched, job_id, applied)  # nobody is there to read it
             else:
-                record = await _get(state, job_id)
+                record = await get_job(state, caller, job_id)
             if record.status.is_terminal:
                 return job_response(record, {}, {"Location": _location(task, batched, job_id), **applied})
-    return _accepted(task, batched, job_id, applied)
+    return job_accepted(task, batched, job_id, applied)
 
 
-async def _accept(submission: Submission, state: ApiState) -> str:
-    """Hands the job to the store, and gives its id: the first one's, for an Idempotency-Key seen before."""
-    accepted = await state.store.submit(submission)
-    _raise_refusal(accepted.verdict, submission.model, state)
-    if accepted.bell:
-        state.bells.ring(submission.model)
-    return accepted.id
-
-
-def _accepted(task: Task, batched: bool, job_id: str, applied: Mapping[str, str] | None = None) -> Response:
+def job_accepted(
+    task: Task, batched: bool, job_id: str, applied: Mapping[str, str] | None = None
+) -> Response:
+    """The 202 of a job."""
     headers = {"Location": _location(task, batched, job_id), **(applied or {})}
     body = f'{{"id":"{job_id}","status":"{Status.STARTING.value}"}}'
     return Response(body, 202, headers, "application/json")
@@ -129,34 +120,6 @@ def _accepted(task: Task, batched: bool, job_id: str, applied: Mapping[str, str]
 
 def _location(task: Task, batched: bool, job_id: str) -> str:
     return f"{task_path(task.name, batched)}/jobs/{job_id}"
-
-
-def _raise_refusal(verdict: Verdict, model: str, state: ApiState) -> None:
-    if verdict in (Verdict.ACCEPTED, Verdict.REPLAYED):
-        return
-    if verdict is Verdict.CONFLICT:
-        raise ModelmillError(
-            ErrorCode.IDEMPOTENCY_CONFLICT,
-            "This Idempotency-Key was used for another request. "
-            "Use a new key, or send the very same request.",
-        )
-    code, reason, retry_after_s = {
-        Verdict.QUEUE_FULL: (
-            ErrorCode.QUEUE_FULL,
-            f"{state.settings.max_queue_depth} jobs wait for {model!r} already.",
-            5,
-        ),
-        Verdict.BYTES_FULL: (
-            ErrorCode.QUEUE_FULL,
-            f"The waiting jobs hold {state.settings.max_queued_bytes} bytes already.",
-            5,
-        ),
-        Verdict.STORE_FULL: (ErrorCode.STORE_FULL, "The job store is nearly out of memory.", 10),
-        Verdict.PAYLOAD_MISSING: (ErrorCode.STORE_UNAVAILABLE, "The job store lost the request.", 1),
-    }[verdict]
-    raise ModelmillError(
-        code, f"{reason} Nothing was accepted; try again later.", retry_after_s=retry_after_s
-    )
 
 
 async def _read(
@@ -168,7 +131,7 @@ async def _read(
 ) -> Response:
     headers = {"Vary": "Prefer"}
     wait_s = preferred_wait(prefer)
-    if wait_s is None or not _is_uuid(job_id):
+    if wait_s is None or not is_uuid(job_id):
         record = await find()
     else:
         record = await read_at_end(request, state, job_id, wait_s, find)
@@ -178,36 +141,6 @@ async def _read(
 
 def _applied(wait_s: int) -> dict[str, str]:
     return {"Preference-Applied": f"wait={wait_s}"}
-
-
-async def _get(state: ApiState, job_id: str) -> JobRecord:
-    record = await state.store.get(job_id) if _is_uuid(job_id) else None
-    if record is None:
-        hours = state.settings.result_ttl_s / 3600
-        raise ModelmillError(
-            ErrorCode.JOB_NOT_FOUND,
-            "There is no such job, or its result has expired: "
-            f"results live {hours:g} hours after the job's end.",
-        )
-    return record
-
-
-async def _find(state: ApiState, task: Task, job_id: str, batched: bool | None) -> JobRecord:
-    record = await _get(state, job_id)
-    if record.task != task.name or (batched is not None and record.batched != batched):
-        raise ModelmillError(
-            ErrorCode.JOB_NOT_FOUND,
-            f"This job is to be read at {task_path(record.task, record.batched)}/jobs/{record.id}.",
-        )
-    return record
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True
 
 
 router = APIRouter(tags=["tasks"])
@@ -227,8 +160,11 @@ router = APIRouter(tags=["tasks"])
     summary="Cancel a job",
     description="A queued job is canceled at once; a running one between batches, its status then follows.",
 )
-async def cancel(task: str, id: str, state: State) -> JobAccepted:
-    record = await _find(state, find_task(task), id, None)
+async def cancel(task: str, id: str, request: Request, state: State) -> JobAccepted:
+    return await _cancel(state, await find_job(state, caller_of(request), find_task(task), id, None))
+
+
+async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
     outcome = await state.store.cancel(record.id)
     if outcome == "requested":
         return JobAccepted(id=record.id, status=Status.RUNNING)
@@ -245,4 +181,5 @@ async def cancel(task: str, id: str, state: State) -> JobAccepted:
     tags=["jobs"],
 )
 async def read_job(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
-    return await _read(request, state, id, prefer, lambda: _get(state, id))
+    caller = caller_of(request)
+    return await _read(request, state, id, prefer, lambda: get_job(state, caller, id))

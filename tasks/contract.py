@@ -7,12 +7,13 @@ falls apart into items, what makes items compatible, the OpenAPI schemas and the
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic import (
     Tag,
     ValidationError,
     create_model,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
@@ -32,7 +34,14 @@ from modelmill.states import Lane
 MAX_ITEMS = 1024
 """Items that one batched job may hold."""
 MAX_EXPIRES_IN_S = 30 * 86_400
-"""The longest ``expires_in``."""
+"""The longest ``expires_in``, and the longest ``result_ttl``."""
+MAX_METADATA_BYTES = 4096
+"""Of ``metadata``, as JSON."""
+
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
+
+JobEvent = Literal["started", "progress", "ended"]
+"""What a webhook can tell of."""
 
 _CODES = frozenset(code.value for code in ErrorCode)
 
@@ -76,7 +85,43 @@ class TaskInput(BaseModel):
         description="Seconds after which the job fails as expired if it has not started by then; "
         "at most 30 days.",
     )
+    result_ttl: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_EXPIRES_IN_S,
+        strict=True,
+        description="Seconds for which the job can be read after its end, at most 30 days; the server's own "
+        "time when not set.",
+    )
+    metadata: dict[str, Any] | None = Field(
+        None, description=f"Anything of yours, at most {MAX_METADATA_BYTES} bytes as JSON; echoed back."
+    )
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        default=[], max_length=16, description="Words of yours, to find the job by; echoed back."
+    )
+    webhook: str | None = Field(
+        None,
+        max_length=2048,
+        pattern=r"^https?://[^\s]+$",
+        description="Where to tell of the job: an http(s) URL, which is sent a POST by Standard Webhooks.",
+    )
+    webhook_events: list[JobEvent] = Field(
+        default=["ended"], min_length=1, max_length=3, description="What to tell of."
+    )
+    idempotency_key: str | None = Field(
+        None,
+        max_length=255,
+        pattern=IDEMPOTENCY_KEY,
+        description="The same as the header Idempotency-Key, for requests that are a line of many.",
+    )
     options: RequestOptions | None = Field(None, description="Reserved; accepted and ignored.")
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(json.dumps(value, separators=(",", ":")).encode()) > MAX_METADATA_BYTES:
+            raise ValueError(f"is more than {MAX_METADATA_BYTES} bytes as JSON")
+        return value
 
 
 class TaskOutput(BaseModel):

@@ -6,11 +6,13 @@ alone change a job's state. See ``docs/architecture.md`` for a job's way through
 
 from modelmill.store.aio import AsyncJobStore, QueueState, Snapshot, Standing
 from modelmill.store.records import (
+    Accepted,
     Beat,
     Claimed,
     Claims,
     Ended,
     JobRecord,
+    Limits,
     NodeRecord,
     Progress,
     Reaped,
@@ -24,6 +26,7 @@ from modelmill.store.sync import JobStore
 from modelmill.store.waiting import EndWatch
 
 __all__ = [
+    "Accepted",
     "AsyncJobStore",
     "Beat",
     "Claimed",
@@ -32,6 +35,7 @@ __all__ = [
     "Ended",
     "JobRecord",
     "JobStore",
+    "Limits",
     "NodeRecord",
     "Progress",
     "QueueState",

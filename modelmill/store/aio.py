@@ -105,7 +105,10 @@ class AsyncJobStore:
         write: Command = ("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX")
         accept: Command = ("EVALSHA", script.sha, 0, *arguments)
         async with _translated():
-            if len(job.body) <= SHARED_BYTES:
+            written: Any = None
+            if job.blob is not None:
+                (reply,) = await self._shared.execute(accept)
+            elif len(job.body) <= SHARED_BYTES:
                 written, reply = await self._shared.execute(write, accept)
             else:
                 # Nobody else's commands are to wait behind many megabytes.
@@ -125,7 +128,7 @@ class AsyncJobStore:
         """The job, or None when it is unknown or its time to live is over."""
         async with _translated():
             (fields,) = await self._ask(("HGETALL", keys.JOB + job_id))
-            if b"task" not in fields:
+            if b"task" not in fields or b"gone" in fields:
                 return None
             result = fields.get(b"result")
             if b"out" in fields:
@@ -160,12 +163,17 @@ class AsyncJobStore:
 
     async def cancel(self, job_id: str) -> str:
         """Cancels a job: ``canceled``, ``requested``, ``missing``, or the status it has ended with."""
-        reply = await self._run("cancel", [job_id, self._settings.result_ttl_s * 1000])
+        reply = await self.run("cancel", [job_id, self._settings.result_ttl_s * 1000])
         return cast("bytes", reply).decode()
+
+    async def delete(self, job_ids: Sequence[str]) -> list[str]:
+        """Removes jobs, canceling those that run or wait: ``deleted``, ``deleting`` or ``missing`` each."""
+        reply = await self.run("delete", [self._settings.result_ttl_s * 1000, *job_ids])
+        return [verdict.decode() for verdict in reply]
 
     async def reap(self) -> Reaped:
         """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
-        return scripts.read_reap(await self._run("reap", scripts.pack_reap(self._settings)))
+        return scripts.read_reap(await self.run("reap", scripts.pack_reap(self._settings)))
 
     async def nodes(self) -> list[NodeRecord]:
         """The worker nodes that live."""
@@ -265,7 +273,8 @@ class AsyncJobStore:
         found = cast("list[bytes]", await self._redis.zrange(key, 0, last))
         return [job_id.decode() for job_id in found]
 
-    async def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+    async def run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+        """Runs the Lua script of that name."""
         script = scripts.script(name)
         packed = cast("list[str]", arguments)
         async with _translated():

@@ -27,6 +27,23 @@ class Verdict(StrEnum):
     """The server is near its memory limit; what is left of it is for results."""
     PAYLOAD_MISSING = "payload_missing"
     """The payload written just before is not there (evicted, or the write was refused)."""
+    QUOTA_FULL = "quota_full"
+    """The caller has as many jobs that have not ended as it may."""
+    RATE_LIMITED = "rate_limited"
+    """The caller's jobs come faster than they may."""
+    FILE_MISSING = "file_missing"
+    """A file that the request names is not there, or belongs to somebody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one caller may have; None is no limit."""
+
+    max_jobs: int | None = None
+    """Jobs that have not ended."""
+    jobs_per_minute: float | None = None
+    burst: int = 1
+    """Jobs that may come at once, at that rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,17 @@ class Submission:
     bell_every: int = 16
     """A bell is due again each so many waiting jobs: the model's batch size."""
     expires_in_s: float | None = None
+    result_ttl_s: float | None = None
+    """How long its end can be read; the setting's when None."""
+    metadata: Mapping[str, Any] | None = None
+    tags: Sequence[str] = ()
+    webhook: str | None = None
+    webhook_events: Sequence[str] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """What the body names as media, a ``file:`` id or a URL → id of the file that holds them."""
+    blob: str | None = None
+    """Where the body was written in the blob store; None for one that goes beside the record."""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +81,11 @@ class Accepted:
 
     verdict: Verdict
     id: str
+    """The job's; with ``FILE_MISSING``, the file's."""
     bell: bool
+    retry_after_s: float = 0.0
+    remaining: int | None = None
+    """Jobs that may follow at once, where the caller has a rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +103,10 @@ class Claimed:
     """From its acceptance to this claim."""
     suspect: bool = False
     """It was in a forward pass when its process died, and is to run alone."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """What the request names as media → id of the file that holds them."""
+    blob: str | None = None
+    """Where the request lies in the blob store; None where it lies beside the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +215,19 @@ class JobRecord:
     """Of a job that takes many steps, as its worker's last heartbeat told."""
     ends: int
     """Terminal writes: 0 or 1, ever. Kept so that the promise can be checked."""
+    expires_at: float | None
+    """When an ended job is forgotten."""
+    metadata: dict[str, Any] | None
+    tags: list[str]
+    webhook: str | None
+    webhook_events: tuple[str, ...]
+    files: dict[str, str]
+    blob: str | None
+    """Where the request lies in the blob store, if there."""
+    result_blob: str | None
+    """Where the result lies in the blob store, if there."""
+    result_ttl_s: float | None
+    """As the caller asked."""
 
     @property
     def result(self) -> Any:
@@ -206,6 +255,15 @@ class JobRecord:
             cancel_requested="cancel" in text,
             progress=Progress(**json.loads(text["progress"])) if "progress" in text else None,
             ends=int(text.get("ends", 0)),
+            expires_at=_seconds(text.get("expires_ms")),
+            metadata=json.loads(text["metadata"]) if "metadata" in text else None,
+            tags=json.loads(text.get("tags", "[]")),
+            webhook=text.get("hook"),
+            webhook_events=tuple(filter(None, text.get("hook_events", "").split(","))),
+            files=json.loads(text.get("files", "{}")),
+            blob=text.get("in_blob"),
+            result_blob=text.get("out_blob"),
+            result_ttl_s=_seconds(text.get("ttl_ms")),
         )
 
 

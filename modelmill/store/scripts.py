@@ -22,6 +22,7 @@ from modelmill.store.records import (
     Claimed,
     Claims,
     Ended,
+    Limits,
     Progress,
     Reaped,
     Released,
@@ -84,12 +85,40 @@ def pack_submit(job: Submission, settings: Settings) -> list[Argument]:
         settings.max_queue_depth,
         settings.max_queued_bytes,
         MEMORY_SHARE,
+        *_pack_limits(job.limits),
+        _json(job.files) if job.files else "",
+        job.blob or "",
+        *_pack_extras(job, settings),
     ]
 
 
+def _pack_limits(limits: Limits) -> tuple[Argument, Argument, Argument]:
+    most: Argument = "" if limits.max_jobs is None else limits.max_jobs
+    if limits.jobs_per_minute is None:
+        return most, "", ""
+    return most, 60_000 / limits.jobs_per_minute, limits.burst
+
+
+def _pack_extras(job: Submission, settings: Settings) -> list[Argument]:
+    """What only some records hold, as field, value, …"""
+    extras: list[Argument] = []
+    if len(job.body) <= settings.keep_request_bytes:
+        extras += ["keep", 1]
+    if job.result_ttl_s is not None:
+        extras += ["ttl_ms", _ms(job.result_ttl_s)]
+    if job.metadata is not None:
+        extras += ["metadata", _json(job.metadata)]
+    if job.tags:
+        extras += ["tags", _json(list(job.tags))]
+    if job.webhook is not None:
+        extras += ["hook", job.webhook, "hook_events", f",{','.join(job.webhook_events)},"]
+    return extras
+
+
 def read_submit(reply: Any) -> Accepted:
-    verdict, job_id, bell = reply
-    return Accepted(Verdict(verdict.decode()), job_id.decode(), bool(bell))
+    verdict, job_id, bell, retry_ms, left = reply
+    remaining = None if left < 0 else int(left)
+    return Accepted(Verdict(verdict.decode()), job_id.decode(), bool(bell), int(retry_ms) / 1000, remaining)
 
 
 def pack_claim(
@@ -128,6 +157,8 @@ def read_claim(fence: str, reply: Any) -> Claims:
             deliveries=int(row[4]),
             queued_s=(int(row[6]) - int(row[5])) / 1000,
             suspect=row[7] == b"1",
+            files=json.loads(row[8]) if row[8] else {},
+            blob=row[9].decode() or None,
         )
         for row in rows
     )

@@ -5,7 +5,8 @@
 -- With linger ms above 0, a node that finds nothing, here or for any other of its models, is noted down as
 -- idle: work wakes it through its wake list.
 -- Returns {ready jobs left, whether the node was noted as idle, job, job, …}, a job as
---   {id, task, batched, bytes, deliveries, created ms, now ms, suspect}.
+--   {id, task, batched, bytes, deliveries, created ms, now ms, suspect, files, blob}: files is JSON, what the
+--   request names as media → the id of the file; blob is where the request lies, if not beside the record.
 --
 -- Lanes: interactive jobs first, then normal, then bulk, which fills what the others leave. No lane starves: of
 -- the places of a claim, one in eight is kept for normal and one in eight for bulk, while they have jobs; of
@@ -17,8 +18,9 @@ local ready, claim = K.ready .. model, K.claim .. fence
 local now = now_ms()
 
 local function describe(id)
-  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect')
-  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now), job[6] or ''}
+  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect',
+    'files', 'in_blob')
+  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now), job[6] or '', job[7] or '', job[8] or ''}
 end
 
 local reply = {0, 0}
@@ -72,7 +74,7 @@ end
 local bytes = 0
 for _, id in ipairs(candidates()) do
   local key = K.job .. id
-  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms')
+  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms', 'hook_events')
   if not job[1] then
     redis.call('ZREM', ready, id)
   elseif job[4] and tonumber(job[4]) <= now and not job[5] then
@@ -87,9 +89,17 @@ for _, id in ipairs(candidates()) do
     redis.call('ZREM', ready, id)
     redis.call('ZREM', K.deadlines, id)
     redis.call('ZADD', K.leases, now + lease_ms, id)
-    if redis.call('HINCRBY', key, 'deliveries', 1) > 1 then redis.call('HDEL', key, 'progress') end
+    local deliveries = redis.call('HINCRBY', key, 'deliveries', 1)
+    if deliveries > 1 then
+      redis.call('HDEL', key, 'progress')
+      log(id, 'info', 'Handed to a worker again: delivery ' .. deliveries .. '.')
+    end
     redis.call('HSET', key, 'status', 'running', 'fence', fence, 'node', node)
-    if not job[5] then redis.call('HSET', key, 'started_ms', now) end
+    if not job[5] then
+      redis.call('HSET', key, 'started_ms', now)
+      table.insert(news, id .. ' started')
+      hook(id, job[6], 'started', now)
+    end
     redis.call('RPUSH', claim, id)
     table.insert(reply, describe(id))
     if job[3] then break end

@@ -5,34 +5,100 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Who waits for an end is told of all that one script wrote at once: `return told(…)`.
-local ended = {}
+-- Who waits is told of all that one script wrote at once: `return told(…)`. Ends and other news have a
+-- channel each, since most wait for the end only.
+local ended, news, hooked = {}, {}, false
 local function told(reply)
   if #ended > 0 then redis.call('PUBLISH', K.ended, table.concat(ended, '\n')) end
+  if hooked then table.insert(news, '- hook') end
+  if #news > 0 then redis.call('PUBLISH', K.news, table.concat(news, '\n')) end
   return reply
 end
 
--- THE terminal write: every job ends here, and nowhere else. `fields` is a flat list of field, value.
-local function finish(id, now, ttl_ms, status, fields)
+-- Puts a webhook into the outbox, if the job asked for that event. One that still waits stands for both.
+local function hook(id, wanted, event, due)
+  if wanted and string.find(wanted, ',' .. event .. ',', 1, true) then
+    redis.call('ZADD', K.outbox, 'NX', due, id .. ' ' .. event)
+    hooked = true
+  end
+end
+
+-- Adds to what can be followed of a job. `data` is JSON.
+local function happened(id, event, data)
+  redis.call('XADD', K.events .. id, 'MAXLEN', '~', 200, '*', 'type', event, 'data', data)
+  table.insert(news, id .. ' ' .. event)
+end
+
+local function log(id, level, message)
+  happened(id, 'log', cjson.encode({level = level, message = message}))
+end
+
+local HOOK_TTL_MS = 5 * 24 * 3600 * 1000
+
+-- Removes a job that has ended, with all that belongs to it.
+local function forget(id, now)
   local key = K.job .. id
-  local job = redis.call('HMGET', key, 'model', 'task', 'bytes')
-  redis.call('HSET', key, 'status', status, 'finished_ms', now, unpack(fields))
+  local job = redis.call('HMGET', key, 'caller', 'out', 'out_blob', 'in_blob', 'idem')
+  for i = 3, 4 do
+    if job[i] then redis.call('ZADD', K.trash, now, job[i]) end
+  end
+  if job[2] then redis.call('UNLINK', job[2]) end
+  if job[5] and string.match(redis.call('GET', job[5]) or '', '^(%S+)') == id then redis.call('DEL', job[5]) end
+  for _, event in ipairs({'started', 'progress', 'ended'}) do redis.call('ZREM', K.outbox, id .. ' ' .. event) end
+  redis.call('UNLINK', key, K.input .. id, K.parts .. id, K.events .. id, K.hooks .. id, K.hooklog .. id)
+  redis.call('ZREM', K.jobs .. job[1], id)
+  redis.call('ZREM', K.expiring, id .. ' ' .. job[1])
+end
+
+-- Removes an uploaded file.
+local function drop_file(file, now)
+  local known = redis.call('HMGET', K.file .. file, 'bytes', 'blob')
+  if known[1] then redis.call('HINCRBY', K.totals, 'file_bytes', -tonumber(known[1])) end
+  if known[2] then redis.call('ZADD', K.trash, now, known[2]) end
+  redis.call('UNLINK', K.file .. file, K.blob .. file)
+  redis.call('ZREM', K.files, file)
+end
+
+-- THE terminal write: every job ends here, and nowhere else. `fields` is a flat list of field, value.
+local function finish(id, now, default_ttl_ms, status, fields)
+  local key = K.job .. id
+  local job = redis.call('HMGET', key, 'model', 'task', 'bytes', 'caller', 'ttl_ms', 'keep', 'in_blob', 'hook', 'files', 'gone')
+  local ttl_ms = tonumber(job[5] or default_ttl_ms)
+  redis.call('HSET', key, 'status', status, 'finished_ms', now, 'expires_ms', now + ttl_ms, unpack(fields))
   redis.call('HINCRBY', key, 'ends', 1)
   redis.call('ZREM', K.ready .. job[1], id)
   redis.call('ZREM', K.leases, id)
   redis.call('ZREM', K.deadlines, id)
   redis.call('PEXPIRE', key, ttl_ms)
-  if status == 'complete' then
-    -- The largest part of a job, and of no more use.
-    redis.call('UNLINK', K.input .. id)
-  else
+  redis.call('ZADD', K.expiring, now + ttl_ms, id .. ' ' .. job[4])
+  redis.call('PEXPIRE', K.events .. id, ttl_ms)
+  -- The largest part of a job, and after a good end of little use.
+  local keep = status ~= 'complete' or job[6]
+  if job[7] then
+    redis.call('ZADD', K.trash, keep and now + ttl_ms or now, job[7])
+  elseif keep then
     redis.call('PEXPIRE', K.input .. id, ttl_ms)
+  else
+    redis.call('UNLINK', K.input .. id)
+  end
+  if job[9] then
+    for _, file in pairs(cjson.decode(job[9])) do
+      if redis.call('EXISTS', K.file .. file) == 1 then redis.call('HINCRBY', K.file .. file, 'refs', -1) end
+    end
   end
   redis.call('DEL', K.parts .. id)
   redis.call('HINCRBY', K.totals, 'jobs', -1)
   redis.call('HINCRBY', K.totals, 'bytes', -tonumber(job[3]))
+  redis.call('HINCRBY', K.open, job[4], -1)
   redis.call('HINCRBY', K.counters, job[2] .. '|' .. job[1] .. '|' .. status, 1)
   table.insert(ended, id .. ' ' .. status)
+  if job[10] then
+    forget(id, now)
+  elseif job[8] then
+    redis.call('HSET', K.hooks .. id, 'url', job[8], 'status', status, 'caller', job[4], 'task', job[2], 'model', job[1])
+    redis.call('PEXPIRE', K.hooks .. id, HOOK_TTL_MS)
+    hook(id, redis.call('HGET', key, 'hook_events'), 'ended', now)
+  end
 end
 
 local function wake(node, why)
@@ -60,7 +126,7 @@ local function fail(id, now, ttl_ms, code, message, retryable)
 end
 
 -- Back to its old place in the queue. A job that was asked to cancel ends instead.
-local function requeue(id, now, ttl_ms)
+local function requeue(id, now, ttl_ms, why)
   local key = K.job .. id
   local job = redis.call('HMGET', key, 'model', 'score', 'cancel')
   redis.call('HDEL', key, 'fence')
@@ -71,5 +137,6 @@ local function requeue(id, now, ttl_ms)
     redis.call('HSET', key, 'status', 'starting')
     redis.call('ZADD', K.ready .. job[1], job[2], id)
     redis.call('SADD', K.models, job[1])
+    log(id, 'warning', why)
   end
 end

@@ -18,7 +18,7 @@ local returned, expired = 0, 0
 if now >= tonumber(seen[2]) then
   for _, id in ipairs(redis.call('ZRANGE', K.leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, at_most)) do
     if redis.call('EXISTS', K.job .. id) == 1 then
-      requeue(id, now, ttl_ms)
+      requeue(id, now, ttl_ms, 'The worker was not heard of any more. The job waits in the queue again.')
       returned = returned + 1
     else
       redis.call('ZREM', K.leases, id)
@@ -33,6 +33,13 @@ for _, id in ipairs(redis.call('ZRANGE', K.deadlines, '-inf', now, 'BYSCORE', 'L
     fail(id, now, ttl_ms, 'expired', 'The deadline passed while the job waited in the queue.', false)
     expired = expired + 1
   end
+end
+
+-- Records expire by themselves; what lists them does not.
+for _, member in ipairs(redis.call('ZRANGE', K.expiring, '-inf', now, 'BYSCORE', 'LIMIT', 0, at_most * 4)) do
+  local id, caller = string.match(member, '^(%S+) (%S+)$')
+  redis.call('ZREM', K.expiring, member)
+  redis.call('ZREM', K.jobs .. caller, id)
 end
 
 local bells = {}

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Ends or gives back many claimed jobs. Only the fence that holds a lease may, and a replay by the
 -- same fence is a success. ARGV: result ttl ms, then for each job
---   id, fence, outcome, where the result is ('', 'inline', 'beside'), result, n, n × (field, value)
+--   id, fence, outcome, where the result is ('', 'inline', 'beside', 'blob'), result or its name in the blob
+--   store, n, n × (field, value)
 -- with outcome complete, failed or canceled (terminal); released (back to the queue, uncharged); suspect (back,
 -- to run alone: it was in a forward pass when its process died); or crashed (it was there alone: the third
 -- time ends it, as ARGV result says which item of a batched job, which then has failed and is left out).
@@ -13,11 +14,13 @@ local verdicts = {}
 local MAX_CRASHES = 3
 local CRASHED = 'The worker process died while it ran this input alone, ' .. MAX_CRASHES .. ' times.'
 
+local DIED = 'The worker process died while it ran the job. It waits in the queue again, to run alone.'
+
 local function crashed(id, item)
   local key = K.job .. id
   redis.call('HSET', key, 'suspect', '1')
   if redis.call('HINCRBY', key, 'crashes:' .. item, 1) < MAX_CRASHES then
-    requeue(id, now, ttl_ms)
+    requeue(id, now, ttl_ms, DIED)
   elseif redis.call('HGET', key, 'batched') == '1' then
     -- The item is convicted and its fellows are cleared; the others of the job go on without it.
     local verdict = {error = {code = 'worker_crashed', message = CRASHED, retryable = false}}
@@ -25,24 +28,24 @@ local function crashed(id, item)
     redis.call('HDEL', key, 'suspect')
     -- Nor do its deaths count against the job: one in company, and those alone.
     redis.call('HSET', key, 'deliveries', math.max(0, redis.call('HGET', key, 'deliveries') - MAX_CRASHES - 1))
-    requeue(id, now, ttl_ms)
+    requeue(id, now, ttl_ms, CRASHED .. ' The other items of the job go on.')
   else
     fail(id, now, ttl_ms, 'worker_crashed', CRASHED, false)
   end
 end
 
 local function settle(id, fence, outcome, where, result, fields)
-  local job = redis.call('HMGET', K.job .. id, 'fence', 'finished_ms')
+  local job = redis.call('HMGET', K.job .. id, 'fence', 'finished_ms', 'ttl_ms')
   if job[1] ~= fence then return 'refused' end
   if job[2] then return 'ok' end
   if not redis.call('ZSCORE', K.leases, id) then return 'refused' end
   if outcome == 'released' then
     redis.call('HINCRBY', K.job .. id, 'deliveries', -1)
-    requeue(id, now, ttl_ms)
+    requeue(id, now, ttl_ms, 'The worker gave the job back. It waits in the queue again.')
     return 'ok'
   elseif outcome == 'suspect' then
     redis.call('HSET', K.job .. id, 'suspect', '1')
-    requeue(id, now, ttl_ms)
+    requeue(id, now, ttl_ms, DIED)
     return 'ok'
   elseif outcome == 'crashed' then
     crashed(id, result)
@@ -56,6 +59,10 @@ local function settle(id, fence, outcome, where, result, fields)
     if redis.call('PEXPIRE', out, ttl_ms) == 0 then return 'missing' end
     table.insert(fields, 'out')
     table.insert(fields, out)
+  elseif where == 'blob' then
+    table.insert(fields, 'out_blob')
+    table.insert(fields, result)
+    redis.call('ZADD', K.trash, now + tonumber(job[3] or ttl_ms), result)
   end
   finish(id, now, ttl_ms, outcome, fields)
   return 'ok'
