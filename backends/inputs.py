@@ -15,7 +15,7 @@ from typing import Any
 import pybase64
 from pydantic_core import PydanticSerializationError, to_json
 
-from modelmill.errors import ErrorCode, FieldError, MediaError, ModelmillError
+from modelmill.errors import ErrorCode, FieldError, MediaError, ModelmillError, invalid_field
 from tasks.contract import Task, TaskInput
 from tasks.media import open_image
 
@@ -37,7 +37,7 @@ def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
     for name in _each(task, inputs):
         if len(inputs[name]) != count:
             message = f"has {len(inputs[name])} values, but {first} has {count}"
-            raise _invalid(name, message)
+            raise invalid_field(name, message)
     return count
 
 
@@ -102,7 +102,7 @@ def _as_json(value: Any, field: str, takes_media: bool) -> Any:
     if data is None:
         return value
     if not takes_media:
-        raise _invalid(field, "takes no image, sound or file")
+        raise invalid_field(field, "takes no image, sound or file")
     return pybase64.b64encode_as_string(data)
 
 
@@ -114,7 +114,7 @@ def _bytes_of(value: Any, field: str) -> bytes | None:
         try:
             return value.read_bytes()
         except OSError as error:
-            raise _invalid(field, f"the file {value} cannot be read ({error.strerror})") from None
+            raise invalid_field(field, f"the file {value} cannot be read ({error.strerror})") from None
     pillow = sys.modules.get("PIL.Image")
     if pillow is not None and isinstance(value, pillow.Image):
         return _of_image(value, field)
@@ -144,7 +144,7 @@ def _of_sound(samples: Any, rate: Any, field: str) -> bytes:
     try:
         soundfile.write(buffer, samples, int(rate), format="WAV", subtype=subtype)
     except (soundfile.LibsndfileError, TypeError, ValueError, IndexError) as error:
-        raise _invalid(field, f"is no sound of the form (samples, sampling rate): {error}") from None
+        raise invalid_field(field, f"is no sound of the form (samples, sampling rate): {error}") from None
     return buffer.getvalue()
 
 
@@ -153,7 +153,3 @@ def _of_array(value: Any) -> Any:
     if callable(as_list := getattr(value, "tolist", None)):
         return as_list()
     raise ValueError(f"a value of type {type(value).__name__}")
-
-
-def _invalid(field: str, message: str) -> ModelmillError:
-    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.failures import load_failed, module_missing
 from modelmill.catalogue import ModelEntry
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,12 +80,7 @@ class SentenceConfig:
         if name is not None:
             if name not in self.prompts:
                 known = ", ".join(sorted(self.prompts)) or "none"
-                message = f"the model has no such prompt; it knows: {known}"
-                raise ModelmillError(
-                    ErrorCode.INVALID_INPUT,
-                    f"config.prompt_name: {message}",
-                    fields=[FieldError("config.prompt_name", message)],
-                )
+                raise invalid_field("config.prompt_name", f"the model has no such prompt; it knows: {known}")
             text = self.prompts[name] + text
         return text.lower() if self.lower_case else text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ModelmillError, invalid_field
 from tasks.automatic_speech_recognition import Chunk, Output
 
 PAUSE_S = 0.5
@@ -22,8 +22,7 @@ def spoken_words(words: Sequence[Chunk], timestamps: bool | Literal["word"]) -> 
 
 def refuse_config(field: str, message: str) -> ModelmillError:
     """``invalid_input`` for a key of ``config`` that this model cannot follow."""
-    name = f"config.{field}"
-    return ModelmillError(ErrorCode.INVALID_INPUT, f"{name}: {message}", fields=[FieldError(name, message)])
+    return invalid_field(f"config.{field}", message)
 
 
 def _segments(words: Sequence[Chunk]) -> list[Chunk]:

@@ -78,8 +78,13 @@ class Bench:
 
     @cached_property
     def outputs(self) -> list[Any]:
-        """The answer to each input alone, as the runner gave it."""
-        return [self.model.answer(self.specimen.task, item)[0] for item in self.inputs]
+        """The answer to each input alone, as the runner gave it; inputs that are repeated are asked once."""
+        found: dict[str, Any] = {}
+        keys = [json.dumps(item, sort_keys=True) for item in self.inputs]
+        for key, item in zip(keys, self.inputs, strict=True):
+            if key not in found:
+                (found[key],) = self.model.answer(self.specimen.task, item)
+        return [found[key] for key in keys]
 
     @cached_property
     def single(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 
 
 def count_words(inputs: list[Any], config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -16,12 +16,8 @@ def count_words(inputs: list[Any], config: dict[str, Any]) -> list[dict[str, Any
 
 def _count(text: Any, top_k: Any) -> dict[str, Any]:
     if not isinstance(text, str):
-        raise _invalid("input", "must be a text")
+        raise invalid_field("input", "must be a text")
     if not isinstance(top_k, int) or top_k < 0:
-        raise _invalid("config.top_k", "must be a whole number, 0 or more")
+        raise invalid_field("config.top_k", "must be a whole number, 0 or more")
     words = re.findall(r"\w+", text.lower())
     return {"words": len(words), "most_common": [list(pair) for pair in Counter(words).most_common(top_k)]}
-
-
-def _invalid(field: str, message: str) -> ModelmillError:
-    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])

@@ -14,7 +14,7 @@ from typing import Any
 
 from backends.contract import LoadContext, Prepared, Runner
 from backends.diffusers.pipelines import Loaded, load_pipeline
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from tasks.generation import MAX_SEED
 from tasks.text_to_image import MAX_SIDE, Config, Finish, GeneratedImage, Input, Output
 
@@ -80,7 +80,7 @@ class TextToImageRunner(Runner[Input, Loaded]):
         self._check_size(config, width, height)
         for name in STEERING:
             if getattr(config, name) is not None and name not in self._parameters:
-                raise _refused(f"config.{name}", "this model knows nothing of the kind; leave it out")
+                raise invalid_field(f"config.{name}", "this model knows nothing of the kind; leave it out")
         # 32 bits: every JSON parser keeps them exactly.
         first = secrets.randbits(32) if config.seed is None else config.seed
         seeds = tuple((first + index) % (MAX_SEED + 1) for index in range(config.num_images))
@@ -192,7 +192,7 @@ class TextToImageRunner(Runner[Input, Loaded]):
         unit = self._unit * (2 if getattr(self.weights.pipeline, "transformer", None) is not None else 1)
         for name, side in (("width", width), ("height", height)):
             if getattr(config, name) is not None and side % unit:
-                raise _refused(f"config.{name}", f"must be a multiple of {unit} for this model")
+                raise invalid_field(f"config.{name}", f"must be a multiple of {unit} for this model")
 
 
 def native_size(pipeline: Any) -> tuple[int, int]:
@@ -234,7 +234,3 @@ def _data_url(pixels: Any, form: str) -> str:
     quality = {"quality": QUALITY[form]} if form in QUALITY else {}
     Image.fromarray(pixels).save(buffer, form.upper(), **quality)
     return f"data:image/{form};base64,{pybase64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _refused(field: str, message: str) -> ModelmillError:
-    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])

@@ -52,10 +52,10 @@ class FaceModels:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as it is, and as the detector wants it: ``[height, width, 3]`` at ``scale``."""
+    """An image as it is, and as the detector wants it: ``[3, height, width]`` at ``scale``."""
 
     image: Image
-    pixels: NDArray[Any]
+    planes: NDArray[Any]
     scale: float
 
 
@@ -93,14 +93,16 @@ class FaceEmbeddingRunner(Runner[Input, FaceModels]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
+        import numpy as np
+
         image = open_image(item.image)
-        return Prepared(item, Picture(image, *fitted(image, self.weights.size)))
+        pixels, scale = fitted(image, self.weights.size)
+        # Blue first, as the detector was trained.
+        planes = np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))
+        return Prepared(item, Picture(image, planes, scale))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        # Blue first, as the detector was trained.
-        marked = run(
-            self.weights.detector, [prepared.data.pixels[:, :, ::-1].transpose(2, 0, 1) for prepared in batch]
-        )
+        marked = run(self.weights.detector, [prepared.data.planes for prepared in batch])
         found = [
             decode(outputs, self.weights.size[1], prepared.item.config.threshold)
             for prepared, outputs in zip(batch, marked, strict=True)

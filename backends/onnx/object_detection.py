@@ -132,8 +132,8 @@ class YoloRunner(Runner[Input, Yolo]):
         passes = [pixels] if yolo.batches else [[one] for one in pixels]
         found: list[Any] = []
         for images in passes:
-            (rows,) = yolo.session.run(None, {yolo.name: np.stack(images).astype(yolo.dtype)})
-            found += list(rows.astype(np.float32))
+            (rows,) = yolo.session.run(None, {yolo.name: np.stack(images).astype(yolo.dtype, copy=False)})
+            found += list(rows.astype(np.float32, copy=False))
         return found
 
     def postprocess(self, prepared: Prepared[Input], raw: NDArray[np.float32]) -> Output:

@@ -30,10 +30,6 @@ VARIANT = re.compile(r"\(\d+\)$")
 """Marks which of several pronunciations was heard: ``the(2)``."""
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set: nothing."""
-
-
 class PocketSphinxRunner(Runner[Input, Any]):
     """``Prepared.cost`` is the number of pieces of (at most) ten seconds."""
 
@@ -42,7 +38,7 @@ class PocketSphinxRunner(Runner[Input, Any]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Any:
-        read_options(context.entry, Options)
+        read_options(context.entry, RunnerOptions)  # there is nothing to set
         require_codecs(context.entry)
         try:
             from pocketsphinx import Decoder

@@ -12,7 +12,7 @@ from backends.options import RunnerOptions, read_options
 from backends.rapidocr.networks import MAX_SIDE, Found, Networks
 from backends.rapidocr.reading import Piece, in_reading_order, text_of
 from backends.source import locate
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 from tasks.media import open_image
 from tasks.optical_character_recognition import Input, Output, TextObject
 from tasks.regions import Box
@@ -96,11 +96,8 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
         # A region or a script says no more than the language, unless it is the one that is not read.
         if code in known or (code.partition("-")[0] in known and "cyrl" not in code):
             return
-        message = f"the model does not read {language!r}; it reads: {', '.join(known)}"
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT,
-            f"config.languages: {message}",
-            fields=[FieldError("config.languages", message)],
+        raise invalid_field(
+            "config.languages", f"the model does not read {language!r}; it reads: {', '.join(known)}"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +26,6 @@ class CtcRecogniser:
         self._sounds = sounds
         # Seconds of a frame of logits.
         self._frame_s = getattr(sounds.model.config, "inputs_to_logits_ratio", 320) / sounds.rate
-        # The library's tokenizers keep what they decode in themselves.
-        self._decoding = threading.Lock()
 
     def prepare(self, item: Input, samples: Samples) -> Prepared[Input]:
         _check(item.config)
@@ -58,7 +55,7 @@ class CtcRecogniser:
     def answer(self, prepared: Prepared[Input], raw: Sequence[Any]) -> Output:
         words: list[Chunk] = []
         for (start_s, _), ids in zip(prepared.data, raw, strict=False):
-            with self._decoding:
+            with self._sounds.loaded.tokenizing:
                 # Special tokens stay until equal neighbours are merged: the blank that parts them is one.
                 decoded = self._sounds.loaded.tokenizer.decode(
                     ids, skip_special_tokens=False, output_word_offsets=True

@@ -4,12 +4,11 @@ and vision models such as ViT and DINOv2, which do not.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backends.contract import LoadContext
-from backends.failures import load_failed
+from backends.failures import first_line, load_failed
 from backends.options import read_options
 from backends.transformers.images import ImageInputs
 from backends.transformers.weights import Loaded, Options, load_pretrained
@@ -72,8 +71,6 @@ class DualEncoder(VisionEncoder):
         limits = [getattr(text_config, "max_position_embeddings", None), loaded.tokenizer.model_max_length]
         # Absent limits are written as huge numbers, such as 10 ** 30.
         self.window = int(min([limit for limit in limits if limit and limit < 1e6] or [DEFAULT_WINDOW]))
-        # The library sets truncation on the one tokenizer at each call, so threads take turns.
-        self._tokenizing = threading.Lock()
 
     @property
     def normalizes(self) -> bool:
@@ -86,7 +83,7 @@ class DualEncoder(VisionEncoder):
 
     def prepare_text(self, text: str) -> Mapping[str, list[int]]:
         """The tokenizer's arrays, unpadded: token ids and whatever the model wants beside them."""
-        with self._tokenizing:
+        with self.loaded.tokenizing:
             return dict(self.loaded.tokenizer(text, truncation=True, max_length=self.window))
 
     def encode_texts(self, prepared: Sequence[Mapping[str, list[int]]]) -> NDArray[np.float32]:
@@ -158,11 +155,9 @@ def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
             loaded.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         loaded.close()
         raise load_failed(
-            context.entry,
-            f"transformers cannot load its tokenizer: {said.replace(str(loaded.folder), 'its folder')[:300]}",
+            context.entry, f"transformers cannot load its tokenizer: {first_line(error, loaded.folder)}"
         ) from error
 
 

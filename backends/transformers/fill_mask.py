@@ -7,8 +7,9 @@ from typing import Any
 
 from backends.contract import LoadContext, Prepared, Runner
 from backends.failures import load_failed
-from backends.transformers.texts import Row, TextInputs, refused
+from backends.transformers.texts import Row, TextInputs
 from backends.transformers.weights import Loaded, load_pretrained
+from modelmill.errors import invalid_field
 from tasks.fill_mask import MASKS, Filling, Input, Output
 
 LOGITS_A_PASS = 2**27
@@ -105,4 +106,4 @@ class FillMaskRunner(Runner[Input, Loaded]):
         return self._texts.tail(before, max(1, self._texts.window // 2 - 2)) + self._mask + after
 
     def _refused(self, problem: str) -> Exception:
-        return refused("text", f"{problem}, written as {self._mask}, the model's mask token")
+        return invalid_field("text", f"{problem}, written as {self._mask}, the model's mask token")

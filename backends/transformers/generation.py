@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from backends.progress import Progress
@@ -42,7 +41,6 @@ class Generative:
         window: Tokens that the decoder can hold, the prompt's included; None where there is no bound.
         special: The tokenizer's special tokens, by their text.
         processor: Prepares images and text together, where the model has one.
-        tokenizing: The library sets truncation on the one tokenizer at each call, so threads take turns.
     """
 
     loaded: Loaded
@@ -53,7 +51,6 @@ class Generative:
     window: int | None
     special: dict[str, int]
     processor: Any = None
-    tokenizing: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def tokenizer(self) -> Any:
@@ -61,13 +58,13 @@ class Generative:
 
     def encode(self, text: str, **options: Any) -> list[int]:
         """Token ids. Longer than any window, unless ``options`` say otherwise."""
-        with self.tokenizing:
+        with self.loaded.tokenizing:
             found: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text, without special tokens."""
-        with self.tokenizing:
+        with self.loaded.tokenizing:
             text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
@@ -257,11 +254,10 @@ def _beam_search(
     settings = requests[items[0]].settings
     given = inputs(items)
     watch = BeamWatch(items, settings, progress)
-    stops = {"stop_strings": list(settings.stop), "tokenizer": model.tokenizer} if settings.stop else {}
+    stops = _stops(model, settings.stop)
     found = model.decoder.generate(
         **given,
         **rules,
-        **stops,
         do_sample=False,
         num_beams=settings.beams,
         num_return_sequences=settings.sequences,
@@ -272,7 +268,7 @@ def _beam_search(
         max_new_tokens=settings.max_new_tokens,
         forced_bos_token_id=settings.first_token,
         forced_eos_token_id=settings.last_token,
-        stopping_criteria=[watch],
+        stopping_criteria=[watch, *stops],
     )
     # A model that also encodes begins with one token of its own.
     start = 1 if model.decoder.config.is_encoder_decoder else given["input_ids"].shape[1]
@@ -283,6 +279,17 @@ def _beam_search(
         row.tokens, row.reason = _ended(model, row, tokens, watch.out_of_time)
         rows.append(row)
     return rows
+
+
+def _stops(model: Generative, texts: Sequence[str]) -> list[Any]:
+    """The library's own criterion for texts that end a beam."""
+    from transformers import StopStringCriteria
+
+    if not texts:
+        return []
+    # It asks the tokenizer, and would do so inside of generate, where nobody takes turns.
+    with model.loaded.tokenizing:
+        return [StopStringCriteria(model.tokenizer, list(texts))]
 
 
 def _ended(

@@ -5,14 +5,17 @@ The library can load such a file itself, but takes seconds for each part of it, 
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from backends.artifacts import fingerprint, made_once
 from backends.contract import LoadContext
-from backends.failures import load_failed, module_missing
+from backends.failures import first_line, load_failed, module_missing
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +26,7 @@ UNPACK_VERSION = 1
 def unpacked(context: LoadContext, file: Path) -> Path:
     """A folder with the file's model as safetensors in half precision, its configuration and tokenizer.
 
-    Made now if it has not been: in about 20 s for 135 million weights.
+    Made now if it has not been: in about 12 s for 135 million weights.
 
     Raises:
         ModelmillError: ``model_load_failed``: the package ``gguf`` is missing, or the cache is read-only.
@@ -38,6 +41,21 @@ def unpacked(context: LoadContext, file: Path) -> Path:
     return made_once(context.entry, folder, lambda target: _unpack(context, file, target))
 
 
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Python looks for garbage more rarely: reading a vocabulary makes a million objects, all of them kept.
+
+    It takes a third of the time otherwise.
+    """
+    usual = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)
+
+
+@_few_collections()
 def _unpack(context: LoadContext, file: Path, target: Path) -> None:
     import torch
     import transformers
@@ -55,8 +73,8 @@ def _unpack(context: LoadContext, file: Path, target: Path) -> None:
         )
     except (ImportError, OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         logger.exception("model %s: reading %s failed", context.entry.name, file.name)
-        said = "its GGUF file cannot be read"
-        raise load_failed(context.entry, f"{said}: {type(error).__name__}: {error}"[:300]) from error
+        said = f"{type(error).__name__}: {first_line(error, file.parent)}"
+        raise load_failed(context.entry, f"its GGUF file cannot be read: {said}") from error
     # Half precision holds what 4 to 8 bits and their scale say, but for roundings far below their own.
     model = model.half()
     # Else a load would look for the GGUF file again.

@@ -8,7 +8,7 @@ from typing import Any
 from backends.contract import Prepared
 from backends.masks import png_mask
 from backends.transformers.segments import Found, SegmentationRunner, instances, panoptic, semantic
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 from tasks.image_segmentation import Input, Output, Segment, Subtask
 
 
@@ -21,11 +21,7 @@ class ImageSegmentationRunner(SegmentationRunner[Input]):
         subtask = item.config.subtask
         if self.family is None and subtask not in (None, Subtask.SEMANTIC):
             message = f"model {self.entry.name} does semantic segmentation only; leave it out or set semantic"
-            raise ModelmillError(
-                ErrorCode.INVALID_INPUT,
-                f"config.subtask: {message}",
-                fields=[FieldError("config.subtask", message)],
-            )
+            raise invalid_field("config.subtask", message)
         return self.prepared(item, item.image)
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from backends.contract import LoadContext, Prepared, Runner
 from backends.failures import load_failed
 from backends.numerics import softmax
-from backends.transformers.texts import TextInputs, refused
+from backends.transformers.texts import TextInputs
 from backends.transformers.weights import Loaded, load_pretrained
+from modelmill.errors import invalid_field
 from tasks.question_answering import Answer, Input, Output
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         if item.context is None:
-            raise refused("context", "this model finds answers in a text and needs one")
+            raise invalid_field("context", "this model finds answers in a text and needs one")
         for name, history in (("prev_q", item.prev_q), ("prev_a", item.prev_a)):
             if history:
-                raise refused(name, "this model knows no conversations; leave prev_q and prev_a out")
+                raise invalid_field(name, "this model knows no conversations; leave prev_q and prev_a out")
         question = self._texts.cut(item.question, self._window // 2)
         room = self._window - self._texts.length(question, "")
         stride = min(MAX_OVERLAP, self._window // 2, room // 2)
@@ -64,7 +65,7 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         # The other windows hold nothing of the context, which may be all spaces.
         windows = [window for window in windows if 1 in window["sequence_ids"]]
         if not windows:
-            raise refused("context", "holds nothing that the model can read")
+            raise invalid_field("context", "holds nothing that the model can read")
         tokens = sum(len(window["input_ids"]) for window in windows)
         return Prepared(item, windows, cost=tokens / self._window)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from backends.audio import open_audio, require_codecs
 from backends.contract import LoadContext
-from backends.failures import load_failed
+from backends.failures import first_line, load_failed
 from backends.options import read_options
 from backends.transformers.weights import Loaded, Options, load_pretrained
 from modelmill.errors import ErrorCode, MediaError
@@ -131,7 +131,7 @@ def load_sounds(context: LoadContext, auto_class: str, *, tokenizer: bool = Fals
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         loaded.close()
-        said = str(error).replace(str(loaded.folder), "its folder").splitlines()[0][:300]
+        said = first_line(error, loaded.folder)
         raise load_failed(context.entry, f"its feature extractor cannot be loaded: {said}") from error
     return Sounds(loaded, extractor)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from backends.contract import LoadContext, Prepared, Runner
 from backends.failures import load_failed, module_missing
-from backends.transformers.texts import TextInputs, refused
+from backends.transformers.texts import TextInputs
 from backends.transformers.weights import Loaded, load_pretrained
+from modelmill.errors import invalid_field
 from tasks.table_question_answering import Input, Output
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         most = self._texts.window // 2
         tokens = self._tokenizer.tokenize(query[: most * LONGEST_TOKEN])
         if not tokens:
-            raise refused("query", "holds nothing that the model can read")
+            raise invalid_field("query", "holds nothing that the model can read")
         if len(tokens) <= most and len(query) <= most * LONGEST_TOKEN:
             return query, len(tokens)
         return self._tokenizer.convert_tokens_to_string(tokens[:most]), min(len(tokens), most)
@@ -107,7 +108,7 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         # A header and a cell of a token each are the least that a column takes.
         most = min(self._most_columns, room // 2)
         if len(table) > most:
-            raise refused(
+            raise invalid_field(
                 "table", f"has {len(table)} columns; beside this query the model takes at most {most}"
             )
         rows = min(self._most_rows, room // len(table) - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from backends.contract import LoadContext, Prepared, Runner
 from backends.failures import load_failed
 from backends.transcripts import refuse_config
 from backends.transformers.weights import Loaded, load_pretrained
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 from tasks.text_to_speech import Input, Output
 
 if TYPE_CHECKING:
@@ -33,10 +32,6 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
 
     backend = "transformers"
     task = "text-to-speech"
-
-    def __init__(self, weights: Loaded, context: LoadContext) -> None:
-        super().__init__(weights, context)
-        self._tokenizing = threading.Lock()
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
@@ -61,14 +56,11 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         if (item.config.speaker or 0) >= max(1, speakers):
             what = "has one voice only" if speakers < 2 else f"has the voices 0 to {speakers - 1}"
             raise refuse_config("speaker", f"the model {what}")
-        with self._tokenizing:
+        with self.weights.tokenizing:
             spoken, _ = self.weights.tokenizer.prepare_for_tokenization(item.text)
             ids = self.weights.tokenizer(item.text, return_tensors="np")["input_ids"] if spoken else None
         if ids is None:
-            message = "holds no character that the model can speak"
-            raise ModelmillError(
-                ErrorCode.INVALID_INPUT, f"text: {message}", fields=[FieldError("text", message)]
-            )
+            raise invalid_field("text", "holds no character that the model can speak")
         return Prepared(item, ids, cost=1 + len(item.text) // CHARACTERS_PER_COST)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backends.contract import Item, LoadContext, Runner
 from backends.sentences import DEFAULT_WINDOW
 from backends.transformers.weights import Loaded, load_pretrained
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import invalid_field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,8 +53,6 @@ class TextInputs:
         self._pad_id = getattr(loaded.model.config, "pad_token_id", None)
         # Such a model finds the last token by the padding's id: without one it takes a text at a time.
         self._tokens_a_pass = 1 if whole and self._pad_id is None else tokens_a_pass
-        # The library sets truncation on the one tokenizer at each call, so threads take turns.
-        self._lock = threading.Lock()
         names = inspect.signature(loaded.model.forward).parameters
         self._takes = frozenset(names)
         # A cache of keys and values is for generating, and costs memory.
@@ -74,10 +71,10 @@ class TextInputs:
             ModelmillError: ``invalid_input``: nothing of it is a token.
         """
         settings: dict[str, Any] = {"truncation": True, "max_length": self.window, "verbose": False} | options
-        with self._lock:
+        with self._loaded.tokenizing:
             encoded = self._loaded.tokenizer(text, pair, **settings)
         if not encoded["input_ids"]:
-            raise refused(field, NOTHING)
+            raise invalid_field(field, NOTHING)
         return encoded
 
     def windows(
@@ -114,16 +111,22 @@ class TextInputs:
             one["sequence_ids"] = encoded.sequence_ids(index)
             one["word_ids"] = encoded.word_ids(index)
         if not any(0 in one["special_tokens_mask"] for one in found):
-            raise refused(field, NOTHING)
+            raise invalid_field(field, NOTHING)
         return found
 
-    def length(self, text: str, pair: str | None = None) -> int:
-        """Tokens of a text, or of two, special ones included, before anything is cut off."""
-        return len(self.encode(text, pair, truncation=False, max_length=None)["input_ids"])
+    def length(self, text: str, pair: str | None = None, **options: Any) -> int:
+        """Tokens of a text, or of two, special ones included, before anything is cut off.
+
+        Args:
+            text: The text.
+            pair: A second text behind it.
+            options: The tokenizer's own; those that the text will be encoded with.
+        """
+        return len(self.encode(text, pair, truncation=False, max_length=None, **options)["input_ids"])
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Token ids as the vocabulary writes them."""
-        with self._lock:
+        with self._loaded.tokenizing:
             names: list[str] = self._loaded.tokenizer.convert_ids_to_tokens(ids)
         return names
 
@@ -133,7 +136,7 @@ class TextInputs:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Token ids as text. Runs in threads."""
-        with self._lock:
+        with self._loaded.tokenizing:
             text: str = self._loaded.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
@@ -242,11 +245,6 @@ def window_of(loaded: Loaded) -> int:
             # RoBERTa and its kin count positions from behind the padding's.
             limits.append(module.num_embeddings - padding - 1)
     return min([int(limit) for limit in limits if limit and 0 < limit < UNLIMITED] or [DEFAULT_WINDOW])
-
-
-def refused(field: str, message: str) -> ModelmillError:
-    """``invalid_input`` for one field, which the model cannot take."""
-    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])
 
 
 def _padded(rows: Sequence[Sequence[Any]], value: int) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ class TranslationRunner(Seq2SeqRunner[Input]):
     def preprocess(self, item: Input) -> Prepared[Input]:
         way = self._way(item)
         tokenizer = self.weights.tokenizer
-        with self.weights.tokenizing:
+        with self.weights.loaded.tokenizing:
             if way.source_code is not None:
                 tokenizer.src_lang = way.source_code
             text = way.prefix + item.text

@@ -73,7 +73,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         begin = self.weights.tokenizer.bos_token
         # Some templates write the token that a text begins with, and others leave it to the tokenizer.
         options = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-        with self.weights.tokenizing:
+        with self.weights.loaded.tokenizing:
             found = dict(
                 self.weights.processor(text=[text], images=images or None, return_tensors="np", **options)
             )

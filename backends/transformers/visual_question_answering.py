@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,8 +46,6 @@ class ChoosingRunner(Runner[Input, Loaded]):
         config = weights.model.config
         self._images = ImageInputs(weights)
         self._window = int(config.max_position_embeddings)
-        # Threads take turns with the one tokenizer, as everywhere.
-        self._tokenizing = threading.Lock()
         self._answers = [config.id2label[index] for index in range(config.num_labels)]
 
     @classmethod
@@ -87,7 +84,7 @@ class ChoosingRunner(Runner[Input, Loaded]):
         import numpy as np
 
         tokenizer = self.weights.tokenizer
-        with self._tokenizing:
+        with self.weights.tokenizing:
             ids = tokenizer(text, verbose=False)["input_ids"]
         _check_question(len(ids), self._window)
         filled = np.full(self._window, tokenizer.pad_token_id or 0, dtype=np.int64)

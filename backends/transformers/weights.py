@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,13 +39,19 @@ class Options(RunnerOptions):
 
 @dataclass(slots=True)
 class Loaded:
-    """A model on its device, in eval mode, and the parts of its processor."""
+    """A model on its device, in eval mode, and the parts of its processor.
+
+    Attributes:
+        tokenizing: Held while the tokenizer works. All runners of the model share it, and the library sets
+            truncation and padding on it at each call, so threads take turns. Not reentrant.
+    """
 
     model: Any
     device: Device
     folder: Path
     tokenizer: Any = None
     image_processor: Any = None
+    tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def to_device(self, **arrays: Any) -> dict[str, Any]:
         """Numpy arrays of whole numbers, such as token ids, as tensors on the device."""

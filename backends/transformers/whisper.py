@@ -7,7 +7,6 @@ which keeps memory and time bounded; the paper's own way hears one window after 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,7 +104,6 @@ class WhisperRecogniser:
         self._sounds = sounds
         self._tokenizer = sounds.loaded.tokenizer
         self._specials = frozenset(self._tokenizer.all_special_ids)
-        self._decoding = threading.Lock()
         generation = sounds.model.generation_config
         self._generation = generation
         known = getattr(generation, "lang_to_id", None) or {}
@@ -151,7 +149,7 @@ class WhisperRecogniser:
     def answer(self, prepared: Prepared[Input], raw: Sequence[Heard]) -> Output:
         timestamps = prepared.item.config.return_timestamps
         heard = list(zip(prepared.data, raw, strict=False))
-        with self._decoding:
+        with self._sounds.loaded.tokenizing:
             texts = [self._text(segment.tokens) for _, each in heard for segment in each.segments]
             text = "".join(texts).strip()
             if timestamps is False:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from backends.contract import LoadContext, Prepared
 from backends.failures import load_failed
 from backends.numerics import softmax
-from backends.transformers.texts import PLAIN, Row, SequenceClassifierRunner, refused
+from backends.transformers.texts import PLAIN, Row, SequenceClassifierRunner
 from backends.transformers.weights import Loaded
+from modelmill.errors import invalid_field
 from tasks.zero_shot_classification import Input, Output
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
         text = texts.cut(text, 2 * texts.window)
         rows = []
         for index, hypothesis in enumerate(hypotheses):
-            if texts.length("", hypothesis) >= texts.window:
-                raise refused(
+            if texts.length("", hypothesis, **PLAIN) >= texts.window:
+                raise invalid_field(
                     f"classes.{index}",
                     f"with its template it fills the model's window of {texts.window} tokens; shorten it",
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +31,6 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         self._images = RegionInputs(weights, ("logits", "pred_boxes"))
         self._window: int = weights.model.config.text_config.max_position_embeddings
         self._queries = TextVectors(self._encode)
-        # The library sets truncation on the one tokenizer at each call; another runner may use it too.
-        self._tokenizing = threading.Lock()
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
@@ -94,7 +91,7 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
     def _encode(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         import torch
 
-        with self._tokenizing:
+        with self.weights.tokenizing:
             tokens = self.weights.tokenizer(
                 list(sentences), padding=True, truncation=True, max_length=self._window, return_tensors="np"
             )

@@ -164,11 +164,13 @@ def _specimens(package: Distribution) -> list[Specimen]:
 
 
 def _runners(package: Distribution) -> list[registry.RunnerClass]:
-    points = _points(package, registry.ENTRY_POINT_GROUP)
-    try:
-        return registry.runners_named_by(points)
-    except Exception as error:
-        raise _broken(points[0], error) from error
+    found: list[registry.RunnerClass] = []
+    for point in _points(package, registry.ENTRY_POINT_GROUP):
+        try:
+            found += registry.runners_named_by([point])
+        except Exception as error:
+            raise _broken(point, error) from error
+    return found
 
 
 def _broken(point: EntryPoint, error: Exception) -> ConfigError:

@@ -278,3 +278,17 @@ def test_a_model_without_its_feature_extractor_does_not_load(open_model: OpenMod
         open_model(folder_entry(tmp_path, TASK))
 
     assert str(tmp_path) not in raised.value.message
+
+
+def test_a_feature_extractor_that_fails_without_a_word_is_told_by_the_kind_of_error(
+    open_model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError
+
+    monkeypatch.setattr(transformers.AutoFeatureExtractor, "from_pretrained", fail)
+
+    with pytest.raises(ModelmillError, match="feature extractor cannot be loaded: OSError"):
+        open_model(folder_entry(tiny_audio.tiny_wav2vec2(tmp_path, masked=False), TASK))

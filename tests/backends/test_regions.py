@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,9 +96,7 @@ class TestDetection:
         upright = photo("astronaut").crop((0, 0, 400, 300)).resize((96, 72))
         exif = Image.Exif()
         exif[0x0112] = 6  # stored lying on its left side: to be turned by 90° clockwise
-        buffer = io.BytesIO()
-        upright.transpose(Image.Transpose.ROTATE_90).save(buffer, "PNG", exif=exif)
-        turned = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        turned = data_url(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
         yolos = model("yolos", "object-detection")
 
         assert ask(yolos, "object-detection", turned) == ask(yolos, "object-detection", ASTRONAUT)

@@ -15,8 +15,10 @@ from backends.numerics import normalise
 from backends.source import locate
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.settings import Settings
 from tasks.text_embedding import TASK as CONTRACT
 from tests.backends.conftest import OpenModel, folder_entry
+from tests.fixtures.tiny.embeddings import shared_encoder
 
 TASK = "text-embedding"
 TEXTS = [
@@ -100,14 +102,34 @@ def test_cost_is_the_share_of_the_window(open_model: OpenModel) -> None:
     assert long.cost == 1.0
 
 
+@pytest.fixture(scope="module")
+def add_onnx(open_model: OpenModel, settings: Settings) -> Callable[[Path], None]:
+    """Puts the tiny encoder's ONNX form into a folder: pooling, and what follows it, are no part of that."""
+    source = shared_encoder()
+    open_model(folder_entry(source, TASK, "onnx"))
+    (made,) = (settings.cache_dir / "onnx").glob(f"{source.name}-*/model.onnx")
+
+    def add(folder: Path) -> None:
+        if not (folder / "model.onnx").exists():
+            (folder / "model.onnx").symlink_to(made)
+
+    return add
+
+
 @pytest.mark.parametrize(
     ("backend", "pooling"),
     [("transformers", "mean"), ("transformers", "cls"), ("transformers", "lasttoken"), ("onnx", "lasttoken")],
 )
 def test_tiny_encoders_equal_the_direct_path(
-    open_model: OpenModel, tiny: Callable[..., Path], backend: str, pooling: str
+    open_model: OpenModel,
+    tiny: Callable[..., Path],
+    add_onnx: Callable[[Path], None],
+    backend: str,
+    pooling: str,
 ) -> None:
     folder = tiny("encoder", pooling=pooling)
+    if backend == "onnx":
+        add_onnx(folder)
 
     got = embed(open_model(folder_entry(folder, TASK, backend)), *TEXTS, LONG)
 
@@ -116,9 +138,12 @@ def test_tiny_encoders_equal_the_direct_path(
 
 @pytest.mark.parametrize("backend", ["onnx", "transformers"])
 def test_a_batch_gives_each_text_what_it_gets_alone(
-    open_model: OpenModel, tiny: Callable[..., Path], backend: str
+    open_model: OpenModel, tiny: Callable[..., Path], add_onnx: Callable[[Path], None], backend: str
 ) -> None:
-    model = open_model(folder_entry(tiny("encoder", pooling="lasttoken"), TASK, backend))
+    folder = tiny("encoder", pooling="lasttoken")
+    if backend == "onnx":
+        add_onnx(folder)
+    model = open_model(folder_entry(folder, TASK, backend))
 
     together = embed(model, *TEXTS)
 
@@ -187,9 +212,16 @@ def with_dense(folder: Path, copy: Path, activation: str) -> tuple[Path, Any, An
     "activation", ["torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Tanh"]
 )
 def test_a_layer_after_the_pooling_is_applied(
-    open_model: OpenModel, tiny: Callable[..., Path], tmp_path: Path, backend: str, activation: str
+    open_model: OpenModel,
+    tiny: Callable[..., Path],
+    add_onnx: Callable[[Path], None],
+    tmp_path: Path,
+    backend: str,
+    activation: str,
 ) -> None:
     folder, weight, bias = with_dense(tiny("encoder", pooling="mean"), tmp_path, activation)
+    if backend == "onnx":
+        add_onnx(folder)
     layered = direct(folder, TEXTS, 24) @ weight.T + bias
     expected = np.tanh(layered) if activation.endswith("Tanh") else layered
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from backends.loader import LoadedModel
 from backends.transformers.texts import TextInputs
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
+from tasks.registry import find_task
 from tasks.text_classification import TASK as CONTRACT
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.specimens.texts import classified, pieces, pipeline
@@ -37,6 +39,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return kept[key]
 
     return make
+
+
+class Watched:
+    """A tokenizer that lingers over each call, and knows whether two have met in it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._busy = threading.Lock()
+        self.met = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if not self._busy.acquire(blocking=False):
+            self.met.set()
+            return self._tokenizer(*arguments, **options)
+        try:
+            self.met.wait(0.1)
+            return self._tokenizer(*arguments, **options)
+        finally:
+            self._busy.release()
 
 
 def ask(model: LoadedModel, task: str, *items: dict[str, Any]) -> list[dict[str, Any]]:
@@ -205,10 +229,12 @@ class TestInference:
     ) -> None:
         model = open_model(folder_entry(made("nli"), CHOOSE))
 
-        error = refusal(model, CHOOSE, {"text": "A mill.", "classes": ["short", "long " * 99]})
+        # The spelling of a special token is text, and as long as it looks.
+        for name in ("long " * 99, "</s>" * 30):
+            error = refusal(model, CHOOSE, {"text": "A mill.", "classes": ["short", name]})
 
-        assert error.fields[0].field == "classes.1"
-        assert "window of 64 tokens" in error.message
+            assert error.fields[0].field == "classes.1"
+            assert "window of 64 tokens" in error.message
 
     def test_end_tokens_in_the_text_are_text_and_harm_no_neighbour(
         self, open_model: OpenModel, made: Callable[..., Path]
@@ -238,6 +264,28 @@ class TestInference:
 
         assert {part["label"] for part in answer["results"]} == {"contradiction", "neutral", "entailment"}
         assert model.runner(CHOOSE).weights is model.runner(CLASSIFY).weights
+
+    def test_two_tasks_take_turns_with_the_tokenizer(
+        self, context_of: Callable[..., LoadContext], made: Callable[..., Path]
+    ) -> None:
+        """One counts tokens with truncation switched off, on the tokenizer that cuts texts for the other."""
+        entry = folder_entry(made("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
+        items = {
+            CHOOSE: {"text": "A mill.", "classes": ["a mill"]},
+            CLASSIFY: {"text": LONG[:500]},
+        }
+        with LoadedModel(context_of(entry)).load() as model, ThreadPoolExecutor(2) as pool:
+            weights = model.runner(CHOOSE).weights
+            weights.tokenizer = watched = Watched(weights.tokenizer)
+
+            def prepared(task: str) -> Any:
+                return model.runner(task).preprocess(find_task(task).input.model_validate(items[task]))
+
+            chosen, classified = pool.map(prepared, items)
+
+        assert not watched.met.is_set()
+        assert len(chosen.data) == 1
+        assert len(classified.data["input_ids"]) == 64
 
 
 @pytest.mark.parametrize("name", ["distilbert-sst2", "bart-large-mnli", "bert-base-ner", "distilbert-squad"])

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from modelmill import processes
+from modelmill.cli.check import check_package
 from modelmill.client import Client
+from modelmill.errors import ConfigError
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import start_up
 
@@ -71,6 +73,14 @@ SPECIMENS = (
     Specimen("sloppy-one", "text-embedding", entry("sloppy")),
     Specimen("unloadable-one", "text-embedding", entry("unloadable")),
 )
+"""
+
+BUILT_IN_SPECIMENS = """
+from backends.conformance import Specimen
+from modelmill.catalogue import ModelEntry
+
+TASK = "zero-shot-image-classification"
+SPECIMENS = [Specimen("nothing", TASK, lambda folder: ModelEntry(name="any", backend="noop", tasks=(TASK,)))]
 """
 
 
@@ -135,8 +145,7 @@ def test_an_installed_plugin_and_the_function_of_the_docs_answer_jobs(
                 "text": ["It is a mile.", "1 + 1", "Readability."],
                 "config": {"per_sentence": True},
             }
-            id_ = client.submit("readability", "flesch-english", batch, batched=True)
-            document = client.wait(id_, timeout_s=30)
+            document = client.submit("readability", "flesch-english", batch, batched=True).wait(30).document
             long = {"input": "It was a long night.", "config": {"length": 6}}
             short = client.run("custom", "shorten", long)
     finally:
@@ -246,6 +255,22 @@ def test_a_package_without_specimens_is_told_what_to_do(tmp_path: Path, points: 
 
     assert done.returncode == 1
     assert sentence in said(done)
+
+
+def test_of_several_runners_the_one_that_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = (
+        "[modelmill.runners]\na-good-one = two_runners\nbroken = two_runners:Gone\n"
+        "[modelmill.specimens]\ntwo = two_specimens:SPECIMENS\n"
+    )
+    site = a_package(tmp_path, "two", points, two_runners=BROKEN_RUNNERS, two_specimens=BUILT_IN_SPECIMENS)
+    monkeypatch.syspath_prepend(site)
+
+    with pytest.raises(
+        ConfigError, match=r"'broken' \(two_runners:Gone\) cannot be imported: AttributeError"
+    ):
+        check_package("two", with_traceback=True)
 
 
 def test_a_package_that_is_not_installed_is_told_so() -> None:
