@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test chaos bench docs lint format types imports ci clean
+.PHONY: help demo test chaos fuzz bench docs lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -20,6 +20,9 @@ test: $(VENV)/.installed-dev ## The whole suite
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
+
+fuzz: $(VENV)/.installed-dev ## Send what the OpenAPI document allows and forbids to every route
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-25} $(BIN)/python -m pytest tests/api/test_schema_conformance.py
 
 bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
 	$(BIN)/python -m benchmarks --output bench.md

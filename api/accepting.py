@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping, Sequence
 
 from api.body import parse_body
-from api.callers import Caller
+from api.callers import Caller, rate_limit_fields
+from api.media import find_media
 from api.state import ApiState
+from api.webhooks import check_webhook
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
-from modelmill.store import Accepted, Submission, Verdict
+from modelmill.store import Accepted, JobRecord, Submission, Verdict
 from tasks.contract import Task, TaskInput
+from tasks.sources import WantedSources
+
+_TAKEN = frozenset({Verdict.ACCEPTED, Verdict.REPLAYED})
 
 
 async def prepare(
@@ -21,18 +27,45 @@ async def prepare(
     *,
     batched: bool = False,
     idempotency_key: str = "",
+    again: JobRecord | None = None,
 ) -> Submission:
     """The job that ``body`` asks for, validated, with everything that belongs to it.
+
+    Args:
+        state: The API's.
+        caller: Whose job it is to be.
+        task: The task.
+        model: The model.
+        body: The request as it came.
+        batched: Whether it is a batched job's.
+        idempotency_key: Of the header.
+        again: The job whose request it is, if it runs again: the key in the body was that job's, and the
+            media that were found for it are used again.
 
     Raises:
         ModelmillError: says what is wrong, or that the caller may not.
     """
-    parsed = await parse_body(state.directory.contract(task, model), body, batched)
+    contract, sources = state.directory.contract(task, model), WantedSources()
+    parsed = await parse_body(contract, body, batched, sources)
     if parsed.lane not in caller.lanes:
         allowed = ", ".join(sorted(caller.lanes))
         raise ModelmillError(
             ErrorCode.LANE_NOT_ALLOWED, f"lane: this API key may use {allowed}, and not {parsed.lane}."
         )
+    if parsed.webhook is not None:
+        check_webhook(state.webhook_guard, parsed.webhook)
+    key = _one_key(idempotency_key, parsed) if again is None else idempotency_key
+    files: Mapping[str, str] = {}
+    if sources.answers and key and await state.store.is_known(caller.id, key):
+        # Answered by the job of that key: nothing is looked up again. Should that job go just now, this one
+        # is refused, for there is no such file.
+        files = {value: "" for value, _ in sources.answers}
+    elif again is not None and again.files:
+        files = again.files
+    elif sources.answers:
+        files = await find_media(state, caller, sources)
+        # Once more, so that what is wrong with one of them is said of its field.
+        await parse_body(contract, body, batched, sources)
     return Submission(
         id=str(uuid.uuid4()),
         task=task.name,
@@ -42,7 +75,7 @@ async def prepare(
         items=len(getattr(parsed, task.batched_fields[0])) if batched else 1,
         lane=parsed.lane,
         caller=caller.id,
-        idempotency_key=_one_key(idempotency_key, parsed),
+        idempotency_key=key,
         expires_in_s=parsed.expires_in,
         bell_every=state.directory.max_batch(model) or state.settings.max_batch,
         result_ttl_s=parsed.result_ttl,
@@ -50,6 +83,7 @@ async def prepare(
         tags=parsed.tags,
         webhook=parsed.webhook,
         webhook_events=parsed.webhook_events,
+        files=files,
         limits=caller.limits,
     )
 
@@ -61,11 +95,27 @@ async def accept(state: ApiState, submission: Submission) -> Accepted:
         ModelmillError: it was refused.
     """
     accepted = await state.store.submit(submission)
-    if accepted.verdict not in (Verdict.ACCEPTED, Verdict.REPLAYED):
+    if accepted.verdict not in _TAKEN:
         raise _refusal(accepted, submission, state)
     if accepted.bell:
         state.bells.ring(submission.model)
     return accepted
+
+
+async def accept_many(
+    state: ApiState, model: str, submissions: Sequence[Submission]
+) -> list[Accepted | ModelmillError]:
+    """Hands jobs for one model to the store together; says of each how it went."""
+    answers = await state.store.submit_many(submissions)
+    if any(isinstance(answer, Accepted) and answer.bell for answer in answers):
+        # Of several bells, one a call will do: a waiting queue rings again by itself.
+        state.bells.ring(model)
+    return [
+        _refusal(answer, submission, state)
+        if isinstance(answer, Accepted) and answer.verdict not in _TAKEN
+        else answer
+        for submission, answer in zip(submissions, answers, strict=True)
+    ]
 
 
 def _one_key(header: str, parsed: TaskInput) -> str:
@@ -116,6 +166,11 @@ def _refusal(accepted: Accepted, submission: Submission, state: ApiState) -> Mod
             else "",
         ),
     }[accepted.verdict]
+    # Of what was refused for another reason, the store counted itself in.
+    left = accepted.remaining if accepted.verdict is Verdict.RATE_LIMITED else None
     return ModelmillError(
-        code, f"{reason} Nothing was accepted; try again later.", retry_after_s=accepted.retry_after_s
+        code,
+        f"{reason} Nothing was accepted; try again later.",
+        retry_after_s=accepted.retry_after_s,
+        headers=rate_limit_fields(limits, left, accepted.retry_after_s),
     )

@@ -12,16 +12,36 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from api import health, jobs, models, operations, problems, schemas
+from api import (
+    bulk,
+    collecting,
+    events,
+    files,
+    health,
+    jobs,
+    models,
+    operations,
+    problems,
+    resources,
+    results,
+    schemas,
+    webhooks,
+)
+from api.auth import Authenticate, add_cors, keys_are_on
+from api.delivering import deliver_until
 from api.documentation import job_routes
+from api.media import media_guard
 from api.metrics import CountRequests, RequestMetrics
 from api.state import ApiState, Directory, reap_until
+from api.sweeping import sweep_until
 from api.waiting import on_stop_signal
 from modelmill import __version__
 from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
+from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
 from modelmill.store import AsyncJobStore, EndWatch
+from modelmill.store.files import FileStore
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +83,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
         bells = Bells(make_celery(settings), unring)
         ends = EndWatch(settings, store)
-        app.state.modelmill = ApiState(settings, store, bells, Directory(catalogue, store), ends, requests)
+        kept, guard = FileStore(settings, store, store.blobs), media_guard(settings)
+        directory = Directory(catalogue, store)
+        webhook_guard = Guard.for_webhooks(settings)
+        app.state.modelmill = ApiState(
+            settings, store, bells, directory, ends, requests, kept, guard, webhook_guard
+        )
         # All that is there now stays. Looking through it took the garbage collector 60 ms each second under
         # load, in which nobody was answered.
         gc.collect()
@@ -71,6 +96,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await ends.start()
         stopping = asyncio.Event()
         reaper = asyncio.create_task(reap_until(stopping, app.state.modelmill))
+        deliverer = asyncio.create_task(deliver_until(stopping, app.state.modelmill))
+        sweeper = asyncio.create_task(sweep_until(stopping, kept, has_blobs=store.blobs is not None))
         try:
             with on_stop_signal(ends.release):
                 yield
@@ -78,8 +105,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             stopping.set()
             await ends.close()
             await reaper
+            await sweeper
+            await deliverer
             await asyncio.to_thread(bells.close)
             await asyncio.gather(*giving_up, return_exceptions=True)
+            await webhook_guard.close()
+            if guard is not None:
+                await guard.close()
             await store.close()
 
     app = FastAPIOffline(
@@ -91,11 +123,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": observed, "metrics": observed, "logs": observed},
     )
     problems.install(app)
-    schemas.install(app, job_routes())
+    schemas.install(app, job_routes(), with_keys=keys_are_on(settings))
+    # The last one is the outermost: preflights pass without a key, and what is refused is counted.
+    app.add_middleware(Authenticate, settings=settings)
+    add_cors(app, settings)
     app.add_middleware(CountRequests, metrics=requests)
     jobs.add_routes(app)
-    for router in (health.router, operations.router, models.router, jobs.router):
-        app.include_router(router)
+    bulk.add_routes(app)
+    for routes in (health, operations, models, jobs, files, resources, results, collecting, webhooks, events):
+        app.include_router(routes.router)
     return app
 
 

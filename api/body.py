@@ -7,6 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from modelmill.errors import ErrorCode, ModelmillError
 from tasks.contract import Task, TaskInput
+from tasks.sources import WantedSources
 
 INLINE_PARSE_BYTES = 256 * 1024
 """Larger bodies are parsed in a thread, so that nobody else waits for them."""
@@ -20,29 +21,32 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise too_large(limit_bytes)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def parse_body(task: Task, body: bytes, batched: bool) -> TaskInput:
-    """The validated request.
+async def parse_body(
+    task: Task, body: bytes, batched: bool, sources: WantedSources | None = None
+) -> TaskInput:
+    """The validated request. What it only names as media goes to ``sources``.
 
     Raises:
         ModelmillError: names the fields that are wrong.
     """
     if len(body) <= INLINE_PARSE_BYTES:
-        return task.parse(body, batched=batched)
-    return await run_in_threadpool(task.parse, body, batched=batched)
+        return task.parse(body, batched=batched, sources=sources)
+    return await run_in_threadpool(task.parse, body, batched=batched, sources=sources)
 
 
-def _too_large(limit_bytes: int) -> ModelmillError:
+def too_large(limit_bytes: int) -> ModelmillError:
+    """What refuses a body over the limit."""
     return ModelmillError(
         ErrorCode.BODY_TOO_LARGE,
         f"The request body is over the limit of {limit_bytes} bytes. "

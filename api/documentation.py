@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Response
 
 from api import schemas
 from api.documents import JobAccepted, JobDocument
@@ -36,11 +36,31 @@ SUBMIT_PROBLEMS = responses(
     ErrorCode.INVALID_MEDIA,
     ErrorCode.MEDIA_TOO_LARGE,
     ErrorCode.MEDIA_SOURCE_REFUSED,
+    ErrorCode.MEDIA_NOT_FOUND,
+    ErrorCode.MEDIA_FETCH_FAILED,
     ErrorCode.IDEMPOTENCY_CONFLICT,
     ErrorCode.QUEUE_FULL,
     ErrorCode.STORE_FULL,
     ErrorCode.STORE_UNAVAILABLE,
 )
+RERUN_PROBLEMS = responses(
+    ErrorCode.JOB_NOT_FOUND,
+    ErrorCode.TASK_NOT_FOUND,
+    ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.TASK_NOT_SUPPORTED,
+    ErrorCode.REQUEST_NOT_KEPT,
+    ErrorCode.INVALID_INPUT,
+    ErrorCode.INVALID_MEDIA,
+    ErrorCode.MEDIA_TOO_LARGE,
+    ErrorCode.MEDIA_SOURCE_REFUSED,
+    ErrorCode.MEDIA_NOT_FOUND,
+    ErrorCode.MEDIA_FETCH_FAILED,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.STORE_FULL,
+    ErrorCode.STORE_UNAVAILABLE,
+)
+BULK_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED)
 READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 
 
@@ -49,13 +69,19 @@ def task_path(task: str, batched: bool) -> str:
     return f"/api/tasks/{task}{'/batched' if batched else ''}"
 
 
+def bulk_path(task: str) -> str:
+    """Where many plain jobs of a task are submitted in one request."""
+    return f"{task_path(task, False)}/{{model}}/jobs:bulk"
+
+
 def job_routes() -> APIRouter:
-    """The four routes of each task: submit and read, plain and batched."""
+    """The routes of each task: submit and read, plain and batched; and submit in bulk."""
     router = APIRouter()
     for task in all_tasks().values():
         for batched in (False, True):
             _add_submit(router, task, batched)
             _add_read(router, task, batched)
+        _add_bulk(router, task)
     return router
 
 
@@ -87,6 +113,27 @@ def _add_read(router: APIRouter, task: Task, batched: bool) -> None:
         openapi_extra=schemas.job_response(task, batched),
         operation_id=f"read_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
     )
+
+
+def _add_bulk(router: APIRouter, task: Task) -> None:
+    router.add_api_route(
+        bulk_path(task.name),
+        _submit_many,
+        methods=["POST"],
+        tags=[task.name],
+        response_class=Response,
+        responses=BULK_PROBLEMS,
+        summary="Submit many jobs",
+        description="One job a line, each with the body of a plain job. A line is answered by a line, in the "
+        "same order and while the request is still being read: by the job's `id` and `status`, or by an "
+        "`error` with `code`, `message`, `retryable` and maybe `retry_after_s` and `errors`. "
+        "Empty lines are left out.",
+        openapi_extra=schemas.bulk(task),
+        operation_id=f"submit_many_{task.name}".replace("-", "_"),
+    )
+
+
+def _submit_many(model: str) -> None: ...
 
 
 def _submit(model: str, idempotency_key: IdempotencyKey = None, prefer: Prefer = None) -> None: ...

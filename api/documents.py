@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -95,6 +95,38 @@ class JobDocument(BaseModel):
     error: JobError | None = None
 
 
+class JobPage(BaseModel):
+    """Some of a caller's jobs, newest first."""
+
+    jobs: list[JobDocument] = Field(description="Without their results.")
+    next: str | None = Field(
+        description="What `cursor` is to be for the next page; null after the last. With a filter that "
+        "lets few jobs through, a page may be short or empty although others follow."
+    )
+
+
+MAX_COLLECTED = 1000
+"""Jobs that one request may collect."""
+_UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+
+class CollectInput(BaseModel):
+    """Which jobs are asked for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ids: list[Annotated[str, Field(pattern=_UUID)]] = Field(min_length=1, max_length=MAX_COLLECTED)
+    delete: bool = Field(
+        False, strict=True, description="Delete them instead, whether they have ended or not."
+    )
+
+
+class Deleted(BaseModel):
+    """The answer where jobs were to be deleted."""
+
+    deleted: int = Field(description="Those that were there.")
+
+
 class ModelJob(BaseModel):
     """A job in a model's status."""
 
@@ -163,12 +195,18 @@ def job_response(
         outlook: More fields, of a job that has not ended.
         headers: More headers.
     """
-    body = json.dumps(job_document(record, outlook), separators=(",", ":")).encode()
-    if record.status is Status.COMPLETE and record.result_json is not None:
-        body = body[:-1] + b',"result":' + record.result_json + b"}"
+    body = job_json(record, outlook)
     # A hint for whoever polls: soon, but not at once.
     hint = {} if record.status.is_terminal else {"Retry-After": "1"}
     return Response(body, media_type="application/json", headers={**hint, **(headers or {})})
+
+
+def job_json(record: JobRecord, outlook: Mapping[str, Any]) -> bytes:
+    """The document of a job, with its result as it was written."""
+    body = json.dumps(job_document(record, outlook), separators=(",", ":")).encode()
+    if record.status is Status.COMPLETE and record.result_json is not None:
+        body = body[:-1] + b',"result":' + record.result_json + b"}"
+    return body
 
 
 def job_document(record: JobRecord, outlook: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Jobs: submit, read and cancel."""
+"""Jobs: submit and read."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from api.accepting import accept, prepare
 from api.body import read_body
-from api.callers import caller_of
+from api.callers import Caller, caller_of, rate_limit_fields
 from api.documentation import READ_PROBLEMS, IdempotencyKey, task_path
-from api.documents import JobAccepted, JobDocument, job_response
+from api.documents import JobDocument, job_response
 from api.lookup import find_job, get_job, is_uuid
 from api.metrics import name_route
 from api.outlook import outlook
-from api.problems import responses
 from api.state import ApiState, State, state_of
 from api.waiting import Prefer, preferred_wait, read_at_end, wait_for_end
-from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.errors import ModelmillError
 from modelmill.states import Status
-from modelmill.store import JobRecord
+from modelmill.store import JobRecord, Submission
 from tasks.contract import Task
 from tasks.registry import find_task
 
@@ -88,12 +87,26 @@ async def _submit(task: Task, batched: bool, request: Request) -> Response:
     submission = await prepare(
         state, caller, task, model, body, batched=batched, idempotency_key=idempotency_key
     )
+    return await answer_submit(request, state, caller, submission, wait_s)
+
+
+async def answer_submit(
+    request: Request, state: ApiState, caller: Caller, submission: Submission, wait_s: int | None
+) -> Response:
+    """Has a prepared job accepted, and answers with it: at its end, if the caller waits for that.
+
+    Raises:
+        ModelmillError: it was refused.
+    """
+    path = task_path(submission.task, submission.batched)
     if wait_s is None:
-        return job_accepted(task, batched, (await accept(state, submission)).id)
+        accepted = await accept(state, submission)
+        return _accepted(path, accepted.id, rate_limit_fields(caller.limits, accepted.remaining))
     # On the list before anybody can run it, so that nobody need look whether it has ended already.
     with state.ends.watch(submission.id) as ended:
-        job_id = (await accept(state, submission)).id
-        applied = _applied(wait_s)
+        accepted = await accept(state, submission)
+        job_id = accepted.id
+        headers = applied_wait(wait_s) | rate_limit_fields(caller.limits, accepted.remaining)
         # Accepted it is, whatever happens to the store from now on.
         with suppress(ModelmillError):
             if job_id != submission.id:
@@ -101,25 +114,18 @@ async def _submit(task: Task, batched: bool, request: Request) -> Response:
                     request, state, job_id, wait_s, lambda: get_job(state, caller, job_id)
                 )
             elif not await wait_for_end(request, ended, wait_s):
-                return job_accepted(task, batched, job_id, applied)  # nobody is there to read it
+                return _accepted(path, job_id, headers)  # nobody is there to read it
             else:
                 record = await get_job(state, caller, job_id)
             if record.status.is_terminal:
-                return job_response(record, {}, {"Location": _location(task, batched, job_id), **applied})
-    return job_accepted(task, batched, job_id, applied)
+                return job_response(record, {}, {"Location": f"{path}/jobs/{job_id}", **headers})
+    return _accepted(path, job_id, headers)
 
 
-def job_accepted(
-    task: Task, batched: bool, job_id: str, applied: Mapping[str, str] | None = None
-) -> Response:
+def _accepted(path: str, job_id: str, headers: Mapping[str, str]) -> Response:
     """The 202 of a job."""
-    headers = {"Location": _location(task, batched, job_id), **(applied or {})}
     body = f'{{"id":"{job_id}","status":"{Status.STARTING.value}"}}'
-    return Response(body, 202, headers, "application/json")
-
-
-def _location(task: Task, batched: bool, job_id: str) -> str:
-    return f"{task_path(task.name, batched)}/jobs/{job_id}"
+    return Response(body, 202, {"Location": f"{path}/jobs/{job_id}", **headers}, "application/json")
 
 
 async def _read(
@@ -135,42 +141,16 @@ async def _read(
         record = await find()
     else:
         record = await read_at_end(request, state, job_id, wait_s, find)
-        headers |= _applied(wait_s)
+        headers |= applied_wait(wait_s)
     return job_response(record, {} if record.status.is_terminal else await outlook(record, state), headers)
 
 
-def _applied(wait_s: int) -> dict[str, str]:
+def applied_wait(wait_s: int) -> dict[str, str]:
+    """The header that says that ``Prefer: wait`` was honoured."""
     return {"Preference-Applied": f"wait={wait_s}"}
 
 
-router = APIRouter(tags=["tasks"])
-"""What is asked less often."""
-
-
-@router.post(
-    "/api/tasks/{task}/jobs/{id}/cancel",
-    response_model=JobAccepted,
-    status_code=202,
-    responses=responses(
-        ErrorCode.TASK_NOT_FOUND,
-        ErrorCode.JOB_NOT_FOUND,
-        ErrorCode.JOB_NOT_CANCELABLE,
-        ErrorCode.STORE_UNAVAILABLE,
-    ),
-    summary="Cancel a job",
-    description="A queued job is canceled at once; a running one between batches, its status then follows.",
-)
-async def cancel(task: str, id: str, request: Request, state: State) -> JobAccepted:
-    return await _cancel(state, await find_job(state, caller_of(request), find_task(task), id, None))
-
-
-async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
-    outcome = await state.store.cancel(record.id)
-    if outcome == "requested":
-        return JobAccepted(id=record.id, status=Status.RUNNING)
-    if outcome != Status.CANCELED:
-        raise ModelmillError(ErrorCode.JOB_NOT_CANCELABLE, f"The job has already ended: it is {outcome}.")
-    return JobAccepted(id=record.id, status=Status.CANCELED)
+router = APIRouter(tags=["jobs"])
 
 
 @router.get(
@@ -178,7 +158,6 @@ async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
     response_model=JobDocument,
     responses=READ_PROBLEMS,
     summary="Read a job of any task",
-    tags=["jobs"],
 )
 async def read_job(id: str, request: Request, state: State, prefer: Prefer = None) -> Response:
     caller = caller_of(request)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
 
+from api.callers import Caller, admin_only, caller_of
 from api.documents import ModelJob, ModelStatus
 from api.problems import responses
 from api.state import ApiState, State
@@ -57,39 +58,41 @@ async def list_model_tasks(model: str, state: State) -> list[str]:
     responses=MODEL_PROBLEMS,
     response_model_exclude_none=True,
 )
-async def model_status(model: str, state: State) -> ModelStatus:
+async def model_status(model: str, request: Request, state: State) -> ModelStatus:
     await state.directory.tasks_of(model)
-    return await _status(model, state, await state.nodes_serving(model))
+    return await _status(model, state, caller_of(request), await state.nodes_serving(model))
 
 
 @router.post(
     "/api/models/{model}/start",
+    dependencies=[Depends(admin_only)],
     tags=["models"],
     status_code=202,
     summary="Load a model on every worker that serves it",
     responses=ORDER_PROBLEMS,
     response_model_exclude_none=True,
 )
-async def start_model(model: str, state: State) -> ModelStatus:
+async def start_model(model: str, request: Request, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
     if not all(node.state_of(model).get("status") == "running" for node in nodes):
         await state.store.mark_starting(model)
     await state.order(LOAD, model, nodes)
-    return await _status(model, state, nodes)
+    return await _status(model, state, caller_of(request), nodes)
 
 
 @router.post(
     "/api/models/{model}/stop",
+    dependencies=[Depends(admin_only)],
     tags=["models"],
     status_code=202,
     summary="Unload a model on every worker; its next job loads it again",
     responses=ORDER_PROBLEMS,
     response_model_exclude_none=True,
 )
-async def stop_model(model: str, state: State) -> ModelStatus:
+async def stop_model(model: str, request: Request, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
     await state.order(UNLOAD, model, nodes)
-    return await _status(model, state, nodes)
+    return await _status(model, state, caller_of(request), nodes)
 
 
 async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
@@ -104,8 +107,9 @@ async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
     return nodes
 
 
-async def _status(model: str, state: ApiState, nodes: list[NodeRecord]) -> ModelStatus:
+async def _status(model: str, state: ApiState, caller: Caller, nodes: list[NodeRecord]) -> ModelStatus:
     """One word over all workers: the best that any of them says, for a job needs only one."""
+    jobs = await state.store.open_jobs(model, caller.id)
     said = {node.name: node.state_of(model) for node in nodes}
     statuses = {worker.get("status") for worker in said.values()}
     starting = {"starting"} if await state.store.is_starting(model) else set()
@@ -114,7 +118,7 @@ async def _status(model: str, state: ApiState, nodes: list[NodeRecord]) -> Model
     error = next((worker["error"] for worker in said.values() if worker.get("error")), None)
     return ModelStatus(
         status=status,
-        jobs=[ModelJob(id=job, status=Status(word)) for job, word in await state.store.open_jobs(model)],
+        jobs=[ModelJob(id=job, status=Status(word)) for job, word in jobs],
         error=error if status == "failed" else None,
         workers={name: worker for name, worker in said.items() if worker},
     )

@@ -7,8 +7,9 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 
+from api.callers import admin_only
 from api.documents import Worker, WorkerModel
 from api.metrics import MEDIA_TYPE, Exposition
 from api.problems import responses
@@ -19,7 +20,7 @@ from modelmill.store import NodeRecord
 logger = logging.getLogger(__name__)
 
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], dependencies=[Depends(admin_only)])
 
 SNAPSHOT_TIMEOUT_S = 5.0
 """A scraper gives up after ten seconds by default; before that it is to hear that the store is away."""

@@ -11,12 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from modelmill.errors import ERRORS, ErrorCode, FieldError, ModelmillError
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
@@ -53,7 +55,7 @@ def problem_response(error: ModelmillError, headers: dict[str, str] | None = Non
     }
     if error.fields:
         body["errors"] = [{"field": item.field, "message": item.message} for item in error.fields]
-    headers = dict(headers or {})
+    headers = {**error.headers, **(headers or {})}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.code is ErrorCode.BODY_TOO_LARGE:
@@ -75,6 +77,11 @@ def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+def _takes(app: FastAPI, request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+
 def install(app: FastAPI) -> None:
     """Makes every error of ``app`` a problem."""
 
@@ -84,13 +91,16 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
         if error.status_code == 405:
+            # A route knows its own methods only, and an address may have several routes.
+            headers["Allow"] = ", ".join(method for method in METHODS if _takes(app, request, method))
             code = ErrorCode.METHOD_NOT_ALLOWED
             message = f"{request.method} is not allowed here."
         else:
             code = ErrorCode.NOT_FOUND
             message = "There is nothing at this address. The API is described at /docs."
-        return problem_response(ModelmillError(code, message), dict(error.headers or {}))
+        return problem_response(ModelmillError(code, message), headers)
 
     async def on_parameter(_: Request, error: Exception) -> JSONResponse:
         # Bodies are parsed by the tasks' contracts; what is left are headers and path parameters.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from api.documents import JobDocument, JobError
-from api.problems import Problem
+from api.auth import is_public
+from api.documents import CollectInput, Deleted, JobDocument, JobError
+from api.problems import Problem, responses
+from modelmill.errors import ErrorCode
 from tasks.contract import Task
 from tasks.registry import all_tasks
 
@@ -70,15 +73,63 @@ def _header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
 
 
+def bulk(task: Task) -> dict[str, Any]:
+    """Body and answer of a task's bulk submit: lines of JSON."""
+    example = json.dumps(task.example.input, separators=(",", ":")) + "\n"
+    accepted = '{"id":"05032039-e7dd-4ca5-8941-ebff9f5f2e09","status":"starting"}\n'
+    return {
+        "requestBody": {
+            "required": True,
+            "content": _lines(f"Each line is a {_input_name(task, False)}.", example),
+        },
+        "responses": {"200": {"description": "A line for each line", "content": _lines("", accepted)}},
+    }
+
+
+def _lines(description: str, example: str) -> dict[str, Any]:
+    return {
+        "application/x-ndjson": {"schema": {"type": "string", "description": description}, "example": example}
+    }
+
+
 _WAITED = {"Preference-Applied": _header("`wait=n`, when `Prefer: wait` was honoured: the n that applied.")}
 
 
-def install(app: FastAPI, documented: APIRouter) -> None:
+_JOB = {"application/json": {"schema": {"$ref": COMPONENTS + "JobDocument"}}}
+ACCEPTED_OR_ENDED: dict[str, Any] = {
+    "responses": {
+        "200": {
+            "description": "The job ended within the time that `Prefer: wait` gave it",
+            "headers": {"Location": _header("Where to read the job."), **_WAITED},
+            "content": _JOB,
+        },
+        "202": {"headers": {"Location": _header("Where to read the job."), **_WAITED}},
+    }
+}
+"""The answers where a job is submitted of whatever task."""
+COLLECT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": COMPONENTS + "CollectInput"}}},
+    },
+    "responses": {
+        "200": {
+            "description": "The jobs that have ended, or how many were deleted",
+            "headers": _WAITED,
+            "content": _lines("Each line is a JobDocument, or an id with an error.", "")
+            | {"application/json": {"schema": {"$ref": COMPONENTS + "Deleted"}}},
+        }
+    },
+}
+
+
+def install(app: FastAPI, documented: APIRouter, *, with_keys: bool) -> None:
     """Gives ``app`` an OpenAPI document that holds the tasks' schemas, made when first asked for.
 
     Args:
         app: The application.
         documented: Routes that stand in the document beside those of ``app``.
+        with_keys: Whether callers need an API key.
     """
 
     def openapi() -> dict[str, Any]:
@@ -91,7 +142,9 @@ def install(app: FastAPI, documented: APIRouter) -> None:
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             _forget_default_422(document)
+            _add_who_may(document, with_keys)
             schemas |= _schemas("", Problem) | _schemas("", JobDocument) | _schemas("", JobError)
+            schemas |= _schemas("", CollectInput) | _schemas("", Deleted)
             for task in all_tasks().values():
                 prefix = _camel(task)
                 schemas |= _schemas(prefix, task.input, prefix + "Input")
@@ -112,6 +165,39 @@ def _forget_default_422(document: dict[str, Any]) -> None:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _add_who_may(document: dict[str, Any], with_keys: bool) -> None:
+    """What middleware answers instead of a route, and what limits of a key add to its answers."""
+    refusals = responses(ErrorCode.FORBIDDEN)
+    if with_keys:
+        refusals |= responses(ErrorCode.UNAUTHENTICATED)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    guarded = (operations for path, operations in document["paths"].items() if not is_public(path))
+    for operation in (operation for operations in guarded for operation in operations.values()):
+        answers = operation["responses"]
+        answers |= {str(status): answer for status, answer in refusals.items()}
+        if with_keys:
+            operation["security"] = [{"key": []}]
+        if "429" in answers:
+            answers |= {
+                str(status): answer
+                for status, answer in responses(
+                    ErrorCode.FORBIDDEN,
+                    ErrorCode.LANE_NOT_ALLOWED,
+                    ErrorCode.QUEUE_FULL,
+                    ErrorCode.QUOTA_EXCEEDED,
+                    ErrorCode.RATE_LIMITED,
+                ).items()
+            }
+            for status in {"200", "202", "429"} & answers.keys():
+                answers[status]["headers"] = answers[status].get("headers", {}) | _LIMITED
+
+
+_LIMITED = {
+    "RateLimit-Policy": _header("What a key with a rate may do: `q` jobs in `w` seconds."),
+    "RateLimit": _header("What is left of it: `r` jobs now, and more after `t` seconds."),
+}
 
 
 def _schemas(prefix: str, model: type[BaseModel], name: str = "", mode: Any = "validation") -> dict[str, Any]:

@@ -16,8 +16,10 @@ from api.metrics import RequestMetrics
 from modelmill.broker import Bells
 from modelmill.catalogue import Catalogue, unknown_name
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.outbound import Guard
 from modelmill.settings import Settings
 from modelmill.store import AsyncJobStore, EndWatch, NodeRecord
+from modelmill.store.files import FileStore
 from tasks.contract import Task
 
 logger = logging.getLogger(__name__)
@@ -108,6 +110,11 @@ class ApiState:
     directory: Directory
     ends: EndWatch
     requests: RequestMetrics
+    files: FileStore
+    guard: Guard | None
+    """What media are fetched with by URL; None where no host is allowed."""
+    webhook_guard: Guard
+    """What webhooks are sent with."""
 
     async def nodes_serving(self, model: str) -> list[NodeRecord]:
         """Live nodes that serve ``model``."""

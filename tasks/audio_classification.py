@@ -21,8 +21,9 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     audio: Annotated[Audio, Batched] = Field(
-        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64. What is longer than the model's "
-        "window, and of any recording what follows its first minute, is not heard."
+        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
+        "or its URL where the server fetches from that host. What is longer than the model's window, and of "
+        "any recording what follows its first minute, is not heard."
     )
     config: Config = Field(default_factory=Config, description="What tunes the model.")
 

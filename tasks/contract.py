@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -49,6 +49,18 @@ MAX_KEYS = 50_000
 """Keys that a request body may hold, on all levels together."""
 
 SHARED, EACH = "one value for all", "one value an item"
+
+
+class Sources(Protocol):
+    """Looks up the media that a request only names: see ``tasks.sources``."""
+
+    def take(self, value: str, kind: str) -> str:
+        """What stands for ``value``, a URL or ``file:`` id of an ``image`` or ``audio``.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+        ...
 
 
 class Batched:
@@ -228,13 +240,21 @@ class Task:
             f"Batched{self.input.__name__}", __base__=TaskInput, __module__=self.input.__module__, **fields
         )
 
-    def parse(self, body: bytes | str, *, batched: bool = False, trusted: bool = False) -> TaskInput:
+    def parse(
+        self,
+        body: bytes | str,
+        *,
+        batched: bool = False,
+        trusted: bool = False,
+        sources: Sources | None = None,
+    ) -> TaskInput:
         """Validates a JSON request body.
 
         Args:
             body: The JSON text.
             batched: Whether it is the body of a batched job.
             trusted: It was accepted before, so that media headers need no second look.
+            sources: Where media are looked up that the request only names; without it they are refused.
 
         Raises:
             ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
@@ -243,7 +263,7 @@ class Task:
             _bound_keys(body)
         model = self.batched_input if batched else self.input
         try:
-            request = model.model_validate_json(body, context={"trusted": trusted})
+            request = model.model_validate_json(body, context={"trusted": trusted, "sources": sources})
         except ValidationError as error:
             raise _invalid(error) from None
         if batched:

@@ -1,28 +1,32 @@
 """Media in requests: where the bytes come from, and the bounds they must keep before they are decoded.
 
-A media field is text on the wire: a data URL or bare base64. The declared media type is not
-trusted; the bytes say what they are. Pillow is imported where it is used, so that importing a
-contract stays cheap.
+A media field is text on the wire: a data URL or bare base64, or what names a file (``tasks.sources``). The
+declared media type is not trusted; the bytes say what they are. Pillow is imported where it is used, so that
+importing a contract stays cheap.
 """
 
 from __future__ import annotations
 
 import binascii
 import io
+import math
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 import pybase64
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import get_settings
-from tasks.contract import field_problem
+from tasks.sources import MediaText, checked, refused
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+
+MAX_HEADER_READS = 100_000
+"""Reads that finding out an image's size may take. A JPEG of 16 million empty segments took 94 s."""
 
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -33,23 +37,17 @@ def source_bytes(value: str) -> bytes:
     """The bytes behind a media field.
 
     Args:
-        value: ``data:image/jpeg;base64,…`` or bare base64.
+        value: ``data:image/jpeg;base64,…`` or bare base64; or a ``MediaText``, which knows its bytes.
 
     Raises:
-        MediaError: ``media_source_refused`` for URLs and file ids, ``invalid_media`` for the rest.
+        MediaError: ``media_source_refused`` for other URLs and file ids, ``invalid_media`` for the rest;
+            ``media_not_found`` when a file is gone.
     """
-    scheme = value[:8].lower()
-    if scheme.startswith(("http://", "https://")):
-        raise MediaError(
-            ErrorCode.MEDIA_SOURCE_REFUSED,
-            "This server does not fetch URLs. Send the file itself, as a data URL or base64.",
-        )
-    if scheme.startswith("file:"):
-        raise MediaError(
-            ErrorCode.MEDIA_SOURCE_REFUSED,
-            "This server has no uploaded files. Send the file itself, as a data URL or base64.",
-        )
-    if scheme.startswith("data:"):
+    if isinstance(value, MediaText):
+        return value.read()
+    if (error := refused(value)) is not None:
+        raise error
+    if value[:5].lower() == "data:":
         header, comma, value = value.partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise MediaError(
@@ -103,12 +101,23 @@ def _pillow() -> Any:
     return Image
 
 
-def _open(source: bytes | PILImage) -> PILImage:
+def image_type(start: bytes) -> str | None:
+    """The media type of an image that starts with these 16 bytes; None if it is none of ours."""
+    name = _format_of(start)
+    return None if name is None else f"image/{name.lower()}"
+
+
+def check_image_file(file: BinaryIO) -> None:
+    """As ``check_image``, for a file that is read no further than its header."""
+    _open(file)
+
+
+def _open(source: bytes | BinaryIO | PILImage) -> PILImage:
     pillow = _pillow()
     if isinstance(source, pillow.Image):
-        image: PILImage = source
+        image = cast("PILImage", source)
     else:
-        image = _identify(cast("bytes", source))
+        image = _identify(io.BytesIO(source) if isinstance(source, bytes) else cast("BinaryIO", source))
     width, height = image.size
     limit = get_settings().max_image_pixels
     if width * height > limit:
@@ -119,17 +128,41 @@ def _open(source: bytes | PILImage) -> PILImage:
     return image
 
 
-def _identify(data: bytes) -> PILImage:
+def _format_of(start: bytes) -> str | None:
+    pillow = _pillow()
+    return next((name for name in IMAGE_FORMATS if pillow.OPEN[name][1](start)), None)
+
+
+class _Bounded:
+    """A file whose header is not to be looked for for ever."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.reads_left: float = MAX_HEADER_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise EOFError
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _identify(file: BinaryIO) -> PILImage:
     """Image.open for our formats, but without its own check of the size, which does not tell the size."""
     pillow = _pillow()
-    name = next((name for name in IMAGE_FORMATS if pillow.OPEN[name][1](data[:16])), None)
+    name = _format_of(file.read(16))
+    file.seek(0)
     if name is None:
         raise MediaError(
             ErrorCode.INVALID_MEDIA,
             f"The bytes are not an image of a known format ({', '.join(IMAGE_FORMATS)}).",
         )
+    bounded = _Bounded(file)
     try:
-        return cast("PILImage", pillow.OPEN[name][0](io.BytesIO(data), ""))
+        image = cast("PILImage", pillow.OPEN[name][0](bounded, ""))
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
@@ -142,6 +175,9 @@ def _identify(data: bytes) -> PILImage:
         raise MediaError(
             ErrorCode.INVALID_MEDIA, f"The header of the {name} image is damaged or truncated."
         ) from None
+    # Its pixels may take as many as they need.
+    bounded.reads_left = math.inf
+    return image
 
 
 def _upright(image: PILImage) -> PILImage:
@@ -166,19 +202,15 @@ def _to_rgb(image: PILImage) -> PILImage:
 
 
 def _check_field(value: str, info: ValidationInfo) -> str:
-    if not (info.context or {}).get("trusted"):
-        try:
-            check_image(value)
-        except MediaError as error:
-            raise field_problem(error.code, error.message) from None
-    return value
+    return checked(value, info, "image", check_image)
 
 
 Image = Annotated[
     str,
     AfterValidator(_check_field),
     Field(
-        description="An image (JPEG, PNG, WebP, GIF, TIFF or BMP) as a data URL or base64.",
+        description="An image (JPEG, PNG, WebP, GIF, TIFF or BMP) as a data URL or base64; or the id of an "
+        "uploaded file, or its URL where the server fetches from that host.",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/*"},
     ),
 ]

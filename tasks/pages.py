@@ -244,17 +244,17 @@ def _curl(task: Task, batched: bool = False) -> str:
 def _python(task: Task) -> str:
     media = _media(task)
     pairs = _body(task, batched=False).items()
-    body = ["{", *(f'        "{name}": {_literal(value, media)},' for name, value in pairs), "    }"]
-    imports = ["from pathlib import Path", ""] if media else []
-    names = "Client, data_url" if media else "Client"
     lines = [
-        *imports,
-        f"from modelmill.client import {names}",
+        *(["from pathlib import Path", ""] if media else []),
+        "from modelmill import Client",
         "",
         f'with Client("{SERVER}") as client:',
-        f"    body = {body[0]}",
-        *body[1:],
-        f'    print(client.run("{task.name}", "{task.example.model}", body))',
+        "    result = client.run(",
+        f'        "{task.name}",',
+        f'        "{task.example.model}",',
+        *(f"        {name}={_literal(value, media)}," for name, value in pairs),
+        "    )",
+        "    print(result)",
     ]
     return "\n".join(["```python", *lines, "```"])
 
@@ -265,7 +265,7 @@ def _literal(value: Any, media: Mapping[str, str]) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_literal(inner, media) for inner in value) + "]"
     if isinstance(value, str) and value in media:
-        return f'data_url(Path("{media[value]}"))'
+        return f'Path("{media[value]}")'
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 

@@ -21,7 +21,8 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backends.loader import LoadedModel
-from modelmill.errors import ModelmillError
+from modelmill.blobs import BlobError
+from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import Claimed, Claims, Ended, JobStore, Released, Settlement
 from worker import metrics
@@ -30,6 +31,7 @@ from worker.progress import PassProgress
 from worker.recorder import Recorder
 from worker.sizing import BatchSizer
 from worker.work import (
+    FileAwayError,
     Item,
     Job,
     PassObserver,
@@ -341,14 +343,24 @@ class Drain:
             claims = self._claim(model.name, count or self.sizer(model).size, linger_s)
             bodies = self._store.inputs(claims.jobs)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claims.jobs]
-        except RedisError as error:
-            # What was claimed and not read comes back when its lease runs out.
+        except (RedisError, BlobError) as error:
+            # What was claimed and not read is given back at the end, or comes back when its lease runs out.
             logger.warning("claiming jobs of %s failed: %s", model.name, error)
             return Window()
         keys = model.context.entry.config_keys
-        jobs = [open_job(*job, keys) for job in zip(claims.jobs, bodies, parts, strict=True)]
+        jobs = [open_job(*job, keys, self._read_file) for job in zip(claims.jobs, bodies, parts, strict=True)]
         self._prepare_all(model, [item for job in jobs for item in job.items if not item.is_done])
         return Window(jobs, claims.remaining, claims.lingers)
+
+    def _read_file(self, file_id: str) -> bytes:
+        """The content of a file that a job names. Called by the threads that prepare."""
+        try:
+            content = self._store.read_file(file_id)
+        except (RedisError, BlobError) as error:
+            raise FileAwayError(str(error)) from error
+        if content is None:
+            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file is not there any more: upload it again.")
+        return content
 
     def _prepare_all(self, model: LoadedModel, items: Sequence[Item]) -> None:
         if len(items) == 1 or self._prepare_s.get(model.name, 1.0) < INLINE_PREPARE_S:
@@ -435,7 +447,7 @@ class Drain:
             try:
                 verdicts = self._store.settle(outcomes)
                 break
-            except RedisError as error:
+            except (RedisError, BlobError) as error:
                 logger.warning("settling %d jobs failed, trying again: %s", len(outcomes), error)
                 time.sleep(wait_s)
                 wait_s = min(wait_s * 2, 2.0)

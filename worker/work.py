@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from backends.contract import Prepared, Runner
@@ -19,6 +20,7 @@ from modelmill.states import Status
 from modelmill.store import Claimed, Ended, Settlement
 from tasks.contract import TaskInput
 from tasks.registry import find_task
+from tasks.sources import OpenedSources
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +69,16 @@ class DeviceLostError(Exception):
     """The device's context is gone; only a new process can use the device again."""
 
 
+class FileAwayError(Exception):
+    """A file that a job names cannot be read now, and maybe later: nobody's fault, and no end of the job."""
+
+
 def open_job(
     claimed: Claimed,
     body: bytes | None,
     parts: Mapping[int, str] | None = None,
     config_keys: Sequence[str] = (),
+    read_file: Callable[[str], bytes] | None = None,
 ) -> Job:
     """Reads a claimed job's request into items. A request that cannot be read fails the job, and only it.
 
@@ -80,13 +87,17 @@ def open_job(
         body: Its request.
         parts: Items of a batched job that an earlier delivery finished, as JSON text by index.
         config_keys: What the model lets callers set beside the task's own.
+        read_file: Gives the bytes of a file that the request names, by id; called when they are needed. It
+            raises ``MediaError`` when there is no such file, and ``FileAwayError`` when nobody can tell.
     """
     job = Job(claimed)
+    readers = {name: partial(read_file, file) for name, file in claimed.files.items()} if read_file else {}
     try:
         if body is None:
             raise ModelmillError(ErrorCode.INTERNAL, "The job's request is missing from the job store.")
         task = find_task(claimed.task).accepting(config_keys)
-        request = task.parse(body, batched=claimed.batched, trusted=True)
+        sources = OpenedSources(readers) if readers else None
+        request = task.parse(body, batched=claimed.batched, trusted=True, sources=sources)
         job.items = [Item(job, index, item) for index, item in enumerate(task.items(request))]
         for index, text in (parts or {}).items():
             job.items[index].result = text
@@ -96,11 +107,16 @@ def open_job(
 
 
 def preprocess(runner: Runner[Any, Any], item: Item) -> None:
-    """Prepares one item; its errors stay with it. May run in any thread."""
+    """Prepares one item; its errors stay with it. May run in any thread.
+
+    An item whose file is away stays as it is, and with it its job.
+    """
     started = time.monotonic()
     try:
         item.group = runner.group_key(item.input)
         item.prepared = runner.preprocess(item.input)
+    except FileAwayError as error:
+        logger.warning("job %s waits for a file: %s", item.job.claimed.id, error)
     except Exception as error:
         item.error = as_item_error(error, item)
     # Items of one job may add here from two threads; a lost hundredth of a second does no harm.

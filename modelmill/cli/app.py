@@ -90,6 +90,8 @@ def api(
     """Run the HTTP API."""
     import uvicorn
 
+    from api.auth import keys_are_on
+    from modelmill.cli.keys import hint_at_first_key
     from modelmill.logs import configure_logging
     from modelmill.settings import get_settings
 
@@ -102,6 +104,9 @@ def api(
     )
     settings = get_settings()
     configure_logging(settings.log_level)
+    # Before anything is started, where its sentence reaches the terminal.
+    if keys_are_on(settings):
+        hint_at_first_key(settings)
     uvicorn.run(
         "api.app:app",
         host=settings.host,
@@ -260,6 +265,68 @@ def pull(
     pull_models(names)
 
 
+keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the API, and how much.")
+app.add_typer(keys_app, name="keys")
+
+DataDir = Annotated[
+    Path | None, typer.Option(help="The store of the `modelmill up` that runs over this folder.")
+]
+
+
+@keys_app.command("create")
+@for_people
+def create_key(
+    name: Annotated[str, typer.Argument(help="Who it is for.")],
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It may start and stop models, and see workers and metrics.")
+    ] = False,
+    lanes: Annotated[
+        str, typer.Option(help="Lanes it may use, such as interactive,normal; all, if none.")
+    ] = "",
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="Jobs of it that may run or wait.")] = None,
+    jobs_per_minute: Annotated[int | None, typer.Option(min=1, help="Jobs it may submit a minute.")] = None,
+    burst: Annotated[
+        int | None, typer.Option(min=1, help="Jobs that may come at once; a minute's, if not given.")
+    ] = None,
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the token.")] = False,
+) -> None:
+    """Make a key and print its token, once."""
+    from modelmill.cli.keys import create_key as create
+
+    create(
+        name, is_admin=admin, lanes=_split(lanes), max_jobs=max_jobs, jobs_per_minute=jobs_per_minute,
+        burst=burst, redis_url=redis_url, data_dir=data_dir, quiet=quiet,
+    )  # fmt: skip
+
+
+@keys_app.command("list")
+@for_people
+def list_keys(
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+) -> None:
+    """List the keys. Their tokens are shown to nobody again."""
+    from modelmill.cli.keys import list_keys as show
+
+    show(redis_url=redis_url, data_dir=data_dir, as_json=as_json)
+
+
+@keys_app.command("revoke")
+@for_people
+def revoke_key(
+    id_or_name: Annotated[str, typer.Argument(metavar="ID|NAME", help="The key.")],
+    redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a key for good. Its jobs run on, but nobody can read them any more."""
+    from modelmill.cli.keys import revoke_key as revoke
+
+    revoke(id_or_name, redis_url=redis_url, data_dir=data_dir)
+
+
 @app.command()
 @for_people
 def check(
@@ -283,3 +350,7 @@ def demo() -> None:
 
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# Those register themselves, with what stands above.
+from modelmill.cli import backfill_command, client_commands  # noqa: E402, F401

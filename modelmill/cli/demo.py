@@ -13,7 +13,7 @@ from modelmill import processes
 from modelmill.cli.app import err, out, set_environment
 from modelmill.cli.jobs import result_table
 from modelmill.cli.stack import Stack, open_log
-from modelmill.client import TERMINAL, Client, data_url
+from modelmill.client import Client, Job
 from modelmill.settings import get_settings
 
 TASK, MODEL = "zero-shot-image-classification", "conse-lite0"
@@ -41,8 +41,8 @@ def run_demo() -> int:
                     Client(stack.url) as client,
                 ):
                     say(f"submitting {photo.name}, a photo of a cat, to {TASK}/{MODEL}")
-                    job_id = client.submit(TASK, MODEL, {"image": data_url(photo), "classes": CLASSES})
-                    document = _follow(client, job_id, say)
+                    job = client.submit(TASK, MODEL, image=photo, classes=CLASSES)
+                    document = _follow(client, job, say)
             except Exception:
                 err.print(log_path.read_text(errors="replace")[-4000:], markup=False, highlight=False)
                 raise
@@ -59,14 +59,13 @@ def run_demo() -> int:
     return 0
 
 
-def _follow(client: Client, job_id: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _follow(client: Client, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     """Polls the job, saying every few seconds what is going on: a first run makes ONNX files."""
     deadline = time.monotonic() + TIMEOUT_S
     said_at, pause_s = time.monotonic(), 0.01
     while time.monotonic() < deadline:
-        document = client.job(job_id)
-        if document["status"] in TERMINAL:
-            return document
+        if job.refresh().has_ended:
+            return job.document
         if time.monotonic() - said_at > 3:
             said_at = time.monotonic()
             status = client.model_status(MODEL)["status"]
@@ -75,7 +74,7 @@ def _follow(client: Client, job_id: str, say: Callable[[str], None]) -> dict[str
                 if status == "loading"
                 else ""
             )
-            say(f"the job is {document['status']}, the model is {status}{note}")
+            say(f"the job is {job.status}, the model is {status}{note}")
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.5)
     raise TimeoutError(f"the job has not ended after {TIMEOUT_S:.0f} s")

@@ -1,4 +1,4 @@
-"""What ``submit``, ``job`` and ``models`` do."""
+"""What the commands do that ask a server: ``submit``, ``job``, ``jobs``, ``cancel``, ``models`` and so on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 from modelmill.catalogue import Catalogue
 from modelmill.cli.app import err, out
-from modelmill.client import Client, data_url
+from modelmill.client import AuthenticationError, Client
 from modelmill.errors import ConfigError, ModelmillError
 from modelmill.settings import get_settings
 
@@ -31,7 +31,7 @@ def submit_job(
     as_json: bool,
 ) -> None:
     """Submits a job, batched if a field is given several times; waits if ``timeout_s`` is given."""
-    fields: dict[str, list[Any]] = {"image": [data_url(path) for path in images], "text": list(texts)}
+    fields: dict[str, list[Any]] = {"image": list(images), "text": list(texts)}
     batched = any(len(values) > 1 for values in fields.values())
     inputs: dict[str, Any] = {
         name: values if batched else values[0] for name, values in fields.items() if values
@@ -45,15 +45,20 @@ def submit_job(
             raise ConfigError(f"--config is not JSON: {error}") from None
     if lane:
         inputs["lane"] = lane
-    with Client(url) as client:
-        job_id = client.submit(task, model, inputs, batched=batched)
+    with connect(url) as client:
+        job = client.submit(task, model, inputs, batched=batched)
         if timeout_s is None:
-            out.print_json(data={"id": job_id, "status": "starting"})
+            out.print_json(data={"id": job.id, "status": job.status})
             return
         if not as_json:
-            err.print(f"job {job_id}", highlight=False)
-        document = client.wait(job_id, timeout_s=timeout_s)
-    show_document(document, classes, as_json)
+            err.print(f"job {job.id}", highlight=False)
+        job.wait(timeout_s)
+    show_document(job.document, classes, as_json)
+
+
+def connect(url: str) -> Client:
+    """A client for somebody who sits before it, and would rather be told soon."""
+    return Client(url, max_retries=2)
 
 
 def show_document(document: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
@@ -85,9 +90,40 @@ def result_table(result: dict[str, Any], classes: Sequence[str]) -> Table | None
 
 
 def show_job(url: str, job_id: str, timeout_s: float | None) -> None:
-    with Client(url) as client:
-        document = client.job(job_id) if timeout_s is None else client.wait(job_id, timeout_s=timeout_s)
-    out.print_json(data=document)
+    with connect(url) as client:
+        job = client.job(job_id)
+        if timeout_s is not None:
+            job.wait(timeout_s)
+    out.print_json(data=job.document)
+
+
+def list_jobs(url: str, limit: int, only: dict[str, Any]) -> None:
+    """The newest jobs, as a table; ``only`` are arguments of ``Client.jobs``."""
+    table = Table("job", "task", "model", "status", "created")
+    with connect(url) as client:
+        for job in client.jobs(limit=limit, **only):
+            created = str(job.document.get("created_at", ""))
+            table.add_row(job.id, job.task, job.model, job.status, created)
+    out.print(table)
+
+
+def cancel_job(url: str, job_id: str) -> None:
+    with connect(url) as client:
+        job = client.job(job_id).cancel()
+    out.print_json(data={"id": job.id, "status": job.status})
+
+
+def delete_job(url: str, job_id: str) -> None:
+    with connect(url) as client:
+        client.job(job_id).delete()
+    err.print(f"deleted {job_id}", highlight=False)
+
+
+def follow_job(url: str, job_id: str, after: str | None) -> None:
+    with connect(url) as client:
+        for event in client.job(job_id).events(after):
+            line = {"id": event.id, "type": event.type, "data": event.data}
+            typer.echo(json.dumps(line, ensure_ascii=False))
 
 
 def list_models(url: str) -> None:
@@ -96,10 +132,12 @@ def list_models(url: str) -> None:
     statuses: dict[str, str] = {}
     tasks = {name: list(entry.tasks) for name, entry in catalogue.items()}
     try:
-        with Client(url, timeout_s=5) as client:
+        with Client(url, timeout_s=5, max_retries=0) as client:
             for name in client.models():
                 statuses[name] = str(client.model_status(name)["status"])
                 tasks.setdefault(name, client.model_tasks(name))
+    except AuthenticationError:
+        raise
     except ModelmillError:
         err.print(f"[dim]no server answers at {url}: this is the local catalogue[/dim]", highlight=False)
     table = Table("model", "tasks", "backend", "status", "what it is")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
+from api.auth import keys_are_on
 from modelmill import processes
 from modelmill.cli.app import err, out
 from modelmill.client import Client
@@ -60,11 +61,16 @@ class Stack:
             self._say("starting the job store (embedded Valkey)")
             server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
             cleanup.callback(self._say, "stopping the job store")
+            blobs = self._settings.blob_url or str(self._settings.data_dir / "blobs")
             for name, arguments in self._commands.items():
                 self._say(f"starting the {name}")
                 process = processes.start(
                     processes.python("-m", "modelmill.cli", *arguments),
-                    {"MODELMILL_REDIS_URL": server.url, "MODELMILL_BROKER_URL": server.url},
+                    {
+                        "MODELMILL_REDIS_URL": server.url,
+                        "MODELMILL_BROKER_URL": server.url,
+                        "MODELMILL_BLOB_URL": blobs,
+                    },
                     self._log,
                 )
                 self._running[name] = process
@@ -84,7 +90,7 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        with Client(self.url, timeout_s=5) as client:
+        with Client(self.url, timeout_s=5, max_retries=0) as client:
             while time.monotonic() < deadline:
                 if (name := self.ended()) is not None:
                     raise ConfigError(f"The {name} ended while starting; its output says why.")
@@ -112,6 +118,8 @@ def run_stack(host: str, port: int, devices: str, preload: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     settings = get_settings()
+    # What the API would refuse later is refused before anything is started.
+    keys_are_on(settings.model_copy(update={"host": host}))
     with Stack(
         settings, host, port, devices, preload, say=lambda line: err.print(f"[dim]{line}[/dim]")
     ) as stack:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, cast
 
 import redis.asyncio
@@ -13,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from modelmill.blobs import BlobStore
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
@@ -22,6 +25,8 @@ from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Sub
 
 SHARED_BYTES = 1024 * 1024
 """Larger bodies do not go over the connection that everybody shares."""
+OPEN_LOOK = 2000
+"""Waiting jobs that are looked at to find a caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,7 @@ class AsyncJobStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.blobs = BlobStore.from_settings(settings)
         retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2)
         # A pool that lets callers wait for a connection: the plain one refuses whoever comes 101st.
         pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -99,30 +105,85 @@ class AsyncJobStore:
         A reply that was lost is a 503 to the caller, although the job may have been accepted; the
         same Idempotency-Key then gives the same answer.
         """
-        script = scripts.script("submit")
-        arguments = scripts.pack_submit(job, self._settings)
-        # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
-        write: Command = ("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX")
-        accept: Command = ("EVALSHA", script.sha, 0, *arguments)
+        job = await self._placed(job)
+        commands = self._submit_commands(job)
         async with _translated():
-            written: Any = None
-            if job.blob is not None:
-                (reply,) = await self._shared.execute(accept)
-            elif len(job.body) <= SHARED_BYTES:
-                written, reply = await self._shared.execute(write, accept)
+            if job.blob is not None or len(job.body) <= SHARED_BYTES:
+                replies = await self._shared.execute(*commands)
             else:
                 # Nobody else's commands are to wait behind many megabytes.
                 pipe = self._redis.pipeline(transaction=False)
-                pipe.execute_command(*write)
-                pipe.execute_command(*accept)
-                written, reply = await pipe.execute(raise_on_error=False)
-            if isinstance(written, Exception):
-                raise written
-            if isinstance(reply, NoScriptError):
-                reply = await cast("Any", self._redis.eval(script.source, 0, *cast("list[str]", arguments)))
-            if isinstance(reply, Exception):
-                raise reply
-            return scripts.read_submit(reply)
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies = await pipe.execute(raise_on_error=False)
+            return await self._read_submit(job, replies)
+
+    async def is_known(self, caller: str, idempotency_key: str) -> bool:
+        """Whether a job of that key is there, so that ``submit`` accepts no other."""
+        (known,) = await self.ask(("GET", f"{keys.IDEMPOTENCY}{caller}:{idempotency_key}"))
+        if known is None:
+            return False
+        job_id = known.decode().partition(" ")[0]
+        ((task, gone),) = await self.ask(("HMGET", keys.JOB + job_id, "task", "gone"))
+        return task is not None and gone is None
+
+    async def submit_many(self, jobs: Sequence[Submission]) -> list[Accepted | ModelmillError]:
+        """Accepts jobs in their order; all in one round trip, unless their bodies are large."""
+        if sum(len(job.body) for job in jobs) > SHARED_BYTES or any(map(self._is_for_blobs, jobs)):
+            return [await self._submit_or_say(job) for job in jobs]
+        packed = [self._submit_commands(job) for job in jobs]
+        answers: list[Accepted | ModelmillError] = []
+        try:
+            async with _translated():
+                replies = await self._shared.execute(*chain.from_iterable(packed))
+        except ModelmillError as error:
+            return [error] * len(jobs)
+        at = 0
+        for job, commands in zip(jobs, packed, strict=True):
+            try:
+                async with _translated():
+                    answers.append(await self._read_submit(job, replies[at : at + len(commands)]))
+            except ModelmillError as error:
+                answers.append(error)
+            at += len(commands)
+        return answers
+
+    async def _submit_or_say(self, job: Submission) -> Accepted | ModelmillError:
+        try:
+            return await self.submit(job)
+        except ModelmillError as error:
+            return error
+
+    def _is_for_blobs(self, job: Submission) -> bool:
+        return self.blobs is not None and job.blob is None and len(job.body) >= self._settings.blob_min_bytes
+
+    async def _placed(self, job: Submission) -> Submission:
+        """The job, with a large body written to the blob store."""
+        if self.blobs is None or not self._is_for_blobs(job):
+            return job
+        name = keys.IN_BLOB + job.id
+        await asyncio.to_thread(self.blobs.put, name, job.body)
+        return replace(job, blob=name)
+
+    def _submit_commands(self, job: Submission) -> list[Command]:
+        arguments = scripts.pack_submit(job, self._settings)
+        accept: Command = ("EVALSHA", scripts.script("submit").sha, 0, *arguments)
+        if job.blob is not None:
+            return [accept]
+        # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
+        return [("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX"), accept]
+
+    async def _read_submit(self, job: Submission, replies: Sequence[Any]) -> Accepted:
+        *written, reply = replies
+        for refused in written:
+            if isinstance(refused, Exception):
+                raise refused
+        if isinstance(reply, NoScriptError):
+            arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
+            reply = await cast("Any", self._redis.eval(scripts.script("submit").source, 0, *arguments))
+        if isinstance(reply, Exception):
+            raise reply
+        return scripts.read_submit(reply)
 
     async def get(self, job_id: str) -> JobRecord | None:
         """The job, or None when it is unknown or its time to live is over."""
@@ -133,7 +194,19 @@ class AsyncJobStore:
             result = fields.get(b"result")
             if b"out" in fields:
                 result = cast("bytes | None", await self._redis.get(fields[b"out"].decode()))
+            if b"out_blob" in fields:
+                result = await self._read_blob(fields[b"out_blob"].decode())
             return JobRecord.from_hash(job_id, fields, result)
+
+    async def _read_blob(self, name: str) -> bytes | None:
+        return None if self.blobs is None else await asyncio.to_thread(self.blobs.get, name)
+
+    async def request(self, job: JobRecord) -> bytes | None:
+        """The body that a job was submitted with, if it is still there."""
+        if job.blob is not None:
+            return await self._read_blob(job.blob)
+        async with _translated():
+            return cast("bytes | None", await self._redis.get(keys.IN + job.id))
 
     async def standing(self, job: JobRecord) -> Standing:
         """Where a job stands that had not ended when it was read."""
@@ -219,21 +292,30 @@ class AsyncJobStore:
             for model, depth, since in zip(models, depths, created, strict=True)
         }
 
-    async def open_jobs(self, model: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Up to ``limit`` jobs of ``model`` that have not ended, running ones first, as (id, status)."""
+    async def open_jobs(self, model: str, caller: str, limit: int = 100) -> list[tuple[str, str]]:
+        """Up to ``limit`` jobs of a caller that ``model`` has not ended, running ones first, as (id, status).
+
+        Of those that wait, only the first ``OPEN_LOOK`` of the model's queue are looked at.
+        """
         async with _translated():
-            leased = await self._ids(keys.LEASES, -1)
-            pipe = self._redis.pipeline(transaction=False)
-            for job_id in leased:
-                pipe.hget(keys.JOB + job_id, "model")
-            models = await pipe.execute() if leased else []
-            running = [
-                (job_id, "running")
-                for job_id, name in zip(leased, models, strict=True)
-                if name == model.encode()
-            ][:limit]
-            waiting = await self._ids(keys.READY + model, limit - 1)
-        return [*running, *((job_id, "starting") for job_id in waiting)][:limit]
+            running = await self._of(await self._ids(keys.LEASES, 0, -1), model, caller, limit)
+            waiting: list[str] = []
+            for start in range(0, OPEN_LOOK, 500):
+                page = await self._ids(keys.READY + model, start, start + 499)
+                waiting += await self._of(page, model, caller, limit - len(running) - len(waiting))
+                if len(page) < 500 or len(running) + len(waiting) == limit:
+                    break
+        return [*((job_id, "running") for job_id in running), *((job_id, "starting") for job_id in waiting)]
+
+    async def _of(self, job_ids: Sequence[str], model: str, caller: str, limit: int) -> list[str]:
+        """The first ``limit`` of ``job_ids`` that are jobs of that model and caller."""
+        pipe = self._redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipe.hmget(keys.JOB + job_id, "model", "caller", "gone")
+        found = await pipe.execute() if job_ids else []
+        wanted = [model.encode(), caller.encode(), None]
+        own = [job_id for job_id, whose in zip(job_ids, found, strict=True) if whose == wanted]
+        return own[:limit]
 
     async def unfinished(self) -> int:
         """Jobs of all models that have not ended."""
@@ -262,6 +344,19 @@ class AsyncJobStore:
         async with _translated():
             return bool(await self._redis.exists(keys.STARTING + model))
 
+    async def ask(self, *commands: Command) -> list[Any]:
+        """The replies to reading commands, over the connection that everybody shares."""
+        async with _translated():
+            return await self._ask(*commands)
+
+    async def carry(self, *commands: Command) -> list[Any]:
+        """The replies to commands of large values, for which nobody else is to wait."""
+        async with _translated():
+            pipe = self._redis.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            return await pipe.execute()
+
     async def _ask(self, *commands: Command) -> list[Any]:
         replies = await self._shared.execute(*commands)
         for reply in replies:
@@ -269,8 +364,8 @@ class AsyncJobStore:
                 raise reply
         return replies
 
-    async def _ids(self, key: str, last: int) -> list[str]:
-        found = cast("list[bytes]", await self._redis.zrange(key, 0, last))
+    async def _ids(self, key: str, first: int, last: int) -> list[str]:
+        found = cast("list[bytes]", await self._redis.zrange(key, first, last))
         return [job_id.decode() for job_id in found]
 
     async def run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
@@ -179,7 +179,10 @@ def read_beat(reply: Any) -> Beat:
     return Beat(frozenset(lost), frozenset(cancel))
 
 
-def pack_settle(outcomes: Sequence[Ended | Released], settings: Settings) -> list[Argument]:
+def pack_settle(
+    outcomes: Sequence[Ended | Released], settings: Settings, blobs: Collection[str] = ()
+) -> list[Argument]:
+    """Arguments of ``settle``. ``blobs``: names of the results that were written to the blob store."""
     arguments: list[Argument] = [settings.result_ttl_s * 1000]
     for outcome in outcomes:
         if isinstance(outcome, Released):
@@ -192,6 +195,8 @@ def pack_settle(outcomes: Sequence[Ended | Released], settings: Settings) -> lis
         inline: bytes | str
         if outcome.result is None:
             where, inline = "", ""
+        elif (name := out_blob(outcome)) in blobs:
+            where, inline = "blob", name
         elif large_result(outcome):
             where, inline = "beside", ""
         else:
@@ -213,6 +218,11 @@ def large_result(outcome: Ended | Released) -> bytes | None:
     if isinstance(outcome, Ended) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
         return outcome.result
     return None
+
+
+def out_blob(outcome: Ended) -> str:
+    """What a result is called in the blob store. Named after the fence, as beside the record."""
+    return f"{keys.OUT_BLOB}{outcome.id}.{outcome.fence}"
 
 
 def read_settle(reply: Any) -> list[Settlement]:

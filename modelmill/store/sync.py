@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
+from modelmill.blobs import BlobError, BlobStore
 from modelmill.settings import Settings
 from modelmill.store import keys, scripts
 from modelmill.store.records import (
@@ -27,6 +29,8 @@ from modelmill.store.records import (
     node_records,
 )
 
+logger = logging.getLogger(__name__)
+
 PARTS_TTL_S = 7 * 86_400
 
 
@@ -34,11 +38,13 @@ class JobStore:
     """Claims, beats, settles and reaps. Thread-safe; every call may be replayed.
 
     Raises ``redis.exceptions.ConnectionError`` or ``TimeoutError`` when the server stays away for a
-    few seconds: callers hold what they have and come again.
+    few seconds: callers hold what they have and come again. Likewise ``BlobError``, where a blob store is
+    set up.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._blobs = BlobStore.from_settings(settings)
         self._redis = redis.Redis.from_url(
             settings.redis_url,
             socket_timeout=10,
@@ -91,10 +97,31 @@ class JobStore:
 
     def inputs(self, jobs: Sequence[Claimed]) -> list[bytes | None]:
         """The request bodies of claimed jobs, in order."""
-        if not jobs:
-            return []
-        found = self._redis.mget([keys.IN + job.id for job in jobs])
-        return cast("list[bytes | None]", found)
+        beside = [job.id for job in jobs if job.blob is None]
+        found = cast(
+            "list[bytes | None]", self._redis.mget([keys.IN + id for id in beside]) if beside else []
+        )
+        bodies = dict(zip(beside, found, strict=True))
+        blobs = self._read_blobs([job.blob for job in jobs if job.blob is not None])
+        return [bodies[job.id] if job.blob is None else blobs[job.blob] for job in jobs]
+
+    def read_file(self, file_id: str) -> bytes | None:
+        """The content of a file that a job names."""
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.hget(keys.FILE + file_id, "blob")
+        pipe.get(keys.BLOB + file_id)
+        blob, content = pipe.execute()
+        if blob is None:
+            return cast("bytes | None", content)
+        return self._read_blobs([blob.decode()])[blob.decode()]
+
+    def _read_blobs(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        if self._blobs is not None:
+            return self._blobs.get_many(names)
+        if names:
+            logger.error("payloads lie in a blob store, and this process has no MODELMILL_BLOB_URL")
+            raise BlobError
+        return {}
 
     def beat(self, held: Sequence[tuple[str, str]], progress: Mapping[str, Progress] | None = None) -> Beat:
         """Extends the leases of ``(id, fence)`` pairs, and notes how far some of the jobs are."""
@@ -104,11 +131,49 @@ class JobStore:
         """Ends jobs or gives them back; large results are written beside the records first."""
         if not outcomes:
             return []
-        arguments = scripts.pack_settle(outcomes, self._settings)
+        blobs = self._large_results(outcomes)
+        if self._blobs is not None and blobs:
+            self._blobs.put_many(blobs)
         for outcome in outcomes:
-            if large := scripts.large_result(outcome):
-                self._redis.set(keys.out(outcome.id, outcome.fence), large, ex=scripts.ORPHAN_TTL_S)
-        return scripts.read_settle(self._run("settle", arguments))
+            large = scripts.large_result(outcome)
+            if isinstance(outcome, Ended) and large and scripts.out_blob(outcome) not in blobs:
+                # Not over itself: again after a lost reply, it would cut the time to live of an ended job's.
+                beside = keys.out(outcome.id, outcome.fence)
+                self._redis.set(beside, large, ex=scripts.ORPHAN_TTL_S, nx=True)
+        arguments = scripts.pack_settle(outcomes, self._settings, blobs)
+        verdicts = scripts.read_settle(self._run("settle", arguments))
+        self._drop_refused(outcomes, verdicts, blobs)
+        return verdicts
+
+    def _large_results(self, outcomes: Sequence[Ended | Released]) -> dict[str, bytes]:
+        """Results that go to the blob store, by the name that they get there."""
+        if self._blobs is None:
+            return {}
+        return {
+            scripts.out_blob(outcome): outcome.result
+            for outcome in outcomes
+            if isinstance(outcome, Ended)
+            and outcome.result
+            and len(outcome.result) >= self._settings.blob_min_bytes
+        }
+
+    def _drop_refused(
+        self,
+        outcomes: Sequence[Ended | Released],
+        verdicts: Sequence[Settlement],
+        blobs: Mapping[str, bytes],
+    ) -> None:
+        refused = {
+            scripts.out_blob(outcome)
+            for outcome, verdict in zip(outcomes, verdicts, strict=True)
+            if isinstance(outcome, Ended) and verdict is not Settlement.OK
+        }.intersection(blobs)
+        if self._blobs is None or not refused:
+            return
+        try:
+            self._blobs.delete(refused)
+        except BlobError as error:
+            logger.warning("refused results stay until orphans are swept: %s", error)
 
     def reap(self) -> Reaped:
         """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
@@ -130,6 +195,9 @@ class JobStore:
         result = fields.get(b"result")
         if b"out" in fields:
             result = cast("bytes | None", self._redis.get(fields[b"out"].decode()))
+        if b"out_blob" in fields:
+            blob = fields[b"out_blob"].decode()
+            result = self._read_blobs([blob])[blob]
         return JobRecord.from_hash(job_id, fields, result)
 
     def parts(self, job_id: str) -> dict[int, str]:
@@ -140,13 +208,20 @@ class JobStore:
     def save_parts(self, job_id: str, parts: Mapping[int, str]) -> None:
         """Keeps finished items of a batched job that goes on, so that a retry need not run them again.
 
-        Not fenced: a late writer only adds a valid result of the same item. What it writes after the
-        job's end expires by itself.
+        Whoever follows the job is told how many there are. Not fenced: a late writer only adds a valid
+        result of the same item. What it writes after the job's end goes again, or expires by itself.
         """
         pipe = self._redis.pipeline(transaction=False)
         pipe.hset(keys.PARTS + job_id, mapping={str(index): text for index, text in parts.items()})
         pipe.expire(keys.PARTS + job_id, PARTS_TTL_S)
-        pipe.execute()
+        # Results may be large: they do not pass through Lua.
+        pipe.evalsha(scripts.script("parts").sha, 0, job_id)
+        *kept, told = pipe.execute(raise_on_error=False)
+        if isinstance(told, NoScriptError):
+            told = self._run("parts", [job_id])
+        for reply in (*kept, told):
+            if isinstance(reply, Exception):
+                raise reply
 
     def depth(self, model: str) -> int:
         """Jobs that wait for ``model``."""

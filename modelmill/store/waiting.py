@@ -1,4 +1,4 @@
-"""Waiting for the end of jobs: one subscription for everybody who waits in a process."""
+"""Waiting for jobs: one subscription for everybody in a process who waits for an end, or follows a job."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, cast
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, TypeVar, cast
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -27,13 +27,17 @@ SILENCE_S = 15.0
 """A connection that is silent for so long is asked whether it lives, and after as long again dropped."""
 ANSWER_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+_ENDED_CHANNEL = keys.ENDED_CHANNEL.encode()
+_HOOK = b"- hook"
+Waiter = TypeVar("Waiter")
 
 
 class EndWatch:
-    """Tells those who wait in this process that their job has ended.
+    """Tells those who wait in this process that their job has ended, or that something happened to it.
 
-    Every terminal write publishes on one channel, and one connection listens to it for all. While it is
-    broken, ends are missed; so each new subscription first looks once at every job that is waited for.
+    Every terminal write publishes on one channel, what else happens on another, and one connection listens
+    to both for all. While it is broken, news is missed; so each new subscription first looks once at every
+    job whose end is waited for, and wakes everybody else, to look for themselves.
     """
 
     def __init__(self, settings: Settings, store: AsyncJobStore) -> None:
@@ -49,6 +53,11 @@ class EndWatch:
             retry=Retry(NoBackoff(), 0),
         )
         self._waiting: dict[bytes, set[asyncio.Future[None]]] = {}
+        self._following: dict[bytes, set[asyncio.Event]] = {}
+        self.waiting = 0
+        """How many wait now, or follow a job."""
+        self.hooks = asyncio.Event()
+        """Set when a webhook may be due: whoever sends them clears it before looking."""
         self._released = False
         self._listening = False
         self._tried = asyncio.Event()
@@ -61,34 +70,58 @@ class EndWatch:
         await self._tried.wait()
 
     @property
-    def waiting(self) -> int:
-        """How many wait now."""
-        return sum(len(futures) for futures in self._waiting.values())
+    def released(self) -> bool:
+        """Whether this process is about to end, so that nobody is to wait any more."""
+        return self._released
 
-    @contextmanager
-    def watch(self, job_id: str) -> Iterator[asyncio.Future[None]]:
+    def watch(self, job_id: str) -> AbstractContextManager[asyncio.Future[None]]:
         """A future that is done when the job ends, from now on: look at the record after, not before.
 
         It may be done early, so whoever it wakes reads the record to know.
         """
+        return self.watch_any((job_id,))
+
+    @contextmanager
+    def watch_any(self, job_ids: Iterable[str]) -> Iterator[asyncio.Future[None]]:
+        """As ``watch``, for many: done when the first of them ends."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._released:
             future.set_result(None)
-        key = job_id.encode()
-        futures = self._waiting.setdefault(key, set())
-        futures.add(future)
+        watched = [job_id.encode() for job_id in job_ids]
+        for key in watched:
+            self._waiting.setdefault(key, set()).add(future)
+        self.waiting += 1
         try:
             yield future
         finally:
-            futures.discard(future)
-            if not futures:
-                self._waiting.pop(key, None)
+            self.waiting -= 1
+            for key in watched:
+                _leave(self._waiting, key, future)
+
+    @contextmanager
+    def follow(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something may have happened to the job, its end included.
+
+        Clear it first, then look, then wait: so nothing is missed, and much news at once is looked at once.
+        """
+        news = asyncio.Event()
+        if self._released:
+            news.set()
+        key = job_id.encode()
+        self._following.setdefault(key, set()).add(news)
+        self.waiting += 1
+        try:
+            yield news
+        finally:
+            self.waiting -= 1
+            _leave(self._following, key, news)
 
     def release(self) -> None:
         """Wakes everybody, now and from now on: this process is about to end."""
         self._released = True
         for job_id in self._waiting:
-            self._wake(job_id)
+            self._end(job_id)
+        self._wake_followers()
 
     async def close(self) -> None:
         self.release()
@@ -106,12 +139,12 @@ class EndWatch:
             except (RedisError, ModelmillError, OSError) as error:
                 problem: Exception = error
             except Exception as error:
-                logger.exception("the subscription to ended jobs failed")
+                logger.exception("the subscription to news of jobs failed")
                 problem = error
             if self._listening:
                 pause_s, told = FIRST_PAUSE_S, False
             if not told:
-                logger.warning("not subscribed to ended jobs, trying again: %s", problem)
+                logger.warning("not subscribed to news of jobs, trying again: %s", problem)
                 told = True
             self._listening = False
             self._tried.set()
@@ -119,13 +152,15 @@ class EndWatch:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _listen(self) -> None:
-        """Subscribes, catches up, and passes ends on until the connection breaks."""
+        """Subscribes, catches up, and passes news on until the connection breaks."""
         connection = cast("Any", self._pool).make_connection()
         try:
             await connection.connect()
-            await connection.send_command("SUBSCRIBE", keys.ENDED_CHANNEL)
-            if await connection.read_response(timeout=ANSWER_S, push_request=True) is None:
-                raise RedisConnectionError("no answer to SUBSCRIBE")
+            channels = (keys.ENDED_CHANNEL, keys.NEWS_CHANNEL)
+            await connection.send_command("SUBSCRIBE", *channels)
+            for _ in channels:
+                if await connection.read_response(timeout=ANSWER_S, push_request=True) is None:
+                    raise RedisConnectionError("no answer to SUBSCRIBE")
             await self._catch_up()
             self._listening = True
             self._tried.set()
@@ -143,9 +178,13 @@ class EndWatch:
             # Without a time limit of its own: it would cost a timer for each message.
             reply = await connection.read_response(timeout=math.inf, push_request=True)
             self._heard_at = time.monotonic()
-            if reply[0] == b"message":
+            if reply[0] != b"message":
+                continue
+            if reply[1] == _ENDED_CHANNEL:
                 for line in reply[2].split(b"\n"):
-                    self._wake(line.partition(b" ")[0])
+                    self._end(line.partition(b" ")[0])
+            else:
+                self._tell(reply[2])
 
     async def _keep_alive(self, connection: Any, reading: asyncio.Task[None]) -> None:
         """Returns never; raises what ended the reading, or that the connection has fallen silent."""
@@ -164,11 +203,39 @@ class EndWatch:
                 await connection.send_command("PING")
 
     async def _catch_up(self) -> None:
-        """Wakes those whose job ended while nobody listened."""
+        """Wakes those whose job ended while nobody listened, and whoever looks for themselves."""
+        self._wake_followers()
+        self.hooks.set()
         for job_id in await self._store.ended([job_id.decode() for job_id in self._waiting]):
-            self._wake(job_id.encode())
+            self._end(job_id.encode())
 
-    def _wake(self, job_id: bytes) -> None:
+    def _end(self, job_id: bytes) -> None:
         for future in self._waiting.get(job_id, ()):
             if not future.done():
                 future.set_result(None)
+        for news in self._following.get(job_id, ()):
+            news.set()
+
+    def _tell(self, lines: bytes) -> None:
+        """Passes on what scripts tell of at once: ``{id} {event}`` a line, and ``- hook`` as the last."""
+        if lines.endswith(_HOOK):
+            self.hooks.set()
+        # Every job that starts is told of, and most are followed by nobody.
+        if not self._following:
+            return
+        for line in lines.split(b"\n"):
+            for news in self._following.get(line.partition(b" ")[0], ()):
+                news.set()
+
+    def _wake_followers(self) -> None:
+        for followers in self._following.values():
+            for news in followers:
+                news.set()
+
+
+def _leave(waiting: dict[bytes, set[Waiter]], key: bytes, waiter: Waiter) -> None:
+    waiters = waiting.get(key)
+    if waiters is not None:
+        waiters.discard(waiter)
+        if not waiters:
+            del waiting[key]

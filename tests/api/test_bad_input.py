@@ -50,7 +50,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
         ({"image": ""}, "image", "invalid_media"),
         ({"image": encoded(png_header(40_000, 40_000))}, "image", "media_too_large"),
         ({"image": "http://example.com/cat.jpg"}, "image", "media_source_refused"),
-        ({"image": "file:abc"}, "image", "media_source_refused"),
+        ({"image": "file:abc"}, "image", "media_not_found"),
         ({"image": [CAT]}, "image", "invalid_input"),
         ({"classes": []}, "classes", "invalid_input"),
         ({"classes": ["cat", ""]}, "classes.1", "invalid_input"),

@@ -403,11 +403,11 @@ def test_the_document_of_the_api_shows_the_preference(api: httpx.Client) -> None
 def test_the_client_waits_in_one_request(api: httpx.Client, store: JobStore) -> None:
     with Client(str(api.base_url)) as client:
         paths: list[str] = []
-        client._http.event_hooks["request"].append(lambda request: paths.append(request.url.path))
-        job_id = submit(api)
+        client._wire.http.event_hooks["request"].append(lambda request: paths.append(request.url.path))
+        job = client.job(submit(api))
         with ThreadPoolExecutor(1) as pool:
-            document = pool.submit(client.wait, job_id, timeout_s=20)
+            waited = pool.submit(job.wait, 20)
             wait_until(lambda: waiting(api) == 1)
             finish(store)
-            assert document.result(timeout=5)["status"] == "complete"
-        assert paths == [f"/api/jobs/{job_id}"]
+            assert waited.result(timeout=5).status == "complete"
+        assert paths == [f"/api/jobs/{job.id}"] * 2

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from api.auth import keys_are_on
 from modelmill.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-ONLY_FOR_COMPOSE = {"MODELMILL_REDIS_PASSWORD", "MODELMILL_MODELS_DIR"}
-"""Variables that the compose file puts into others; no process of ours reads them."""
+ONLY_FOR_COMPOSE = {"MODELMILL_REDIS_PASSWORD", "MODELMILL_MODELS_DIR", "MODELMILL_PUBLISH"}
+"""Variables of the compose file itself; no process of ours reads them."""
 TORCH_CARRYING = {"torch", "torchvision", "transformers", "diffusers", "accelerate", "sentence-transformers"}
 
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text(encoding="utf-8"))
@@ -131,10 +132,18 @@ def test_api_and_workers_use_that_redis_with_its_password(service: str) -> None:
     assert re.fullmatch(r"redis://:\$\{MODELMILL_REDIS_PASSWORD:\?[^}]+\}@redis:6379/0", url)
 
 
-def test_the_api_is_published_on_loopback_only() -> None:
-    assert SERVICES["api"]["ports"] == ["127.0.0.1:8000:8000"]
+def test_the_api_is_published_on_loopback_unless_told_otherwise() -> None:
+    assert SERVICES["api"]["ports"] == ["${MODELMILL_PUBLISH:-127.0.0.1}:8000:8000"]
     assert SERVICES["api"]["environment"]["MODELMILL_HOST"] == "0.0.0.0"
     assert not [name for name in SERVICES if name != "api" and "ports" in SERVICES[name]]
+
+
+def test_the_api_asks_for_keys_wherever_it_is_published() -> None:
+    environment = SERVICES["api"]["environment"]
+    assert environment["MODELMILL_AUTH"] == "on"
+    assert "MODELMILL_ALLOW_NO_AUTH" not in COMPOSE_FILE.read_text(encoding="utf-8")
+    plain = {name: value for name, value in environment.items() if "$" not in value}
+    assert keys_are_on(Settings.from_env(plain))
 
 
 def test_the_api_cannot_write_to_its_image() -> None:

@@ -153,8 +153,8 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, 
     first = start_up(tmp_path, cache_dir, *options)
     body = {"image": data_url(CAT_PHOTO), "classes": ["cat"]}
     with Client(first.url) as client:
-        done = client.submit(TASK, "noop", body)
-        assert client.wait(done, timeout_s=30)["status"] == "complete"
+        done = client.submit(TASK, "noop", body).wait(30)
+        assert done.status == "complete"
     children = psutil.Process(first.process.pid).children(recursive=True)
     assert {"valkey-server"} <= {child.name() for child in children}
     assert len(children) >= 5
@@ -164,8 +164,8 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, 
 
     second = start_up(tmp_path, cache_dir, *options)
     with Client(second.url) as client:
-        assert client.job(done)["result"] == {"probabilities": [1.0]}
-        assert client.wait(client.submit(TASK, "noop", body), timeout_s=30)["status"] == "complete"
+        assert client.job(done.id).result == {"probabilities": [1.0]}
+        assert client.submit(TASK, "noop", body).wait(30).status == "complete"
     assert processes.stop(second.process, 40)
 
 

@@ -90,7 +90,7 @@ for _, id in ipairs(candidates()) do
     redis.call('ZREM', K.deadlines, id)
     redis.call('ZADD', K.leases, now + lease_ms, id)
     local deliveries = redis.call('HINCRBY', key, 'deliveries', 1)
-    if deliveries > 1 then
+    if job[5] then
       redis.call('HDEL', key, 'progress')
       log(id, 'info', 'Handed to a worker again: delivery ' .. deliveries .. '.')
     end

@@ -56,7 +56,7 @@ local function settle(id, fence, outcome, where, result, fields)
     table.insert(fields, result)
   elseif where == 'beside' then
     local out = K.out .. id .. ':' .. fence
-    if redis.call('PEXPIRE', out, ttl_ms) == 0 then return 'missing' end
+    if redis.call('PEXPIRE', out, tonumber(job[3] or ttl_ms)) == 0 then return 'missing' end
     table.insert(fields, 'out')
     table.insert(fields, out)
   elseif where == 'blob' then

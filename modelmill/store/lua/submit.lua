@@ -42,7 +42,8 @@ local idem = K.idem .. caller .. ':' .. idem_key
 if idem_key ~= '' then
   local seen_id, seen_hash = string.match(redis.call('GET', idem) or '', '^(%S+) (%S+)$')
   -- Of a job that is gone nobody could read the end: this is a new one.
-  if seen_id and redis.call('EXISTS', K.job .. seen_id) == 1 then
+  local seen = seen_id and redis.call('HMGET', K.job .. seen_id, 'task', 'gone') or {}
+  if seen[1] and not seen[2] then
     return refused(seen_hash == body_hash and 'replayed' or 'conflict', seen_id)
   end
 end
@@ -55,7 +56,8 @@ local due
 local left = -1
 if interval_ms then
   due = math.max(tonumber(redis.call('GET', K.rate .. caller) or 0), now) + interval_ms
-  local spare_ms = burst * interval_ms - (due - now)
+  -- With a little more than what rounding took away, or the last of a burst would be refused.
+  local spare_ms = burst * interval_ms - (due - now) + math.min(1, interval_ms / 2)
   left = math.max(0, math.floor(spare_ms / interval_ms))
   if spare_ms < 0 then return refused('rate_limited', nil, -spare_ms, 0) end
 end

@@ -1,7 +1,7 @@
 """The scripts on a real Valkey against a model in plain Python, step by step.
 
-Hypothesis composes the steps: submit, claim, beat, settle, cancel, reap, replays of each, wrong fences, time
-that passes, restarts. After each step the whole of the store must be what the model says.
+Hypothesis composes the steps: submit, claim, beat, settle, cancel, delete, reap, sweep, replays of each,
+wrong fences, time that passes, restarts. After each step the whole of the store must be what the model says.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import json
 import os
 import random
 import uuid
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -36,29 +35,68 @@ from modelmill.store import (
     AsyncJobStore,
     Ended,
     JobStore,
+    Progress,
     Released,
     Return,
-    Settlement,
     Submission,
     Verdict,
     keys,
 )
-from modelmill.store.records import LANE_RANK
+from tests.modelmill.store.state_model import (
+    BELL_EVERY,
+    CALLERS,
+    CLAIM_TTL_S,
+    DEADLINE_S,
+    FILE_BYTES,
+    FILE_TTL_S,
+    IDEMPOTENCY_TTL_S,
+    KEEP_BYTES,
+    LEASE_S,
+    LONG_TTL_S,
+    MAX_BYTES,
+    MAX_DELIVERIES,
+    MAX_DEPTH,
+    MODELS,
+    QUOTA,
+    RATE,
+    RESULT_TTL_S,
+    SHORT_TTL_S,
+    TASK,
+    TIME_STEP_S,
+    ModelFile,
+    ModelJob,
+    StoreModel,
+)
 
 SEED = int(os.environ.get("HYPOTHESIS_SEED") or random.SystemRandom().randrange(2**32))
-EXAMPLES, STEPS = 400, 50
+EXAMPLES, STEPS = 200, 50
 
-TASK, MODELS = "a-task", ("one", "two")
-LEASE_S, RESULT_TTL_S, IDEMPOTENCY_TTL_S, DEADLINE_S = 1000, 5000, 2500, 700
-CLAIM_TTL_S = 6 * LEASE_S
-TIME_STEP_S = 300
-"""No multiple of it is one of the durations above, so the real time that a step takes decides nothing."""
-MAX_DEPTH, MAX_BYTES, MAX_DELIVERIES, BELL_EVERY, MAX_CRASHES = 12, 6000, 5, 4, 3
 LARGE = b'"' + b"x" * keys.INLINE_BYTES + b'"'
+ABOUT_S = 60.0
+"""More than the real time that an example takes, and less than a step of the model's."""
+
+PLAIN: dict[str, Any] = {}
+HOOKS = {"webhook": "https://example.com/", "webhook_events": ("started", "progress", "ended")}
+FILES = {"file:1": "file-of-somebody", "https://example.com/a.png": "file-of-somebody"}
+EXTRAS: tuple[dict[str, Any], ...] = (
+    *(PLAIN, PLAIN, PLAIN),
+    {
+        "result_ttl_s": SHORT_TTL_S,
+        "files": FILES,
+        "webhook": "https://example.com/",
+        "webhook_events": ("ended",),
+    },
+    {"result_ttl_s": LONG_TTL_S, "tags": ("a", "b"), "metadata": {"n": 1}, **HOOKS},
+    {"result_ttl_s": LONG_TTL_S, "blob": True, **HOOKS},
+    {"files": {"file:1": "file-of-anonymous"}},
+    {"result_ttl_s": SHORT_TTL_S, "limits": QUOTA},
+    {"limits": RATE},
+)
+"""What a submission may ask for beside what every one has; ``blob`` stands for a payload that lies there."""
 
 OUTCOMES = st.lists(
     st.sampled_from(
-        ("complete", "complete", "large", "failed", "canceled", "released", "suspect", "crashed")
+        ("complete", "complete", "large", "large", "failed", "canceled", "released", "suspect", "crashed")
     ),
     min_size=1,
     max_size=4,
@@ -73,8 +111,11 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
     if left <= ms then redis.call('DEL', key) else redis.call('PEXPIRE', key, left - ms) end
   end
 end
-for _, name in ipairs({K.leases, K.deadlines}) do
-  for _, id in ipairs(redis.call('ZRANGE', name, 0, -1)) do redis.call('ZINCRBY', name, -ms, id) end
+for _, name in ipairs({K.leases, K.deadlines, K.expiring, K.files, K.trash, K.outbox}) do
+  for _, member in ipairs(redis.call('ZRANGE', name, 0, -1)) do redis.call('ZINCRBY', name, -ms, member) end
+end
+for _, key in ipairs(redis.call('KEYS', K.rate .. '*')) do
+  redis.call('SET', key, string.format('%.3f', redis.call('GET', key) - ms), 'KEEPTTL')
 end
 for _, key in ipairs(redis.call('KEYS', K.job .. '*')) do
   if redis.call('HEXISTS', key, 'deadline_ms') == 1 then redis.call('HINCRBY', key, 'deadline_ms', -ms) end
@@ -90,43 +131,15 @@ for _, key in ipairs(redis.call('KEYS', '*')) do
   if kind == 'hash' then content = redis.call('HGETALL', key)
   elseif kind == 'zset' then content = redis.call('ZRANGE', key, 0, -1)
   elseif kind == 'set' then content = redis.call('SMEMBERS', key)
-  elseif kind == 'list' then content = redis.call('LRANGE', key, 0, -1) end
+  elseif kind == 'list' then content = redis.call('LRANGE', key, 0, -1)
+  elseif kind == 'stream' then
+    content = {}
+    for _, entry in ipairs(redis.call('XRANGE', key, '-', '+')) do table.insert(content, entry[2][2]) end
+  end
   table.insert(found, {key, redis.call('PTTL', key), content})
 end
 return cjson.encode(found)
 """
-
-
-@dataclass
-class ModelJob:
-    """What one accepted job should be."""
-
-    id: str
-    model: str
-    lane: Lane
-    sequence: int
-    body: bytes
-    batched: bool
-    deadline: int | None
-    """On the clock of the model."""
-    status: Status = Status.STARTING
-    fence: str | None = None
-    leased_until: int | None = None
-    started: bool = False
-    deliveries: int = 0
-    suspect: bool = False
-    cancel: bool = False
-    crashes: Counter[int] = field(default_factory=Counter)
-    parts: set[int] = field(default_factory=set)
-    error_code: str | None = None
-    gone_at: int | None = None
-    """When the record of an ended job expires."""
-
-    @property
-    def place(self) -> str:
-        if self.status.is_terminal:
-            return "ended"
-        return "ready" if self.leased_until is None else "leased"
 
 
 @dataclass
@@ -144,6 +157,13 @@ class Snapshot:
     def members(self, key: str) -> list[str]:
         return list(self.content.get(key) or [])
 
+    def named(self, prefix: str) -> set[str]:
+        return {key.removeprefix(prefix) for key in self.lives if key.startswith(prefix)}
+
+    def lives_until(self, key: str, seconds: float) -> bool:
+        """Whether the key has about so many seconds left."""
+        return abs(self.lives.get(key, -2) / 1000 - seconds) < ABOUT_S
+
 
 class Machine(RuleBasedStateMachine):
     """The steps, each done to both and compared."""
@@ -156,13 +176,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.raw.flushall()
-        self.now = 0
-        self.sequence = 0
-        self.jobs: dict[str, ModelJob] = {}
-        self.counters: Counter[str] = Counter()
-        self.turns: Counter[str] = Counter()
-        self.idempotency: dict[str, tuple[str, bytes, str, int]] = {}
-        """Key → id, body, model, and when it is forgotten."""
+        self.model = StoreModel()
         self.claims: list[tuple[str, str, list[str], int]] = []
         """Fence, model, ids, and when the claim is forgotten."""
         self.settlements: list[Ended | Released] = []
@@ -171,38 +185,50 @@ class Machine(RuleBasedStateMachine):
         self.run_id_known = False
         self.grace_until = 0
 
-    def live(self, model: str | None = None) -> list[ModelJob]:
-        return [
-            job
-            for job in self.jobs.values()
-            if not job.status.is_terminal and (model is None or job.model == model)
-        ]
+    def jobs(self) -> list[ModelJob]:
+        return list(self.model.jobs.values())
 
-    def ready(self, model: str) -> list[ModelJob]:
-        waiting = [job for job in self.live(model) if job.place == "ready"]
-        return sorted(waiting, key=lambda job: (LANE_RANK[job.lane], job.sequence))
+    @initialize(
+        first=st.lists(
+            st.tuples(st.sampled_from(Lane), st.booleans(), st.sampled_from(EXTRAS)), min_size=2, max_size=8
+        )
+    )
+    def some_jobs(self, first: list[tuple[Lane, bool, dict[str, Any]]]) -> None:
+        self.upload()
+        for lane, batched, extra in first:
+            self.submit_one(
+                MODELS[0],
+                lane,
+                batched,
+                10,
+                deadline=batched,
+                key="",
+                twice=False,
+                caller="somebody",
+                extra=extra,
+            )
 
-    def leased(self) -> list[ModelJob]:
-        return [job for job in self.live() if job.place == "leased"]
+    @rule()
+    def upload(self) -> None:
+        """One file of each caller, if it is not there: beside the records, or in the blob store."""
+        for owner, blob in zip(CALLERS, (None, "file/of-somebody"), strict=True):
+            name = f"file-of-{owner}"
+            if name not in self.model.files:
+                self.model.files[name] = ModelFile(owner, self.model.now + FILE_TTL_S, blob)
+                self.model.trash.pop(blob or "", None)
+                pipe = self.raw.pipeline()
+                pipe.hset(keys.FILE + name, mapping={"owner": owner, "bytes": FILE_BYTES, "refs": 0})
+                if blob:
+                    pipe.hset(keys.FILE + name, "blob", blob)
+                until_ms = self.redis_ms() + FILE_TTL_S * 1000
+                pipe.zadd(keys.FILES, {name: until_ms})
+                pipe.hincrby(keys.TOTALS, "file_bytes", FILE_BYTES)
+                pipe.zrem(keys.TRASH, blob or "")
+                pipe.execute()
 
-    def finish(self, job: ModelJob, status: Status, error_code: str | None = None) -> None:
-        assert not job.status.is_terminal
-        job.status, job.error_code, job.leased_until = status, error_code, None
-        job.parts.clear()
-        job.gone_at = self.now + RESULT_TTL_S
-        self.counters[f"{TASK}|{job.model}|{status.value}"] += 1
-
-    def requeue(self, job: ModelJob) -> None:
-        job.fence, job.leased_until = None, None
-        if job.cancel:
-            self.finish(job, Status.CANCELED)
-        else:
-            job.status = Status.STARTING
-
-    @initialize(first=st.lists(st.tuples(st.sampled_from(Lane), st.booleans()), max_size=8))
-    def some_jobs(self, first: list[tuple[Lane, bool]]) -> None:
-        for lane, batched in first:
-            self.submit(MODELS[0], lane, batched, size=10, deadline=batched, key="", twice=False)
+    def redis_ms(self) -> int:
+        seconds, micros = self.raw.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     @rule(
         model=st.sampled_from(MODELS),
@@ -212,38 +238,54 @@ class Machine(RuleBasedStateMachine):
         deadline=st.booleans(),
         key=st.sampled_from(("", "", "", "a", "b")),
         twice=st.booleans(),
+        caller=st.sampled_from(CALLERS),
+        extra=st.sampled_from(EXTRAS),
+        count=st.integers(1, 4),
     )
-    def submit(
-        self, model: str, lane: Lane, batched: bool, size: int, deadline: bool, key: str, twice: bool
+    def submit(self, count: int, **what: Any) -> None:
+        """Some alike: more than limits let through, or with the same idempotency key."""
+        for _ in range(count):
+            self.submit_one(**what)
+
+    def submit_one(
+        self,
+        model: str,
+        lane: Lane,
+        batched: bool,
+        size: int,
+        deadline: bool,
+        key: str,
+        twice: bool,
+        caller: str,
+        extra: dict[str, Any],
     ) -> None:
-        body = b"x" * size
+        job_id = str(uuid.uuid4())
         job = Submission(
-            id=str(uuid.uuid4()),
+            id=job_id,
             task=TASK,
             model=model,
-            body=body,
+            body=b"x" * size,
             batched=batched,
             items=3 if batched else 1,
             lane=lane,
+            caller=caller,
             idempotency_key=key,
             bell_every=BELL_EVERY,
             expires_in_s=DEADLINE_S if deadline else None,
+            **extra | ({"blob": f"in/{job_id}"} if "blob" in extra else {}),
         )
-        depth = len(self.ready(model))
+        depth = len(self.model.ready(model))
         rung = bool(self.raw.exists(keys.RUNG + model))
-        expected, expected_id = self._expected_verdict(job, key, model, body, batched)
+        expected = self.model.submitted(job)
         answer = self.runner.run(self.async_store.submit(job))
-        assert (answer.verdict, answer.id) == (expected, expected_id)
-        if expected is not Verdict.ACCEPTED:
+        assert (answer.verdict, answer.id) == (expected.verdict, expected.id)
+        assert answer.remaining == expected.remaining
+        if expected.retry_after_s is not None:
+            assert 0 <= expected.retry_after_s - answer.retry_after_s < ABOUT_S
+        if expected.verdict is not Verdict.ACCEPTED:
             assert not answer.bell
             assert not self.raw.exists(keys.IN + job.id)
             return
-        self.sequence += 1
-        deadline_at = self.now + DEADLINE_S if deadline else None
-        self.jobs[job.id] = ModelJob(job.id, model, lane, self.sequence, body, batched, deadline_at)
-        if key:
-            what = f"{model}/{batched}"
-            self.idempotency[key] = (job.id, body, what, self.now + IDEMPOTENCY_TTL_S)
         if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not rung):
             assert answer.bell
         elif depth:
@@ -253,26 +295,13 @@ class Machine(RuleBasedStateMachine):
             again = self.runner.run(self.async_store.submit(job))
             assert (again.verdict, again.id) == (Verdict.ACCEPTED, job.id)
 
-    def _expected_verdict(
-        self, job: Submission, key: str, model: str, body: bytes, batched: bool
-    ) -> tuple[Verdict, str]:
-        if key in self.idempotency and self.idempotency[key][3] > self.now:
-            seen_id, seen_body, what, _ = self.idempotency[key]
-            same = (seen_body, what) == (body, f"{model}/{batched}")
-            return (Verdict.REPLAYED if same else Verdict.CONFLICT), seen_id
-        if len(self.ready(model)) >= MAX_DEPTH:
-            return Verdict.QUEUE_FULL, job.id
-        if sum(len(each.body) for each in self.live()) + len(body) > MAX_BYTES:
-            return Verdict.BYTES_FULL, job.id
-        return Verdict.ACCEPTED, job.id
-
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: self.model.jobs)
     @rule(pick=st.integers(0, 10**6))
     def submit_late_replay(self, pick: int) -> None:
         """A duplicate of a submission that arrives whenever it likes, its record still there."""
-        job = list(self.jobs.values())[pick % len(self.jobs)]
-        again = Submission(id=job.id, task=TASK, model=job.model, body=job.body, batched=job.batched)
-        answer = self.runner.run(self.async_store.submit(again))
+        job = self.jobs()[pick % len(self.jobs())]
+        self.model.submitted_again(job)
+        answer = self.runner.run(self.async_store.submit(job.submission))
         assert (answer.verdict, answer.id) == (Verdict.ACCEPTED, job.id)
 
     @rule(
@@ -282,84 +311,49 @@ class Machine(RuleBasedStateMachine):
     )
     def claim(self, model: str, count: int, max_bytes: int) -> None:
         fence = uuid.uuid4().hex
-        expected = self._claimed(model, count, max_bytes)
+        expected = self.model.claimed(model, fence, count, max_bytes)
         claims = self.store.claim(model, fence, "node", count, max_bytes)
         assert [job.id for job in claims.jobs] == [job.id for job in expected]
-        for job in expected:
-            job.status, job.fence, job.leased_until = Status.RUNNING, fence, self.now + LEASE_S
-            job.started = True
-            job.deliveries += 1
         assert [job.deliveries for job in claims.jobs] == [job.deliveries for job in expected]
         assert [job.suspect for job in claims.jobs] == [job.suspect for job in expected]
-        assert claims.remaining == len(self.ready(model))
-        assert self.store.inputs(claims.jobs) == [job.body for job in expected]
+        assert [job.files for job in claims.jobs] == [job.submission.files for job in expected]
+        assert [job.blob for job in claims.jobs] == [job.submission.blob for job in expected]
+        assert claims.remaining == len(self.model.ready(model))
+        beside = [job for job in claims.jobs if job.blob is None]
+        assert self.store.inputs(beside) == [self.model.jobs[job.id].body for job in beside]
         if expected:
-            self.claims.append((fence, model, [job.id for job in expected], self.now + CLAIM_TTL_S))
-
-    def _claimed(self, model: str, count: int, max_bytes: int) -> list[ModelJob]:
-        taken: list[ModelJob] = []
-        size = 0
-        for job in self._candidates(model, count):
-            if job.deadline is not None and job.deadline <= self.now and not job.started:
-                self.finish(job, Status.FAILED, "expired")
-            elif job.deliveries >= MAX_DELIVERIES:
-                self.finish(job, Status.FAILED, "delivery_limit")
-            elif taken and (job.suspect or size + len(job.body) > max_bytes):
-                break
-            else:
-                size += len(job.body)
-                taken.append(job)
-                if job.suspect:
-                    break
-        return taken
-
-    def _candidates(self, model: str, count: int) -> list[ModelJob]:
-        """The rule of the lanes: in order, with one place in eight kept for each of the lower two."""
-        interactive, normal, bulk = (
-            [job for job in self.ready(model) if job.lane is lane][:count] for lane in LANE_RANK
-        )
-        for_normal = for_bulk = count // 8
-        if not for_normal and len(interactive) + len(normal) + len(bulk) > count:
-            self.turns[model] += 1
-            turn = self.turns[model] % 8
-            for_normal, for_bulk = int(turn == 4), int(turn == 0)
-        for_normal, for_bulk = min(for_normal, len(normal)), min(for_bulk, len(bulk))
-        first = interactive[: count - for_normal - for_bulk]
-        second = normal[: count - len(first) - for_bulk]
-        return [*first, *second, *bulk[: count - len(first) - len(second)]]
+            self.claims.append((fence, model, [job.id for job in expected], self.model.now + CLAIM_TTL_S))
 
     @precondition(lambda self: self.claims)
     @rule(pick=st.integers(0, 10**6))
     def replay_claim(self, pick: int) -> None:
-        remembered = [claim for claim in self.claims if claim[3] > self.now]
+        remembered = [claim for claim in self.claims if claim[3] > self.model.now]
         if not remembered:
             return
         fence, model, ids, _ = remembered[pick % len(remembered)]
         claims = self.store.claim(model, fence, "node", 16, 10**9)
-        held = [job_id for job_id in ids if self.holds(job_id, fence)]
-        assert [job.id for job in claims.jobs] == held
-        assert [job.deliveries for job in claims.jobs] == [self.jobs[job_id].deliveries for job_id in held]
-
-    def holds(self, job_id: str, fence: str) -> bool:
-        job = self.jobs.get(job_id)
-        return job is not None and job.place == "leased" and job.fence == fence
+        held = [self.model.jobs[job_id] for job_id in ids if self.model.holds(job_id, fence)]
+        assert [(job.id, job.deliveries) for job in claims.jobs] == [(job.id, job.deliveries) for job in held]
 
     @precondition(lambda self: self.claims)
-    @rule(pick=st.integers(0, 10**6), wrong=st.booleans())
-    def beat(self, pick: int, wrong: bool) -> None:
+    @rule(pick=st.integers(0, 10**6), wrong=st.booleans(), progress=st.booleans())
+    def beat(self, pick: int, wrong: bool, progress: bool) -> None:
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         if wrong:
             fence = "stranger"
-        answer = self.store.beat([(job_id, fence) for job_id in ids])
-        held = {job_id for job_id in ids if self.holds(job_id, fence)}
+        news = {ids[0]: Progress(1, 2, "steps")} if progress else {}
+        answer = self.store.beat([(job_id, fence) for job_id in ids], news)
+        held = {job_id for job_id in ids if self.model.holds(job_id, fence)}
         assert answer.lost == set(ids) - held
-        assert answer.cancel == {job_id for job_id in held if self.jobs[job_id].cancel}
+        assert answer.cancel == {job_id for job_id in held if self.model.jobs[job_id].cancel}
         for job_id in held:
-            self.jobs[job_id].leased_until = self.now + LEASE_S
+            self.model.jobs[job_id].leased_until = self.model.now + LEASE_S
+            if job_id in news:
+                self.model.progressed(self.model.jobs[job_id])
         if held:
             # What the claim took is known for as long as some of it is held.
             index = pick % len(self.claims)
-            self.claims[index] = (*self.claims[index][:3], self.now + CLAIM_TTL_S)
+            self.claims[index] = (*self.claims[index][:3], self.model.now + CLAIM_TTL_S)
 
     @precondition(lambda self: self.claims)
     @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(0, 2))
@@ -389,111 +383,86 @@ class Machine(RuleBasedStateMachine):
     def replay_settle(self, pick: int) -> None:
         self.check_settle([self.settlements[pick % len(self.settlements)]])
 
-    @precondition(lambda self: self.live())
+    @precondition(lambda self: self.model.live())
     @rule(pick=st.integers(0, 10**6), times=st.integers(1, 3))
     def crash_alone(self, pick: int, times: int) -> None:
         """A process dies with one job alone in it, again and again."""
-        job = self.live()[pick % len(self.live())]
+        job = self.model.live()[pick % len(self.model.live())]
         for _ in range(times):
-            if job.place == "ready" and job is self.ready(job.model)[0]:
+            if job.place == "ready" and job is self.model.ready(job.model)[0]:
                 self.claim(job.model, 1, 10**9)
             if job.place == "leased":
                 assert job.fence is not None
                 self.check_settle([Released(job.id, job.fence, Return.CRASHED, 0)])
 
     def is_batched(self, job_id: str) -> bool:
-        return job_id in self.jobs and self.jobs[job_id].batched
+        return job_id in self.model.jobs and self.model.jobs[job_id].batched
 
     def check_settle(self, outcomes: list[Ended | Released]) -> None:
-        expected = [self.settled(outcome) for outcome in outcomes]
+        expected = [
+            self.model.settled(outcome, isinstance(outcome, Ended) and outcome.result == LARGE)
+            for outcome in outcomes
+        ]
         assert self.store.settle(outcomes) == expected
 
-    def settled(self, outcome: Ended | Released) -> Settlement:
-        job = self.jobs.get(outcome.id)
-        if job is None or job.fence != outcome.fence:
-            return Settlement.REFUSED
-        if job.status.is_terminal:
-            return Settlement.OK
-        if job.place != "leased":
-            return Settlement.REFUSED
-        if isinstance(outcome, Ended):
-            self.finish(job, outcome.status, (outcome.error or {}).get("code"))
-        elif outcome.why is Return.RELEASED:
-            job.deliveries -= 1
-            self.requeue(job)
-        elif outcome.why is Return.SUSPECT:
-            job.suspect = True
-            self.requeue(job)
-        else:
-            self.crashed(job, outcome.item)
-        return Settlement.OK
-
-    def crashed(self, job: ModelJob, item: int) -> None:
-        job.suspect = True
-        job.crashes[item] += 1
-        if job.crashes[item] < MAX_CRASHES:
-            self.requeue(job)
-        elif job.batched:
-            job.parts.add(item)
-            job.suspect = False
-            # Its deaths, alone and the one in company before, are the item's.
-            job.deliveries = max(0, job.deliveries - MAX_CRASHES - 1)
-            self.requeue(job)
-        else:
-            self.finish(job, Status.FAILED, "worker_crashed")
-
-    @precondition(lambda self: any(job.batched for job in self.jobs.values()))
+    @precondition(lambda self: any(job.batched for job in self.jobs()))
     @rule(pick=st.integers(0, 10**6), index=st.integers(0, 2))
     def save_parts(self, pick: int, index: int) -> None:
-        batched = [job for job in self.jobs.values() if job.batched]
+        batched = [job for job in self.jobs() if job.batched]
         job = batched[pick % len(batched)]
         self.store.save_parts(job.id, {index: "{}"})
         if not job.status.is_terminal:
             job.parts.add(index)
-            assert set(self.store.parts(job.id)) == job.parts
+        if job.place == "leased":
+            self.model.progressed(job)
+        assert set(self.store.parts(job.id)) == job.parts
 
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: self.model.jobs)
     @rule(pick=st.integers(0, 10**6))
     def cancel(self, pick: int) -> None:
-        job = list(self.jobs.values())[pick % len(self.jobs)]
-        place, status = job.place, job.status.value
-        if place == "ready":
-            self.finish(job, Status.CANCELED)
-        elif place == "leased":
-            job.cancel = True
-        expected = {"ready": "canceled", "leased": "requested", "ended": status}[place]
+        job = self.jobs()[pick % len(self.jobs())]
+        expected = self.model.canceled(job)
         assert self.runner.run(self.async_store.cancel(job.id)) == expected
         assert self.runner.run(self.async_store.cancel("unknown")) == "missing"
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(picks=st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
+    def delete(self, picks: list[int]) -> None:
+        """Some of them maybe twice."""
+        known = list(self.model.jobs)
+        ids = [known[pick % len(known)] for pick in picks] + ["unknown"]
+        expected = [self.model.deleted(job_id) for job_id in ids]
+        assert self.runner.run(self.async_store.delete(ids)) == expected
+        for job_id in ids:
+            assert self.runner.run(self.async_store.get(job_id)) is None
 
     @rule()
     def reap(self) -> None:
         silent = [model for model in MODELS if not self.raw.exists(keys.RUNG + model)]
         if not self.run_id_known:
-            self.run_id_known, self.grace_until = True, self.now + LEASE_S
-        returned = expired = 0
-        if self.now >= self.grace_until:
-            for job in self.leased():
-                assert job.leased_until is not None
-                if job.leased_until <= self.now:
-                    self.requeue(job)
-                    returned += 1
-        for job in self.live():
-            if job.deadline is not None and job.deadline <= self.now and not job.started:
-                self.finish(job, Status.FAILED, "expired")
-                expired += 1
+            self.run_id_known, self.grace_until = True, self.model.now + LEASE_S
+        expected = self.model.reaped(with_leases=self.model.now >= self.grace_until)
         answer = self.store.reap()
-        assert (answer.returned, answer.expired) == (returned, expired)
-        waiting = {model for model in MODELS if self.ready(model)}
+        assert (answer.returned, answer.expired) == expected
+        waiting = {model for model in MODELS if self.model.ready(model)}
         assert waiting & set(silent) <= set(answer.bells) <= waiting
+
+    @rule(deleted=st.booleans())
+    def sweep(self, deleted: bool) -> None:
+        expected = self.model.swept()
+        found = self.runner.run(self.async_store.run("sweep", [FILE_TTL_S * 1000, 100]))
+        assert {name.decode() for name in found} == expected
+        if deleted and expected:
+            # As whoever deletes them from the blob store does afterwards.
+            self.raw.zrem(keys.TRASH, *expected)
+            for name in expected:
+                del self.model.trash[name]
 
     @rule(steps=st.integers(1, 5))
     def time_passes(self, steps: int) -> None:
-        self.now += steps * TIME_STEP_S
+        for job_id in self.model.pass_time(steps * TIME_STEP_S):
+            self.ends.pop(job_id, None)
         self.raw.eval(keys.LUA_TABLE + PASS_TIME, 0, str(steps * TIME_STEP_S * 1000))
-        for job in list(self.jobs.values()):
-            if job.gone_at is not None and job.gone_at <= self.now:
-                del self.jobs[job.id]
-                self.ends.pop(job.id, None)
 
     @rule()
     def server_restarts(self) -> None:
@@ -509,57 +478,98 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_store_is_what_the_model_says(self) -> None:
-        seen = self.snapshot()
+        rows = json.loads(self.raw.eval(SNAPSHOT, 0))
+        seen = Snapshot(
+            {key: left for key, left, _ in rows}, {key: content for key, _, content in rows if content}
+        )
         self.check_places(seen)
         self.check_records(seen)
         self.check_totals(seen)
+        self.check_belongings(seen)
         self.check_keys(seen)
-
-    def snapshot(self) -> Snapshot:
-        rows = json.loads(self.raw.eval(SNAPSHOT, 0))
-        return Snapshot(
-            {key: left for key, left, _ in rows}, {key: content for key, _, content in rows if content}
-        )
 
     def check_places(self, seen: Snapshot) -> None:
         for model in MODELS:
-            assert seen.members(keys.READY + model) == [job.id for job in self.ready(model)]
-            if self.ready(model):
+            ready = [job.id for job in self.model.ready(model)]
+            assert seen.members(keys.READY + model) == ready
+            if ready:
                 # Else no reaper would ever ring for it.
                 assert model in seen.members(keys.MODELS)
-        assert set(seen.members(keys.LEASES)) == {job.id for job in self.leased()}
-        dated = {job.id for job in self.live() if job.deadline is not None and not job.started}
+        assert set(seen.members(keys.LEASES)) == {job.id for job in self.model.leased()}
+        dated = {job.id for job in self.model.live() if job.deadline is not None and not job.started}
         assert set(seen.members(keys.DEADLINES)) == dated
+        for caller, ids in self.model.index.items():
+            assert seen.members(keys.JOBS + caller) == ids
+        expiring = {f"{job_id} {caller}" for job_id, caller in self.model.expiring}
+        assert set(seen.members(keys.EXPIRING)) == expiring
+        assert set(seen.members(keys.OUTBOX)) == self.model.outbox
+        assert set(seen.members(keys.TRASH)) == self.model.trash.keys()
 
     def check_records(self, seen: Snapshot) -> None:
-        for job in self.jobs.values():
+        assert seen.named(keys.JOB) == self.model.jobs.keys()
+        for job in self.jobs():
             record = seen.hash(keys.JOB + job.id)
             assert record["status"] == job.status.value
             assert int(record["deliveries"]) == job.deliveries
             assert record.get("fence") == job.fence
+            assert ("gone" in record, "cancel" in record) == (job.gone, job.cancel)
+            assert json.loads(record.get("tags", "[]")) == list(job.submission.tags)
+            assert json.loads(record.get("metadata", "null")) == job.submission.metadata
             assert record.get("ends", "0") == ("1" if job.status.is_terminal else "0")
             assert ("finished_ms" in record) == job.status.is_terminal
             if job.status.is_terminal:
                 code = json.loads(record["error"])["code"] if "error" in record else None
                 assert code == job.error_code
+                assert int(record["expires_ms"]) - int(record["finished_ms"]) == job.ttl_s * 1000
                 ended = {name: value for name, value in record.items() if name != "deadline_ms"}
                 assert self.ends.setdefault(job.id, ended) == ended
 
     def check_totals(self, seen: Snapshot) -> None:
-        totals = seen.hash(keys.TOTALS)
-        assert int(totals.get("jobs", 0)) == len(self.live())
-        assert int(totals.get("bytes", 0)) == sum(len(job.body) for job in self.live())
-        assert {name: int(value) for name, value in seen.hash(keys.COUNTERS).items()} == self.counters
+        totals, live = seen.hash(keys.TOTALS), self.model.live()
+        assert int(totals.get("jobs", 0)) == len(live)
+        assert int(totals.get("bytes", 0)) == sum(len(job.body) for job in live)
+        assert int(totals.get("file_bytes", 0)) == len(self.model.files) * FILE_BYTES
+        assert {name: int(value) for name, value in seen.hash(keys.COUNTERS).items()} == self.model.counters
+        counted = seen.hash(keys.OPEN)
+        for caller in CALLERS:
+            assert int(counted.get(caller, 0)) == len(self.model.live(caller=caller))
+
+    def check_belongings(self, seen: Snapshot) -> None:
+        """What lies beside the records: requests, results, events, webhooks, files."""
+        for job in self.jobs():
+            if job.gone_at is not None:
+                left_s = job.gone_at - self.model.now
+                assert seen.lives_until(keys.JOB + job.id, left_s)
+                assert (keys.IN + job.id in seen.lives) == (job.input_until is not None)
+                if job.input_until is not None:
+                    assert seen.lives_until(keys.IN + job.id, job.input_until - self.model.now)
+                if job.large_under is not None:
+                    assert seen.lives_until(keys.out(job.id, job.large_under), left_s)
+                if job.events:
+                    assert seen.lives_until(keys.EVENTS + job.id, left_s)
+            assert seen.members(keys.EVENTS + job.id) == job.events
+            assert seen.named(f"{keys.PARTS}{job.id}") == ({""} if job.parts else set())
+        assert seen.named(keys.EVENTS) <= self.model.jobs.keys()
+        assert seen.named(keys.PARTS) <= self.model.jobs.keys()
+        assert seen.named(keys.IN) <= self.model.jobs.keys()
+        assert seen.named(keys.HOOKS) == self.model.hooked.keys()
+        assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
+        assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()
+        for name, file in self.model.files.items():
+            assert int(seen.hash(keys.FILE + name)["refs"]) == file.refs
 
     def check_keys(self, seen: Snapshot) -> None:
-        live = {job.id for job in self.live()}
-        for job_id in live:
-            assert seen.lives.get(keys.JOB + job_id) == seen.lives.get(keys.IN + job_id) == -1
+        live = self.model.live()
+        for job in live:
+            assert seen.lives.get(keys.JOB + job.id) == -1
+            assert seen.lives.get(keys.IN + job.id) == (-1 if job.submission.blob is None else None)
         forever = {
             *(keys.LEASES, keys.DEADLINES, keys.MODELS, keys.TURNS, keys.SEQUENCE, keys.TOTALS),
-            *(keys.COUNTERS, keys.REAPER),
+            *(keys.COUNTERS, keys.REAPER, keys.OPEN, keys.EXPIRING, keys.FILES, keys.TRASH, keys.OUTBOX),
             *(keys.READY + model for model in MODELS),
-            *(prefix + job_id for job_id in live for prefix in (keys.JOB, keys.IN, keys.PARTS)),
+            *(keys.JOBS + caller for caller in CALLERS),
+            *(keys.FILE + name for name in self.model.files),
+            *(prefix + job.id for job in live for prefix in (keys.JOB, keys.IN, keys.PARTS, keys.EVENTS)),
         }
         for key, left in seen.lives.items():
             assert left >= 0 or key in forever, f"{key} would stay for ever"
@@ -585,6 +595,7 @@ def machine(settings: Settings, raw_redis: redis.Redis) -> Iterator[type[Machine
             "max_queue_depth": MAX_DEPTH,
             "max_queued_bytes": MAX_BYTES,
             "max_deliveries": MAX_DELIVERIES,
+            "keep_request_bytes": KEEP_BYTES,
         }
     )
     with asyncio.Runner() as runner:

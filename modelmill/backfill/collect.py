@@ -1,0 +1,90 @@
+"""Waiting for the ends of jobs, a thousand at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from itertools import islice
+from typing import Any
+
+from modelmill.backfill.sources import Row
+from modelmill.backfill.wire import COLLECT_IDS, Patience, UnansweredError, Wire
+
+WAIT_S = 10
+PAUSE_S = 0.02
+"""Between two requests that brought little, so that the next one brings more."""
+
+
+class Collector:
+    """Jobs whose ends are asked for together.
+
+    Args:
+        wire: The server.
+        patience: The wire's.
+        on_end: Called with each row whose job has ended, or is not known to the server, and the document.
+    """
+
+    def __init__(
+        self, wire: Wire, patience: Patience, on_end: Callable[[Row, Mapping[str, Any]], None]
+    ) -> None:
+        self._wire, self._patience, self._on_end = wire, patience, on_end
+        self._jobs: dict[str, Row] = {}
+        self._changed = asyncio.Event()
+        self._asked = 0
+        self._ask_task: asyncio.Task[int] | None = None
+        self._is_answered = False
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job_id: str, row: Row) -> None:
+        """One more job to wait for."""
+        self._jobs[job_id] = row
+        self._changed.set()
+        # Those it asks for may take long while all others have ended: it asks again, for all.
+        if self._ask_task is not None and not self._is_answered and len(self) >= 2 * self._asked:
+            self._ask_task.cancel()
+
+    def close(self) -> None:
+        """There will be no further job."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Asks for what there is until it is closed and nothing is left."""
+        while self._jobs or not self._is_closed:
+            self._changed.clear()
+            if not self._jobs:
+                await self._changed.wait()
+                continue
+            self._asked = len(self)
+            self._is_answered = False
+            self._ask_task = asyncio.create_task(self._ask())
+            try:
+                await asyncio.wait({self._ask_task})
+            finally:
+                self._ask_task.cancel()
+            if not self._ask_task.cancelled() and self._ask_task.result() < self._asked / 4:
+                await asyncio.sleep(PAUSE_S)
+
+    async def _ask(self) -> int:
+        """Asks once; how many jobs had ended."""
+        found = 0
+        try:
+            async with aclosing(
+                self._wire.collect(list(islice(self._jobs, COLLECT_IDS)), WAIT_S)
+            ) as documents:
+                async for document in documents:
+                    self._is_answered = True
+                    if document.get("status") in ("starting", "running"):
+                        continue
+                    row = self._jobs.pop(str(document.get("id")), None)
+                    if row is not None:
+                        found += 1
+                        self._on_end(row, document)
+        except UnansweredError as error:
+            self._is_answered = True
+            await self._patience.pause(error)
+        return found

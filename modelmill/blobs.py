@@ -1,0 +1,311 @@
+"""The blob store: large payloads, in a folder or in an object store behind fsspec.
+
+It holds bytes under names; what they are and when they go is known to Redis alone. Everything blocks:
+the API calls it from threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1024 * 1024
+PARTIAL = "tmp/"
+"""Where a folder keeps what is being written. A process that dies leaves it there, for the sweep."""
+
+# Names are made here, of ids and fences, and never of what a caller wrote. All the same nothing else passes.
+_NAME = re.compile(r"(?:in|out|file|tmp)/[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,64})?")
+
+
+class BlobError(ModelmillError):
+    """Raised when the blob store does not answer, or refuses; for what is merely not there, None is given."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ErrorCode.STORE_UNAVAILABLE, "The blob store does not answer. Try again shortly.", retry_after_s=2
+        )
+
+
+class _NoNameError(ValueError):
+    """A mistake in this code, which trying again does not mend."""
+
+
+class BlobStore(ABC):
+    """Bytes by name. Every method may be called from any thread, and raises ``BlobError``."""
+
+    @staticmethod
+    def from_settings(settings: Settings) -> BlobStore | None:
+        """The store that ``blob_url`` names, or None when that is not set. Nothing is connected yet.
+
+        Raises:
+            ConfigError: there is no such kind of store, its package is not installed, or the folder
+                cannot be made.
+        """
+        if settings.blob_url is None:
+            return None
+        scheme, separator, _ = settings.blob_url.partition("://")
+        if not separator:
+            return _Folder(Path(settings.blob_url))
+        if scheme in ("file", "local"):
+            return _Folder(Path(unquote(urlsplit(settings.blob_url).path)))
+        _check_installed(scheme)
+        return _Remote(settings.blob_url)
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes one blob, whole or not at all; one of that name is replaced."""
+        self.put_many({name: data})
+
+    def get(self, name: str) -> bytes | None:
+        """One blob's bytes, or None when there is none of that name."""
+        return self.get_many([name])[name]
+
+    @abstractmethod
+    def put_many(self, blobs: Mapping[str, bytes]) -> None:
+        """Writes blobs, each whole or not at all."""
+
+    @abstractmethod
+    def get_many(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        """The bytes of each, or None."""
+
+    @abstractmethod
+    def put_file(self, name: str, source: IO[bytes]) -> None:
+        """Writes what ``source`` gives from where it stands, in pieces; whole or not at all."""
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO | None:
+        """A blob to be read in pieces, or None when there is none of that name. The caller closes it."""
+
+    @abstractmethod
+    def delete(self, names: Iterable[str]) -> None:
+        """Deletes blobs; those that are not there are not missed."""
+
+    @abstractmethod
+    def names(self, older_than_s: float) -> Iterator[str]:
+        """Names of all blobs that were written longer ago, with those that were never finished."""
+
+
+class _Folder(BlobStore):
+    """Files of this host. Readable for this user only: they are other people's."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.expanduser().absolute()
+        try:
+            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name in ("in", "out", "file", "tmp"):
+                (self._root / name).mkdir(exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise ConfigError(f"blob_url: the folder {self._root} cannot be used: {error.strerror}") from None
+
+    def _path(self, name: str) -> Path:
+        return self._root / _checked(name)
+
+    def put_many(self, blobs: Mapping[str, bytes]) -> None:
+        for name, data in blobs.items():
+            with self._written(name) as file:
+                file.write(data)
+
+    def put_file(self, name: str, source: IO[bytes]) -> None:
+        with self._written(name) as file:
+            for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
+                file.write(chunk)
+
+    def get_many(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        found: dict[str, bytes | None] = {}
+        with _translated():
+            for name in names:
+                try:
+                    found[name] = self._path(name).read_bytes()
+                except FileNotFoundError:
+                    if not self._path(name).parent.is_dir():
+                        raise  # not this one is missing but all of them: a disk that is not mounted
+                    found[name] = None
+        return found
+
+    def open(self, name: str) -> BinaryIO | None:
+        with _translated():
+            try:
+                return self._path(name).open("rb")
+            except FileNotFoundError:
+                return None
+
+    def delete(self, names: Iterable[str]) -> None:
+        with _translated():
+            for name in names:
+                self._path(name).unlink(missing_ok=True)
+
+    def names(self, older_than_s: float) -> Iterator[str]:
+        limit = time.time() - older_than_s
+        for folder in ("in", "out", "file", "tmp"):
+            with _translated(), os.scandir(self._root / folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        if entry.stat().st_mtime < limit and _NAME.fullmatch(f"{folder}/{entry.name}"):
+                            yield f"{folder}/{entry.name}"
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[IO[bytes]]:
+        """A file that gets its name when it is whole."""
+        with _translated():
+            number, partial = tempfile.mkstemp(dir=self._root / PARTIAL)
+            try:
+                with os.fdopen(number, "wb") as file:
+                    yield file
+                    file.flush()
+                    # Renaming what is not on the disk yet could leave an empty file after a power cut.
+                    os.fsync(number)
+                Path(partial).replace(self._path(name))
+            except BaseException:
+                Path(partial).unlink(missing_ok=True)
+                raise
+
+
+class _Remote(BlobStore):
+    """Any file system that fsspec knows. Objects appear when they are whole."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @cached_property
+    def _place(self) -> tuple[Any, str]:
+        """The file system and the path in it. Made at first use: a parent that forks connects to nothing."""
+        import fsspec
+
+        # Others write there too, so a list of what is there does not keep.
+        options = {"use_listings_cache": False, "skip_instance_cache": True}
+        system, path = fsspec.core.url_to_fs(self._url, **options)
+        return system, path.rstrip("/")
+
+    def _path(self, name: str) -> str:
+        return f"{self._place[1]}/{_checked(name)}"
+
+    def put_many(self, blobs: Mapping[str, bytes]) -> None:
+        with _translated():
+            self._place[0].pipe({self._path(name): data for name, data in blobs.items()})
+
+    def put_file(self, name: str, source: IO[bytes]) -> None:
+        with _translated():
+            file = self._place[0].open(self._path(name), "wb", autocommit=False)
+            try:
+                for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
+                    file.write(chunk)
+                file.close()
+            except BaseException:
+                with suppress(Exception):
+                    file.discard()
+                    # Or it would be finished after all, when it is collected.
+                    file.closed = True
+                raise
+            file.commit()
+
+    def get_many(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        if not names:
+            return {}
+        paths = {self._path(name): name for name in names}
+        with _translated():
+            # As a list even when it is one: then the answer is a mapping, and what is missing stands in it.
+            found = self._place[0].cat(list(paths), recursive=False, on_error="return")
+            answers: dict[str, bytes | None] = {}
+            for path, name in paths.items():
+                data = found[path]
+                if isinstance(data, BaseException) and not isinstance(data, FileNotFoundError):
+                    raise data
+                answers[name] = data if isinstance(data, bytes) else None
+        return answers
+
+    def open(self, name: str) -> BinaryIO | None:
+        with _translated():
+            try:
+                return cast(
+                    "BinaryIO",
+                    self._place[0].open(
+                        self._path(name), "rb", block_size=CHUNK_BYTES, cache_type="readahead"
+                    ),
+                )
+            except FileNotFoundError:
+                return None
+
+    def delete(self, names: Iterable[str]) -> None:
+        system = self._place[0]
+        with _translated():
+            paths = [self._path(name) for name in names]
+            try:
+                if paths:
+                    system.rm(paths)
+            except FileNotFoundError:
+                # Some stores mind, and then it is not said which they left.
+                for path in paths:
+                    with suppress(FileNotFoundError):
+                        system.rm_file(path)
+
+    def names(self, older_than_s: float) -> Iterator[str]:
+        limit = time.time() - older_than_s
+        system, root = self._place
+        with _translated():
+            for path, about in system.find(root, detail=True).items():
+                name = path.removeprefix(root + "/")
+                written = _written_at(about)
+                if written is not None and written < limit and _NAME.fullmatch(name):
+                    yield name
+
+
+def _written_at(about: Mapping[str, Any]) -> float | None:
+    """When an object was written, which each file system of fsspec says in its own way."""
+    for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
+        at = about.get(key)
+        if isinstance(at, datetime):
+            return at.timestamp()
+        if isinstance(at, int | float):
+            return float(at)
+        if isinstance(at, str):
+            with suppress(ValueError):
+                return datetime.fromisoformat(at).timestamp()
+    return None
+
+
+def _checked(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise _NoNameError(name)
+    return name
+
+
+def _check_installed(scheme: str) -> None:
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(scheme)
+    if known is None:
+        raise ConfigError(f"blob_url: there is no store of the kind {scheme!r}; a folder or s3://… will do.")
+    package = known["class"].partition(".")[0]
+    if find_spec(package) is None:
+        extra = "modelmill[s3]" if package == "s3fs" else package
+        raise ConfigError(
+            f"blob_url: {scheme}:// needs a package that is not installed: pip install '{extra}'"
+        )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Each file system raises errors of its own; what they mean here is one thing."""
+    try:
+        yield
+    except (BlobError, _NoNameError):
+        raise
+    except Exception as error:
+        logger.warning("the blob store failed: %s: %s", type(error).__name__, error)
+        raise BlobError from error

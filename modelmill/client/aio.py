@@ -1,0 +1,210 @@
+"""The awaiting client, for asyncio. What each call does is told at the blocking one, ``Client``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, TypeVar
+
+from modelmill.client.errors import ApiError
+from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.jobs import AsyncJob
+from modelmill.client.many import Batch, Lines, run_many, take_flight
+from modelmill.client.media import File
+from modelmill.client.protocol import Flow
+from modelmill.client.wire import MIB, AsyncWire, Options
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to one Modelmill server, for one event loop. Arguments are those of ``Client``."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        max_retries: int = 4,
+        upload_over_bytes: int = 8 * MIB,
+    ) -> None:
+        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
+        self._wire = AsyncWire(self._options)
+        self._flows = Flows(self._wire.policy, upload_over_bytes)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes its connections. Jobs go on."""
+        await self._wire.http.aclose()
+
+    async def run(
+        self,
+        task: str,
+        model: str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        timeout_s: float | None = None,
+        batched: bool = False,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Any:
+        """Submits a job, waits, and gives its result."""
+        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        return await self._do(
+            self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s)
+        )
+
+    async def submit(
+        self,
+        task: str,
+        model: str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        batched: bool = False,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> AsyncJob:
+        """Submits a job, and does not wait."""
+        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(await self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+
+    async def map(
+        self,
+        task: str,
+        model: str,
+        rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        /,
+        *,
+        concurrency: int = 16,
+        ordered: bool = True,
+        return_errors: bool = False,
+        timeout_s: float | None = None,
+        batched: bool = False,
+        **shared: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """Runs a job for each row, many at once, and gives the results as they are asked for.
+
+        Rows may come asynchronously too. To stop early at once, close it: ``contextlib.aclosing``.
+        """
+        batch = Batch(task, model, timeout_s, batched, return_errors)
+        results = run_many(self._wire, self._flows, batch, _with_shared(rows, shared), concurrency, ordered)
+        async with aclosing(results):
+            async for result in results:
+                yield result
+
+    async def submit_many(
+        self,
+        task: str,
+        model: str,
+        rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        /,
+        **shared: Any,
+    ) -> list[AsyncJob | ApiError]:
+        """Submits many jobs in few requests, and does not wait; what is refused is an error in its place."""
+        answers: list[Document | ApiError] = []
+        lines = Lines()
+        async for row in _with_shared(rows, shared):
+            if due := lines.add(await self._do(self._flows.encode_row(row))):
+                answers += await self._do(self._flows.bulk(task, model, due))
+        answers += await self._do(self._flows.bulk(task, model, lines.rest()))
+        return [answer if isinstance(answer, ApiError) else self._job(answer) for answer in answers]
+
+    async def collect(
+        self, ids: Iterable[str], *, wait_s: float = 20, delete: bool = False
+    ) -> list[Document]:
+        """The documents of those of many jobs that have ended, as soon as at least one has."""
+        return await self._do(self._flows.collect(ids, int(wait_s), delete))
+
+    async def job(self, job_id: str) -> AsyncJob:
+        """A job by its id, as it is now."""
+        return self._job(await self._do(self._flows.ask(job_id)))
+
+    async def jobs(
+        self,
+        *,
+        task: str | None = None,
+        model: str | None = None,
+        status: str | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[AsyncJob]:
+        """One's own jobs, newest first, without their results; ``limit`` of them, or all."""
+        wanted, cursor = {"task": task, "model": model, "status": status, "tag": tag}, None
+        left = limit
+        while left is None or left > 0:
+            page = await self._do(self._flows.page(wanted, cursor, left))
+            for document in page["jobs"]:
+                yield self._job(document)
+            left = None if left is None else left - len(page["jobs"])
+            cursor = page["next"]
+            if not cursor:
+                return
+
+    async def upload(self, source: Source, name: str | None = None) -> File:
+        """Uploads a file, as a stream, to be used in any number of jobs."""
+        return await self._do(self._flows.upload(source, name))
+
+    async def download(self, file: File | str) -> bytes:
+        """The bytes of an uploaded file, or of a result that is a file."""
+        return await self._do(self._flows.download(file))
+
+    async def delete_file(self, file: File | str) -> None:
+        """Deletes an uploaded file."""
+        await self._do(self._flows.delete_file(file))
+
+    async def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(await self._do(self._flows.read("tasks")))
+
+    async def models(self, task: str | None = None) -> list[str]:
+        """Names of the models, or of those that answer ``task``."""
+        parts = ("tasks", task, "models") if task else ("models",)
+        return list(await self._do(self._flows.read(*parts)))
+
+    async def model_tasks(self, model: str) -> list[str]:
+        """Names of the tasks that ``model`` answers."""
+        return list(await self._do(self._flows.read("models", model, "tasks")))
+
+    async def model_status(self, model: str) -> Document:
+        """Where ``model`` stands on the workers that serve it."""
+        return dict(await self._do(self._flows.read("models", model, "status")))
+
+    async def start_model(self, model: str) -> Document:
+        """Asks the workers to load a model; gives its status."""
+        return dict(await self._do(self._flows.post("models", model, "start")))
+
+    async def stop_model(self, model: str) -> Document:
+        """Asks the workers to unload a model; gives its status."""
+        return dict(await self._do(self._flows.post("models", model, "stop")))
+
+    async def ready(self) -> Document:
+        """The readiness document; its ``models`` counts live workers by model."""
+        return dict(await self._do(self._flows.ready()))
+
+    async def _do(self, flow: Flow[T]) -> T:
+        return await self._wire.run(flow)
+
+    def _job(self, document: Document) -> AsyncJob:
+        return AsyncJob(self._wire, self._flows, document)
+
+
+async def _with_shared(
+    rows: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]], shared: Mapping[str, Any]
+) -> AsyncIterator[Mapping[str, Any]]:
+    if isinstance(rows, AsyncIterable):
+        async for row in rows:
+            yield {**shared, **row}
+    else:
+        for row in rows:
+            yield {**shared, **row}

@@ -1,0 +1,203 @@
+"""Many jobs at once with few in flight: what ``map`` and ``submit_many`` of both clients do."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flight, Flows
+from modelmill.client.wire import AsyncWire, Options
+
+GIVE_UP_S = 5.0
+"""What canceling one job may take that nobody waits for any more."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the jobs of one ``map`` have in common."""
+
+    task: str
+    model: str
+    timeout_s: float | None
+    batched: bool
+    return_errors: bool
+
+    async def run_one(self, wire: AsyncWire, flows: Flows, row: Row) -> Any:
+        """The result of one job. Canceled, it cancels the job too."""
+        flight, fields = take_flight(None, row)
+        try:
+            return await wire.run(
+                flows.run(
+                    self.task, self.model, fields, flight, batched=self.batched, timeout_s=self.timeout_s
+                )
+            )
+        except asyncio.CancelledError:
+            with suppress(Exception):
+                async with asyncio.timeout(GIVE_UP_S):
+                    await wire.run(flows.abandon(flight))
+            raise
+        except Exception as error:
+            if self.return_errors:
+                return error
+            raise
+
+
+def take_flight(key: str | None, fields: Row) -> tuple[Flight, dict[str, Any]]:
+    """The key of a submit, which may be among its fields, and the other fields."""
+    rest = dict(fields)
+    among = rest.pop("idempotency_key", None)
+    chosen = key or among
+    return (Flight(key=str(chosen)) if chosen else Flight()), rest
+
+
+async def run_many(
+    wire: AsyncWire,
+    flows: Flows,
+    batch: Batch,
+    rows: Iterable[Row] | AsyncIterable[Row],
+    concurrency: int,
+    ordered: bool,
+) -> AsyncGenerator[Any, None]:
+    """The results of all rows, ``concurrency`` of which are in flight or wait to be taken."""
+    source = aiter(rows) if isinstance(rows, AsyncIterable) else _awaited(rows)
+    tasks: dict[asyncio.Task[Any], int] = {}  # in the order of the rows
+    count, more = 0, True
+    try:
+        while True:
+            while more and len(tasks) < max(1, concurrency):
+                try:
+                    row = await anext(source)
+                except StopAsyncIteration:
+                    more = False
+                else:
+                    tasks[asyncio.create_task(batch.run_one(wire, flows, row))] = count
+                    count += 1
+            if not tasks:
+                return
+            first = next(iter(tasks))
+            if ordered:
+                await asyncio.wait((first,))
+            else:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                first = min(done, key=tasks.__getitem__)
+            index = tasks.pop(first)
+            yield first.result() if ordered else (index, first.result())
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_many_blocking(
+    options: Options, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
+) -> Iterator[Any]:
+    """The same for a blocking caller, who takes the rows in a thread of his own."""
+    source = iter(rows)
+    waiting: deque[tuple[int, concurrent.futures.Future[Any]]] = deque()
+    count, more = 0, True
+    with _Loop(options) as loop:
+        while True:
+            while more and len(waiting) < max(1, concurrency):
+                try:
+                    row = next(source)
+                except StopIteration:
+                    more = False
+                else:
+                    waiting.append((count, loop.start(batch.run_one(loop.wire, loop.flows, row))))
+                    count += 1
+            if not waiting:
+                return
+            if ordered:
+                yield waiting.popleft()[1].result()
+                continue
+            done = concurrent.futures.wait(
+                [future for _, future in waiting], return_when=concurrent.futures.FIRST_COMPLETED
+            ).done
+            found = next(item for item in waiting if item[1] in done)
+            waiting.remove(found)
+            yield found[0], found[1].result()
+
+
+class _Loop:
+    """An event loop in a thread, with a connection of its own. Leaving cancels what runs in it."""
+
+    wire: AsyncWire
+    flows: Flows
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="modelmill-map", daemon=True)
+
+    def __enter__(self) -> _Loop:
+        self._thread.start()
+        self.wire = self.start(self._connect()).result()
+        self.flows = Flows(self.wire.policy, self._options.upload_over_bytes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            with suppress(TimeoutError):
+                self.start(self._finish()).result(GIVE_UP_S * 2)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(GIVE_UP_S)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _connect(self) -> AsyncWire:
+        return AsyncWire(self._options)
+
+    async def _finish(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.wire.http.aclose()
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
+
+
+async def _awaited(rows: Iterable[Row]) -> AsyncIterator[Row]:
+    for row in rows:
+        yield row
+
+
+@dataclass
+class Lines:
+    """Lines of a bulk submit, cut into requests that are neither too long nor too large."""
+
+    _lines: list[bytes] = field(default_factory=list)
+    _bytes: int = 0
+
+    def add(self, line: bytes) -> list[bytes]:
+        """Takes a line; gives those that are to be sent before it, if it does not fit with them."""
+        full = len(self._lines) >= MAX_BULK_LINES or self._bytes + len(line) > MAX_BULK_BYTES
+        due = self.rest() if full else []
+        self._lines.append(line)
+        self._bytes += len(line)
+        return due
+
+    def rest(self) -> list[bytes]:
+        """Those that were not given yet."""
+        due, self._lines, self._bytes = self._lines, [], 0
+        return due

@@ -1,0 +1,245 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+
+from modelmill.client.errors import ApiError
+from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.jobs import Job
+from modelmill.client.many import Batch, Lines, run_many_blocking, take_flight
+from modelmill.client.media import File
+from modelmill.client.protocol import Flow
+from modelmill.client.wire import MIB, Options, Wire
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to one Modelmill server. May be used by several threads.
+
+    Args:
+        url: Where the API answers; ``MODELMILL_URL``, or else port 8000 of this machine, when not given.
+        api_key: Sent as ``Authorization: Bearer``; ``MODELMILL_API_KEY`` when not given.
+        timeout_s: For one request, not for a job.
+        max_retries: How often a request is sent again after its first time, where that is safe and can help.
+        upload_over_bytes: Media beyond this are uploaded first and sent as ``file:`` ids.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 30.0,
+        max_retries: int = 4,
+        upload_over_bytes: int = 8 * MIB,
+    ) -> None:
+        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
+        self._wire = Wire(self._options)
+        self._flows = Flows(self._wire.policy, upload_over_bytes)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes its connections. Jobs go on."""
+        self._wire.http.close()
+
+    def run(
+        self,
+        task: str,
+        model: str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        timeout_s: float | None = None,
+        batched: bool = False,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Any:
+        """Submits a job, waits, and gives its result.
+
+        Args:
+            task: Name of the task.
+            model: Name of the model.
+            inputs: The task's fields; those that are also given by name count by name. Values may be of
+                any kind that ``docs/client.md`` lists under media, also within lists and mappings.
+            timeout_s: How long to wait for the job's end; for ever when not given.
+            batched: Whether it is a batched job, whose batched fields are lists and whose result is one.
+            idempotency_key: Sending again with the same key gives the same job.
+            fields: The task's fields.
+
+        Raises:
+            ModelmillError: it was refused, it failed, or it was canceled; ``code`` says why.
+            JobTimeoutError: a ``TimeoutError``: it has not ended after ``timeout_s``. It goes on.
+        """
+        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        return self._do(self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s))
+
+    def submit(
+        self,
+        task: str,
+        model: str,
+        inputs: Mapping[str, Any] | None = None,
+        /,
+        *,
+        batched: bool = False,
+        idempotency_key: str | None = None,
+        **fields: Any,
+    ) -> Job:
+        """Submits a job, and does not wait. Arguments are those of ``run``."""
+        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+
+    def map(
+        self,
+        task: str,
+        model: str,
+        rows: Iterable[Mapping[str, Any]],
+        /,
+        *,
+        concurrency: int = 16,
+        ordered: bool = True,
+        return_errors: bool = False,
+        timeout_s: float | None = None,
+        batched: bool = False,
+        **shared: Any,
+    ) -> Iterator[Any]:
+        """Runs a job for each row, many at once, and gives the results as they are asked for.
+
+        Rows are taken as places become free: at most ``concurrency`` are taken and not yet given back, so any
+        number of them fits in memory. Whoever stops early, or meets an error, cancels what is in flight.
+
+        Args:
+            task: Name of the task.
+            model: Name of the model.
+            rows: The fields of each job. A row may bring an ``idempotency_key``.
+            concurrency: How many at once.
+            ordered: Results in the order of the rows; else ``(index, result)`` as they come.
+            return_errors: An exception stands in its item's place, and the others go on.
+            timeout_s: For each job.
+            batched: Whether they are batched jobs.
+            shared: Fields that all rows have; a row's own value counts.
+        """
+        batch = Batch(task, model, timeout_s, batched, return_errors)
+        fields = ({**shared, **row} for row in rows)
+        return run_many_blocking(self._options, batch, fields, concurrency, ordered)
+
+    def submit_many(
+        self, task: str, model: str, rows: Iterable[Mapping[str, Any]], /, **shared: Any
+    ) -> list[Job | ApiError]:
+        """Submits many jobs in few requests, and does not wait; what is refused is an error in its place.
+
+        Args:
+            task: Name of the task.
+            model: Name of the model.
+            rows: The fields of each job. A row may bring an ``idempotency_key``.
+            shared: Fields that all rows have; a row's own value counts.
+        """
+        answers: list[Document | ApiError] = []
+        lines = Lines()
+        for row in rows:
+            if due := lines.add(self._do(self._flows.encode_row({**shared, **row}))):
+                answers += self._do(self._flows.bulk(task, model, due))
+        answers += self._do(self._flows.bulk(task, model, lines.rest()))
+        return [answer if isinstance(answer, ApiError) else self._job(answer) for answer in answers]
+
+    def collect(self, ids: Iterable[str], *, wait_s: float = 20, delete: bool = False) -> list[Document]:
+        """The documents of those of many jobs that have ended, as soon as at least one has.
+
+        A job that does not exist has a document with the status None and an ``error``.
+
+        Args:
+            ids: Of at most 1000 jobs.
+            wait_s: How long to wait for the first; maybe none has ended by then.
+            delete: Deletes all of them instead, ended or not, and gives nothing.
+        """
+        return self._do(self._flows.collect(ids, int(wait_s), delete))
+
+    def job(self, job_id: str) -> Job:
+        """A job by its id, as it is now.
+
+        Raises:
+            NotFoundError: there is none, it was forgotten, or it is somebody else's.
+        """
+        return self._job(self._do(self._flows.ask(job_id)))
+
+    def jobs(
+        self,
+        *,
+        task: str | None = None,
+        model: str | None = None,
+        status: str | None = None,
+        tag: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """One's own jobs, newest first, without their results; ``limit`` of them, or all."""
+        wanted, cursor = {"task": task, "model": model, "status": status, "tag": tag}, None
+        left = limit
+        while left is None or left > 0:
+            page = self._do(self._flows.page(wanted, cursor, left))
+            yield from map(self._job, page["jobs"])
+            left = None if left is None else left - len(page["jobs"])
+            cursor = page["next"]
+            if not cursor:
+                return
+
+    def upload(self, source: Source, name: str | None = None) -> File:
+        """Uploads a file, as a stream, to be used in any number of jobs.
+
+        Args:
+            source: A path, bytes, or a file open in binary mode, which is read from its start.
+            name: Its name; that of the file when not given.
+        """
+        return self._do(self._flows.upload(source, name))
+
+    def download(self, file: File | str) -> bytes:
+        """The bytes of an uploaded file, or of a result that is a file."""
+        return self._do(self._flows.download(file))
+
+    def delete_file(self, file: File | str) -> None:
+        """Deletes an uploaded file."""
+        self._do(self._flows.delete_file(file))
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self._do(self._flows.read("tasks")))
+
+    def models(self, task: str | None = None) -> list[str]:
+        """Names of the models, or of those that answer ``task``."""
+        parts = ("tasks", task, "models") if task else ("models",)
+        return list(self._do(self._flows.read(*parts)))
+
+    def model_tasks(self, model: str) -> list[str]:
+        """Names of the tasks that ``model`` answers."""
+        return list(self._do(self._flows.read("models", model, "tasks")))
+
+    def model_status(self, model: str) -> Document:
+        """Where ``model`` stands on the workers that serve it."""
+        return dict(self._do(self._flows.read("models", model, "status")))
+
+    def start_model(self, model: str) -> Document:
+        """Asks the workers to load a model; gives its status."""
+        return dict(self._do(self._flows.post("models", model, "start")))
+
+    def stop_model(self, model: str) -> Document:
+        """Asks the workers to unload a model; gives its status."""
+        return dict(self._do(self._flows.post("models", model, "stop")))
+
+    def ready(self) -> Document:
+        """The readiness document; its ``models`` counts live workers by model."""
+        return dict(self._do(self._flows.ready()))
+
+    def _do(self, flow: Flow[T]) -> T:
+        return self._wire.run(flow)
+
+    def _job(self, document: Document) -> Job:
+        return Job(self._wire, self._flows, document)

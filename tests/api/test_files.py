@@ -1,0 +1,343 @@
+"""Files over a real socket: uploaded, read, deleted, swept; and large bodies and results beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from modelmill.settings import Settings
+from modelmill.states import Status
+from modelmill.store import AsyncJobStore, Ended, JobStore, keys
+from modelmill.store.callers import KeyRing
+from modelmill.store.files import FileStore
+from tasks.examples import CAT, SPEECH
+from tests.conftest import ApiServer, wait_until
+
+PHOTO = base64.b64decode(CAT.partition(",")[2])
+SOUND = base64.b64decode(SPEECH.partition(",")[2])
+TASK = "/api/tasks/zero-shot-image-classification/noop/jobs"
+KIB = 1024
+
+
+both = pytest.mark.parametrize("place", ["redis", "folder"])
+
+
+@pytest.fixture
+def place() -> str:
+    """Where content lies, unless a test is one of ``both``."""
+    return "folder"
+
+
+@pytest.fixture
+def settings(place: str, settings: Settings, tmp_path: Path) -> Settings:
+    """Small limits; content in Redis, or in a folder from 64 KiB on."""
+    limits: dict[str, Any] = {"max_file_bytes": 1000 * KIB, "max_files_bytes": 1500 * KIB}
+    if place == "folder":
+        limits |= {"blob_url": str(tmp_path / "blobs"), "blob_min_bytes": 64 * KIB}
+    return settings.model_copy(update=limits)
+
+
+def upload(api: httpx.Client, content: bytes, name: str = "cat.jpg") -> httpx.Response:
+    return api.post("/api/files", files={"file": (name, content, "text/html")})
+
+
+def blobs(settings: Settings) -> list[Path]:
+    return [] if settings.blob_url is None else [p for p in Path(settings.blob_url).rglob("*") if p.is_file()]
+
+
+def sweep(settings: Settings, orphans_after_s: float | None = None) -> int:
+    """What the API's sweeper does; how many blobs there were to be deleted, or without a record."""
+
+    async def run() -> int:
+        store = AsyncJobStore(settings)
+        files = FileStore(settings, store, store.blobs)
+        try:
+            if orphans_after_s is not None:
+                return await files.sweep_orphans(orphans_after_s)
+            return len(await files.sweep())
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+@both
+@pytest.mark.parametrize("content", [PHOTO, os.urandom(900 * KIB), b"\0"], ids=["photo", "large", "one byte"])
+def test_what_is_uploaded_is_read_until_it_is_deleted(
+    api: httpx.Client, content: bytes, settings: Settings, raw_redis: redis.Redis
+) -> None:
+    answer = upload(api, content, "C:\\photos\\cat\r\n.jpg")
+    document = answer.json()
+    assert answer.status_code == 201
+    scheme, _, file_id = document["id"].partition(":")
+    assert (scheme, str(uuid.UUID(file_id))) == ("file", file_id)
+    assert answer.headers["location"] == f"/api/files/{document['id']}"
+    assert (document["bytes"], document["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+    assert document["media_type"] == ("image/jpeg" if content is PHOTO else "application/octet-stream")
+    assert document["created_at"] < document["expires_at"]
+    assert len(blobs(settings)) == (settings.blob_url is not None and len(content) >= 64 * KIB)
+    for name in (document["id"], file_id):
+        read, looked = api.get(f"/api/files/{name}"), api.head(f"/api/files/{name}")
+        assert (read.content, looked.content) == (content, b"")
+        for response in (read, looked):
+            assert response.status_code == 200
+            assert response.headers["content-length"] == str(len(content))
+            assert response.headers["content-type"] == document["media_type"]
+            assert response.headers["content-disposition"] == "attachment"
+            assert response.headers["x-content-type-options"] == "nosniff"
+    assert api.delete(f"/api/files/{document['id']}").status_code == 204
+    assert api.delete(f"/api/files/{document['id']}").json()["code"] == "file_not_found"
+    assert api.get(f"/api/files/{file_id}").json()["code"] == "file_not_found"
+    sweep(settings)
+    assert blobs(settings) == []
+    assert raw_redis.hget(keys.TOTALS, "file_bytes") == b"0"
+    assert not list(raw_redis.scan_iter(keys.BLOB + "*"))
+
+
+def test_of_a_name_the_last_part_is_kept(api: httpx.Client) -> None:
+    names = {
+        "cat.jpg": "cat.jpg",
+        "../../etc/passwd": "passwd",
+        "C:\\photos\\cat.jpg": "cat.jpg",
+        "küche.png": "küche.png",
+        "x" * 300: "x" * 255,
+        "..\\": None,
+    }
+    assert {name: upload(api, b"x", name).json()["name"] for name in names} == names
+
+
+def test_only_the_bytes_say_what_it_is(api: httpx.Client) -> None:
+    page = b"<html><script>alert(1)</script></html>"
+    assert upload(api, page, "page.html").json()["media_type"] == "application/octet-stream"
+    assert upload(api, SOUND, "cat.jpg").json()["media_type"] == "audio/ogg"
+
+
+PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+MULTIPART = "multipart/form-data; boundary=b"
+NOT_ONE_FILE = [
+    (MULTIPART, b""),
+    (MULTIPART, b"--b--\r\n"),
+    (MULTIPART, PART),
+    (MULTIPART, PART + b"cut off"),
+    (MULTIPART, PART + b"x\r\n--b\r\n"),
+    (MULTIPART, PART + b"\r\n--b--\r\n"),
+    (MULTIPART, b"no multipart at all"),
+    (MULTIPART, PART + b"x\r\n" + PART + b"y\r\n--b--\r\n"),
+    (MULTIPART, PART.replace(b'"file"', b'"other"') + b"x\r\n--b--\r\n"),
+    (MULTIPART, b"--b\r\n\r\nno headers\r\n--b--\r\n"),
+    (MULTIPART, b"--b\r\nContent-Disposition: " + b"x" * 10_000 + b"\r\n\r\nx\r\n--b--\r\n"),
+    ("", PART + b"x\r\n--b--\r\n"),
+    ("application/json", b"{}"),
+    ("multipart/form-data", PART + b"x\r\n--b--\r\n"),
+    ("multipart/mixed; boundary=b", PART + b"x\r\n--b--\r\n"),
+]
+
+
+def test_another_body_is_refused_and_nothing_is_left(
+    api: httpx.Client, settings: Settings, raw_redis: redis.Redis
+) -> None:
+    for kind, body in NOT_ONE_FILE:
+        answer = api.post("/api/files", content=body, headers={"Content-Type": kind})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input"), (kind, body)
+    whole = api.post("/api/files", content=PART + b"x\r\n--b--\r\n", headers={"Content-Type": MULTIPART})
+    assert whole.status_code == 201
+    assert len(list(raw_redis.scan_iter(keys.FILE + "*"))) == 1
+    assert blobs(settings) == []
+
+
+def test_a_file_over_the_limit_is_read_no_further(api: httpx.Client, settings: Settings) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield PART
+        while sent < 50_000 * KIB:
+            sent += 64 * KIB
+            yield bytes(64 * KIB)
+
+    kind = {"Content-Type": MULTIPART}
+    exact, over = upload(api, bytes(1000 * KIB)), upload(api, bytes(1000 * KIB + 1))
+    assert (exact.status_code, over.status_code, over.json()["code"]) == (201, 413, "body_too_large")
+    try:
+        streamed = api.post("/api/files", content=endless(), headers=kind)
+        assert streamed.status_code == 413
+    except httpx.WriteError:
+        pass  # the connection was closed before the client had read why
+    assert sent < 20_000 * KIB
+
+
+@both
+def test_all_files_together_have_a_limit(
+    api: httpx.Client, settings: Settings, raw_redis: redis.Redis
+) -> None:
+    first = upload(api, bytes(900 * KIB)).json()["id"]
+    full = upload(api, bytes(700 * KIB))
+    assert (full.status_code, full.json()["code"]) == (503, "store_full")
+    assert "retry-after" in full.headers
+    assert raw_redis.hget(keys.TOTALS, "file_bytes") == b"%d" % (900 * KIB)
+    assert api.delete(f"/api/files/{first}").status_code == 204
+    assert upload(api, bytes(700 * KIB)).status_code == 201
+
+
+@both
+def test_a_file_whose_time_is_over_goes(
+    api: httpx.Client, settings: Settings, raw_redis: redis.Redis
+) -> None:
+    file_id = upload(api, os.urandom(100 * KIB)).json()["id"].removeprefix("file:")
+    sweep(settings)
+    assert api.get(f"/api/files/{file_id}").status_code == 200
+    raw_redis.zadd(keys.FILES, {file_id: 1})
+    assert sweep(settings) == len(blobs(settings)) or blobs(settings) == []
+    assert api.get(f"/api/files/{file_id}").status_code == 404
+    assert (blobs(settings), sweep(settings)) == ([], 0)
+    assert raw_redis.zcard(keys.TRASH) == raw_redis.zcard(keys.FILES) == 0
+
+
+@both
+@pytest.mark.parametrize("deleted", [False, True], ids=["its time is over", "deleted"])
+def test_a_file_stays_while_a_job_needs_it(
+    api: httpx.Client, settings: Settings, store: JobStore, raw_redis: redis.Redis, deleted: bool
+) -> None:
+    content = PHOTO + bytes(100 * KIB)
+    name = upload(api, content).json()["id"]
+    body = {"image": name, "classes": ["cat"]}
+    for _ in range(2):
+        assert api.post(TASK, json=body).status_code == 202
+    file_id = name.removeprefix("file:")
+    if deleted:
+        assert api.delete(f"/api/files/{name}").status_code == 204
+        assert api.get(f"/api/files/{name}").status_code == 404
+        again = api.post(TASK, json=body)
+        assert (again.status_code, again.json()["code"]) == (422, "media_not_found")
+    for left in (2, 1):
+        raw_redis.zadd(keys.FILES, {file_id: 1})
+        sweep(settings)
+        assert store.read_file(file_id) == content
+        assert raw_redis.hget(keys.FILE + file_id, "refs") == b"%d" % left
+        (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
+        assert job.files == {name: file_id}
+        store.settle([Ended(job.id, job.fence, Status.COMPLETE, result=b"{}")])
+    raw_redis.zadd(keys.FILES, {file_id: 1})
+    sweep(settings)
+    assert store.read_file(file_id) is None
+    assert blobs(settings) == []
+
+
+def test_a_file_of_somebody_else_is_one_that_is_not_there(settings: Settings) -> None:
+    with KeyRing(settings.redis_url) as ring:
+        tokens = [ring.create(name) for name in ("ann", "bob")]
+    server = ApiServer(settings.model_copy(update={"auth": "on"}))
+    try:
+        ann, bob = (
+            httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"})
+            for token in tokens
+        )
+        with ann, bob:
+            name = upload(ann, PHOTO).json()["id"]
+            body = {"image": name, "classes": ["cat"]}
+            nowhere = f"file:{uuid.uuid4()}"
+            for method in ("GET", "DELETE", "HEAD"):
+                foreign, missing = (bob.request(method, f"/api/files/{each}") for each in (name, nowhere))
+                assert (foreign.status_code, foreign.content) == (404, missing.content)
+            foreign, missing = (bob.post(TASK, json=body | {"image": each}) for each in (name, nowhere))
+            assert (foreign.status_code, foreign.json()["code"]) == (422, "media_not_found")
+            assert foreign.content == missing.content
+            assert ann.post(TASK, json=body).status_code == 202
+            assert ann.get(f"/api/files/{name}").content == PHOTO
+    finally:
+        server.close()
+
+
+def test_what_is_no_id_is_not_there(api: httpx.Client) -> None:
+    for name in ("x", "file:", "file:file:x", "..", "%00", "0" * 400, str(uuid.uuid4()).upper()):
+        for method in ("GET", "HEAD", "DELETE"):
+            assert api.request(method, f"/api/files/{name}").status_code in (404, 405), name
+
+
+def test_blobs_that_no_record_names_are_swept(
+    api: httpx.Client, settings: Settings, raw_redis: redis.Redis
+) -> None:
+    assert settings.blob_url is not None
+    kept = upload(api, PHOTO + bytes(100 * KIB)).json()["id"]
+    job = api.post(TASK, json={"image": CAT + "\n" * 70_000, "classes": ["cat"]}).json()["id"]
+    folder = Path(settings.blob_url)
+    for name in (f"in/{uuid.uuid4()}", f"out/{job}.fence", f"file/{uuid.uuid4()}", "tmp/tmpxyz"):
+        (folder / name).write_bytes(b"left behind")
+    assert sweep(settings, 60) == 0
+    assert sweep(settings, -60) == 4
+    assert {str(path.relative_to(folder)) for path in blobs(settings)} == {
+        f"file/{kept.removeprefix('file:')}",
+        f"in/{job}",
+    }
+
+
+@both
+def test_large_bodies_and_results_lie_in_the_blob_store(
+    api: httpx.Client, settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    where = settings.blob_url is not None
+    body = {"image": CAT + "\n" * 70_000, "classes": ["cat"]}
+    job_id = api.post(TASK, json=body).json()["id"]
+    assert len(blobs(settings)) == where
+    assert raw_redis.exists(keys.IN + job_id) == (not where)
+    (job,) = store.claim("noop", "f1", "node", 1, 10**9).jobs
+    (read,) = store.inputs([job])
+    assert read is not None
+    assert httpx.Response(200, content=read).json() == body
+    result = b'{"probabilities":[1.0%s]}' % (b",0.0" * 40_000)
+    ended = Ended(job.id, job.fence, Status.COMPLETE, result=result)
+    # A worker that lost its lease writes, is refused, and leaves nothing.
+    (refused,) = store.settle([Ended(job.id, "f0", Status.COMPLETE, result=result)])
+    assert (refused.value, len(blobs(settings))) == ("refused", int(where))
+    assert [verdict.value for _ in range(2) for verdict in store.settle([ended])] == ["ok", "ok"]
+    found = store.get(job_id)
+    assert found is not None
+    assert (found.result_json, found.result_blob) == (result, f"out/{job_id}.f1" if where else None)
+    assert api.get(f"/api/jobs/{job_id}").json()["result"]["probabilities"][:2] == [1.0, 0.0]
+    sweep(settings)
+    assert len(blobs(settings)) == where, "the request goes with a good end, the result stays"
+    assert api.delete(f"/api/jobs/{job_id}").status_code == 204
+    sweep(settings)
+    assert blobs(settings) == []
+
+
+def test_the_body_of_a_refused_job_does_not_stay(settings: Settings) -> None:
+    server = ApiServer(settings.model_copy(update={"max_queue_depth": 1}))
+    body = {"image": CAT + "\n" * 70_000, "classes": ["cat"]}
+    try:
+        with httpx.Client(base_url=server.url) as client:
+            assert client.post(TASK, json=body).status_code == 202
+            assert client.post(TASK, json=body).status_code == 429
+    finally:
+        server.close()
+    sweep(settings)
+    assert len(blobs(settings)) == (settings.blob_url is not None)
+
+
+def test_the_api_sweeps_by_itself(
+    settings: Settings, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.sweeping.BUSY_S", 0.05)
+    monkeypatch.setattr("api.sweeping.IDLE_S", 0.05)
+    server = ApiServer(settings)
+    try:
+        with httpx.Client(base_url=server.url) as client:
+            file_id = upload(client, bytes(100 * KIB)).json()["id"].removeprefix("file:")
+            raw_redis.zadd(keys.FILES, {file_id: 1})
+            wait_until(
+                lambda: not raw_redis.exists(keys.FILE + file_id) and not blobs(settings), what="the sweep"
+            )
+            wait_until(lambda: raw_redis.zcard(keys.TRASH) == 0, what="its end")
+            assert client.get(f"/api/files/{file_id}").status_code == 404
+    finally:
+        server.close()

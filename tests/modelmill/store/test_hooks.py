@@ -1,0 +1,85 @@
+"""The outbox of webhooks: taken under a lease, put back, closed, and logged."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import redis
+
+from modelmill.settings import Settings
+from modelmill.store import AsyncJobStore, keys
+from modelmill.store.hooks import Attempt, Delivery, HookStore, Outcome
+
+
+async def with_store(settings: Settings, call: Callable[[AsyncJobStore], Any]) -> Any:
+    jobs = AsyncJobStore(settings)
+    try:
+        return await call(jobs)
+    finally:
+        await jobs.close()
+
+
+def due(raw_redis: redis.Redis, event: str = "ended") -> str:
+    """A webhook that is due, without an API that would send it."""
+    job_id = str(uuid.uuid4())
+    raw_redis.hset(
+        keys.HOOKS + job_id, mapping={"url": "http://127.0.0.1:9/", "caller": "me", "status": "failed"}
+    )
+    raw_redis.zadd(keys.OUTBOX, {f"{job_id} {event}": 0})
+    return job_id
+
+
+def attempt_of(delivery: Delivery, outcome: Outcome = Outcome.FAILED) -> Attempt:
+    return Attempt(delivery.id, delivery.event, outcome, 500, "No.", 0.1)
+
+
+def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, raw_redis: redis.Redis) -> None:
+    job_id = due(raw_redis)
+
+    async def main(jobs: AsyncJobStore) -> None:
+        hooks = HookStore(jobs)
+        (dead,) = await hooks.take(10, 0.05)
+        assert await hooks.take(10, 60) == []
+        assert await hooks.keep_body(dead, "first") == "first"
+        await asyncio.sleep(0.06)
+        (living,) = await hooks.take(10, 60)
+        assert (living.job_id, living.body, living.attempts) == (job_id, "first", 0)
+        # What the first says when it comes to life again does not count.
+        assert await hooks.keep_body(dead, "second") == ""
+        await hooks.close(dead, attempt_of(dead, Outcome.DELIVERED))
+        await hooks.put_back(dead, 0)
+        assert await hooks.log(job_id, "me") == []
+        assert await hooks.keep_body(living, "second") == "first"
+        await hooks.close(living, attempt_of(living, Outcome.DELIVERED))
+        (entry,) = await hooks.log(job_id, "me") or []
+        assert (entry.outcome, entry.attempt, entry.next_at) == (Outcome.DELIVERED, 1, None)
+        assert await hooks.log(job_id, "somebody else") is None
+
+    asyncio.run(with_store(settings, main))
+    assert raw_redis.zcard(keys.OUTBOX) == 0
+    # What was sent is not kept longer than the sending needs it.
+    assert raw_redis.hget(keys.HOOKS + job_id, "body:ended") is None
+    assert 0 < raw_redis.ttl(keys.HOOKS + job_id) <= 5 * 86_400
+
+
+def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Redis) -> None:
+    job_id = due(raw_redis)
+
+    async def main(jobs: AsyncJobStore) -> None:
+        hooks = HookStore(jobs)
+        for _ in range(52):
+            (delivery,) = await hooks.take(1, 60)
+            await hooks.retry(delivery, attempt_of(delivery), 0)
+        entries = await hooks.log(job_id, "me") or []
+        assert (len(entries), entries[0].attempt, entries[-1].attempt) == (50, 3, 52)
+
+    asyncio.run(with_store(settings, main))
+
+
+def test_progress_of_a_job_that_has_ended_is_not_told(settings: Settings, raw_redis: redis.Redis) -> None:
+    due(raw_redis, "progress")
+    assert asyncio.run(with_store(settings, lambda jobs: HookStore(jobs).take(10, 60))) == []
+    assert raw_redis.zcard(keys.OUTBOX) == 0

@@ -1,0 +1,184 @@
+"""The one subscription of a process: who is woken by what. What HTTP makes of it is in ``tests/api``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import redis
+
+from modelmill.settings import Settings
+from modelmill.store import AsyncJobStore, EndWatch, JobStore, Progress, keys
+from modelmill.store.events import AT_ONCE, STARTED_ID, Event, cursor_of, events_after, is_end
+from tests.modelmill.store.test_store import claim, complete, run, submission
+
+Act = Callable[[AsyncJobStore, EndWatch], Awaitable[None]]
+
+
+def watching(settings: Settings, act: Act) -> None:
+    async def main(store: AsyncJobStore) -> None:
+        watch = EndWatch(settings, store)
+        await watch.start()
+        try:
+            async with asyncio.timeout(10):
+                await act(store, watch)
+        finally:
+            await watch.close()
+
+    run(settings, main)
+
+
+async def heard(watch: EndWatch, store: AsyncJobStore) -> None:
+    """Returns when all that was published before has been passed on."""
+    job = submission()
+    await store.submit(job)
+    with watch.watch(job.id) as ended:
+        await store.cancel(job.id)
+        await ended
+
+
+def test_many_are_waited_for_at_once(settings: Settings) -> None:
+    async def act(store: AsyncJobStore, watch: EndWatch) -> None:
+        jobs = [submission() for _ in range(3)]
+        for job in jobs:
+            await store.submit(job)
+        ids = [job.id for job in jobs]
+        with watch.watch_any(ids) as first, watch.watch_any(ids[:1]) as other, watch.watch(ids[2]) as last:
+            assert watch.waiting == 3
+            await store.cancel(ids[1])
+            await first
+            await store.cancel(ids[2])
+            await last
+            assert not other.done()
+        assert watch.waiting == 0
+        assert (watch._waiting, watch._following) == ({}, {})
+
+    watching(settings, act)
+
+
+def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, store: JobStore) -> None:
+    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+        job, other = submission(batched=True, items=2), submission(model="another")
+        for each in (job, other):
+            await async_store.submit(each)
+        with watch.follow(job.id) as news, watch.follow(other.id) as nothing:
+
+            async def woken() -> None:
+                await news.wait()
+                news.clear()
+
+            claims = await asyncio.to_thread(claim, store)
+            await woken()
+            pair = (job.id, claims.jobs[0].fence)
+            await asyncio.to_thread(store.beat, [pair], {job.id: Progress(1, 2, "steps")})
+            await woken()
+            await asyncio.to_thread(store.save_parts, job.id, {0: "{}"})
+            await woken()
+            await asyncio.to_thread(store.beat, [pair])
+            await heard(watch, async_store)
+            assert not news.is_set()
+            await asyncio.to_thread(store.settle, complete(claims))
+            await woken()
+            assert not nothing.is_set()
+        assert not watch.hooks.is_set()
+
+    async def without_hooks(async_store: AsyncJobStore, watch: EndWatch) -> None:
+        # Set once by the subscription itself: hooks may have been due before.
+        assert watch.hooks.is_set()
+        watch.hooks.clear()
+        await act(async_store, watch)
+
+    watching(settings, without_hooks)
+
+
+def test_a_hook_that_is_due_wakes_who_sends_it(settings: Settings, store: JobStore) -> None:
+    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+        watch.hooks.clear()
+        job = submission(webhook="https://example.com/", webhook_events=["started", "ended"])
+        await async_store.submit(job)
+        claims = await asyncio.to_thread(claim, store)
+        await watch.hooks.wait()
+        watch.hooks.clear()
+        await asyncio.to_thread(store.settle, complete(claims))
+        await watch.hooks.wait()
+
+    watching(settings, act)
+
+
+def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
+    settings: Settings, raw_redis: redis.Redis
+) -> None:
+    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+        ended, lives = submission(), submission()
+        for job in (ended, lives):
+            await async_store.submit(job)
+        watch.hooks.clear()
+        with watch.watch(ended.id) as end, watch.watch(lives.id) as no_end, watch.follow(lives.id) as news:
+            # The connection is cut, so nobody hears of the end.
+            subscriber = cast("Any", raw_redis).client_list(_type="pubsub")[0]["id"]
+            raw_redis.client_kill_filter(_id=subscriber)
+            await async_store.cancel(ended.id)
+            await asyncio.gather(end, news.wait(), watch.hooks.wait())
+            assert not no_end.done()
+
+    watching(settings, act)
+
+
+def test_nobody_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
+    async def act(_: AsyncJobStore, watch: EndWatch) -> None:
+        with watch.follow("one") as news, watch.watch_any(["one", "two"]) as ended:
+            assert not watch.released
+            watch.release()
+            assert watch.released
+            assert news.is_set()
+            assert ended.done()
+        with watch.follow("one") as news, watch.watch("one") as ended:
+            assert news.is_set()
+            assert ended.done()
+
+    watching(settings, act)
+
+
+def test_long_histories_are_read_in_parts(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    async def act(async_store: AsyncJobStore) -> None:
+        job = submission()
+        await async_store.submit(job)
+        assert await events_after(async_store, job.id, "") == []
+        claims = claim(store)
+        for number in range(AT_ONCE + 10):
+            raw_redis.xadd(keys.EVENTS + job.id, {"type": "log", "data": str(number)})
+        store.settle(complete(claims))
+        cursor, read = "", list[Event]()
+        while events := await events_after(async_store, job.id, cursor):
+            assert len(events) <= AT_ONCE + 1
+            read += events
+            cursor = events[-1].id
+            if is_end(cursor):
+                break
+        assert [event.kind for event in read] == ["started", *["log"] * (AT_ONCE + 10), "ended"]
+        assert [int(event.data) for event in read[1:-1]] == list(range(AT_ONCE + 10))
+        assert (read[0].id, cursor_of(cursor)) == (STARTED_ID, cursor)
+        await async_store.delete([job.id])
+        assert await events_after(async_store, job.id, "") is None
+
+    run(settings, act)
+
+
+def test_nothing_is_told_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
+    """Between the two reads a job may start, and say more already."""
+
+    async def act(async_store: AsyncJobStore) -> None:
+        job = submission()
+        await async_store.submit(job)
+        raw_redis.xadd(keys.EVENTS + job.id, {"type": "log", "data": "{}"})
+        assert await events_after(async_store, job.id, "") == []
+        raw_redis.hset(keys.JOB + job.id, "started_ms", 1)
+        assert [event.kind for event in await events_after(async_store, job.id, "") or ()] == [
+            "started",
+            "log",
+        ]
+
+    run(settings, act)
