@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.callers import Caller
 from api.state import ApiState
+from modelmill.blobs import BlobStore
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill.hosts import Hosts, Networks
 from modelmill.outbound import Guard
@@ -29,13 +30,16 @@ FETCHED_TTL_S = 900
 
 
 def media_guard(settings: Settings) -> Guard | None:
-    """What media are fetched with; None where no host is allowed.
-
-    Raises:
-        ConfigError: for a setting that cannot be read.
-    """
+    """What media are fetched with; None where no host is allowed."""
     hosts = Hosts(settings.fetch_hosts, "fetch_hosts")
     return Guard(hosts, Networks(settings.private_networks), concurrency=FETCHES) if hosts else None
+
+
+def check_media_settings(settings: Settings) -> None:
+    """Raises ``ConfigError`` for a setting of files, blobs or fetching that cannot be used."""
+    BlobStore.from_settings(settings)
+    Hosts(settings.fetch_hosts, "fetch_hosts")
+    Networks(settings.private_networks)
 
 
 async def find_media(state: ApiState, caller: Caller, sources: WantedSources) -> dict[str, str]:

@@ -98,7 +98,7 @@ def run(maker: str, source: str, target: str) -> dict[str, str] | None:
 
 
 if __name__ == "__main__":
-    # The exporter makes objects by the million and little garbage: looking for it took a third of the time.
+    # The exporter makes objects by the million and little garbage, for which Python looks often.
     gc.set_threshold(100_000, 50, 100)
     warnings.simplefilter("ignore")
     problem = run(*sys.argv[1:])

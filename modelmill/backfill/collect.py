@@ -12,6 +12,8 @@ from modelmill.backfill.sources import Row
 from modelmill.backfill.wire import COLLECT_IDS, Patience, UnansweredError, Wire
 
 WAIT_S = 10
+ASK_AGAIN_S = 0.2
+"""After this, a request is given up that does not ask for many of the jobs there are."""
 PAUSE_S = 0.02
 """Between two requests that brought little, so that the next one brings more."""
 
@@ -33,6 +35,7 @@ class Collector:
         self._changed = asyncio.Event()
         self._asked = 0
         self._ask_task: asyncio.Task[int] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._is_answered = False
         self._is_closed = False
 
@@ -44,7 +47,11 @@ class Collector:
         self._jobs[job_id] = row
         self._changed.set()
         # Those it asks for may take long while all others have ended: it asks again, for all.
-        if self._ask_task is not None and not self._is_answered and len(self) >= 2 * self._asked:
+        if self._again is None and self._asked and len(self) >= 1.25 * self._asked:
+            self._again = asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._give_up_asking)
+
+    def _give_up_asking(self) -> None:
+        if self._ask_task is not None and not self._is_answered:
             self._ask_task.cancel()
 
     def close(self) -> None:
@@ -59,15 +66,22 @@ class Collector:
             if not self._jobs:
                 await self._changed.wait()
                 continue
-            self._asked = len(self)
+            self._asked = asked = len(self)
             self._is_answered = False
             self._ask_task = asyncio.create_task(self._ask())
             try:
                 await asyncio.wait({self._ask_task})
             finally:
                 self._ask_task.cancel()
-            if not self._ask_task.cancelled() and self._ask_task.result() < self._asked / 4:
+                self._asked_no_more()
+            if not self._ask_task.cancelled() and self._ask_task.result() < asked / 4:
                 await asyncio.sleep(PAUSE_S)
+
+    def _asked_no_more(self) -> None:
+        self._asked = 0
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
 
     async def _ask(self) -> int:
         """Asks once; how many jobs had ended."""

@@ -136,11 +136,12 @@ class Output:
         if not self._since_mark:
             return
         with self._on_disk():
-            mark = self._mark()
-            written, self._written = self._written, []
+            mark, covered = self._mark(), len(self._written)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._disk, self._journal.commit, mark, self._stats)
-        self._left.extend(written)
+        # Not before: the last checkpoint of a run that is stopped meanwhile notes them all.
+        self._left.extend(self._written[:covered])
+        del self._written[:covered]
         while len(self._left) > MAX_LEFT:
             self._left.popleft()  # the server forgets them in time by itself
 
@@ -153,15 +154,17 @@ class Output:
 
     async def _let_go(self) -> bool:
         """Deletes a thousand jobs whose results are safe on our side; whether the server did so."""
-        ids = [self._left.popleft() for _ in range(min(COLLECT_IDS, len(self._left)))]
+        ids = list(islice(self._left, COLLECT_IDS))
         try:
             if ids:
                 await self._wire.delete(ids)
         except (UnansweredError, TooLargeError):
-            self._left.extendleft(ids)
             return False
         except ModelmillError:
-            pass  # it will not be asked again for these
+            pass  # it is not asked again for these
+        # Not before, for the same reason.
+        for _ in ids:
+            self._left.popleft()
         return True
 
     @contextmanager

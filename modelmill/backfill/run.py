@@ -22,6 +22,7 @@ from modelmill.client.wire import Options as Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 LANES = ("interactive", "normal", "bulk")
+MAX_TTL_S = 30 * 86_400
 
 T = TypeVar("T")
 Input = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
@@ -35,7 +36,7 @@ class How(TypedDict, total=False):
     assignments: Sequence[str]
     lane: str
     tags: Sequence[str]
-    result_ttl_s: float | None
+    result_ttl_s: int | None
     output_format: Literal["jsonl", "parquet"]
     shard_rows: int
     resume: bool
@@ -59,7 +60,7 @@ async def backfill_async(
     assignments: Sequence[str] = (),
     lane: str = "bulk",
     tags: Sequence[str] = (),
-    result_ttl_s: float | None = None,
+    result_ttl_s: int | None = None,
     output_format: Literal["jsonl", "parquet"] = "jsonl",
     shard_rows: int = 100_000,
     resume: bool = False,
@@ -106,14 +107,12 @@ async def backfill_async(
         OSError: the output cannot be written. The same holds.
     """
     options = Options(window, retries, max_error_rate, give_up_after_s)
-    if lane not in LANES:
-        raise ConfigError(f"there is no lane {lane!r}; there are {', '.join(LANES)}")
+    job = _job_fields(lane, tags, result_ttl_s)
     if output_format == "parquet":
         pyarrow_parquet()
     source = open_source(input, key)
     if resume and source.is_of_caller and not key:
         raise ConfigError("rows of a program can be resumed only if a key names them, the same each time")
-    job = {"lane": lane, "tags": list(tags) or None, "result_ttl": result_ttl_s}
     patience = Patience(give_up_after_s)
     async with Wire(connection, patience) as wire:
         schema = await _schema_of(wire, task, model)
@@ -122,7 +121,7 @@ async def backfill_async(
             columns=map or {},
             constants=set or {},
             assignments=assignments,
-            job={name: value for name, value in job.items() if value is not None},
+            job=job,
         )
         plan = Plan(task, model, source.fingerprint(), mapper.pinned(), output_format)
         journal, stats = Journal(Path(output), plan, schema.result, shard_rows), Stats()
@@ -165,6 +164,18 @@ def backfill(
     Ctrl-C stops it in order: what is done is written down, and the run can be resumed.
     """
     return _run(backfill_async(connection, task, model, input, output=output, **how))
+
+
+def _job_fields(lane: str, tags: Sequence[str], result_ttl_s: int | None) -> dict[str, Any]:
+    """What every job bears. Looked at here, since each row would be refused for it."""
+    if lane not in LANES:
+        raise ConfigError(f"there is no lane {lane!r}; there are {', '.join(LANES)}")
+    if len(tags) > 16 or not all(1 <= len(tag) <= 64 for tag in tags):
+        raise ConfigError("there can be 16 tags, each of 1 to 64 characters")
+    if result_ttl_s is not None and not 1 <= result_ttl_s <= MAX_TTL_S:
+        raise ConfigError("results can be kept for 1 second to 30 days")
+    given = {"tags": list(tags) or None, "result_ttl": result_ttl_s}
+    return {"lane": lane, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -91,6 +91,7 @@ def api(
     import uvicorn
 
     from api.auth import keys_are_on
+    from api.media import check_media_settings
     from modelmill.cli.keys import hint_at_first_key
     from modelmill.logs import configure_logging
     from modelmill.settings import get_settings
@@ -105,6 +106,7 @@ def api(
     settings = get_settings()
     configure_logging(settings.log_level)
     # Before anything is started, where its sentence reaches the terminal.
+    check_media_settings(settings)
     if keys_are_on(settings):
         hint_at_first_key(settings)
     uvicorn.run(
@@ -132,6 +134,7 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Base of the nodes' names.")] = None,
 ) -> None:
     """Run workers: one node a device, supervised."""
+    from modelmill.blobs import BlobStore
     from modelmill.logs import configure_logging
     from modelmill.settings import get_settings
     from worker.supervisor import Supervisor, plan_devices
@@ -139,6 +142,7 @@ def worker(
     set_environment(redis_url=redis_url, models_file=models_file and models_file.resolve())
     settings = get_settings()
     configure_logging(settings.log_level)
+    BlobStore.from_settings(settings)
     supervisor = Supervisor(
         settings,
         plan_devices(devices),

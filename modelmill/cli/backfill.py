@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn
 from rich.text import Text
 
@@ -80,16 +81,17 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
         document: dict[str, Any] = summary.as_data()
         typer.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None))
         return
+    output = escape(str(summary.output))
     if summary.state != "complete":
         err.print(
-            f"[red]stopped[/red]: {summary.reason}. What is done is in {summary.output}; the same command "
+            f"[red]stopped[/red]: {escape(summary.reason)}. What is done is in {output}; the same command "
             "with --resume goes on, with another --max-error-rate if you like.",
             highlight=False,
         )
     failed = f", {summary.failed:,} failed" if summary.failed else ""
     out.print(
         f"{summary.rows:,} rows{failed}, in {_time(summary.seconds)} ({_rate(summary.rows_per_s)} rows/s): "
-        f"{summary.output}",
+        f"{output}",
         highlight=False,
         soft_wrap=True,
     )

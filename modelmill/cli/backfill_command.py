@@ -57,7 +57,7 @@ def backfill(
         float, typer.Option(help="Stop when the server has not answered for so many seconds.")
     ] = 300.0,
     result_ttl_s: Annotated[
-        float | None, typer.Option(help="How long the server keeps what was not collected, in seconds.")
+        int | None, typer.Option(help="How long the server keeps what was not collected, in seconds.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,

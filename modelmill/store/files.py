@@ -18,7 +18,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
 from modelmill.store.aio import AsyncJobStore
-from modelmill.store.scripts import Argument
+from modelmill.store.scripts import MEMORY_SHARE, Argument
 
 WRITE_S = 3600
 """How long writing a file's content may take, until what there is of it counts as left behind."""
@@ -90,6 +90,8 @@ class FileStore:
         file_id = str(uuid.uuid4())
         large = self._blobs is not None and file.size >= self._settings.blob_min_bytes
         blob = keys.FILE_BLOB + file_id if large else None
+        if blob is None:
+            await self._check_memory(file.size)
         room: list[Argument] = [
             file_id,
             file.size,
@@ -126,6 +128,16 @@ class FileStore:
         return FileRecord(
             file_id, file.size, file.sha256, file.media_type, file.name, file.problem, created, expires, blob
         )
+
+    async def _check_memory(self, size: int) -> None:
+        """Refuses what would fill the memory that results need. ``submit`` does the same."""
+        (info,) = await self._store.ask(("INFO", "memory"))
+        about = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        limit = int(about["maxmemory"])
+        if limit and int(about["used_memory"]) + size > limit * MEMORY_SHARE:
+            raise ModelmillError(
+                ErrorCode.STORE_FULL, "The job store is nearly out of memory.", retry_after_s=10
+            )
 
     async def _write(self, file_id: str, blob: str | None, content: IO[bytes]) -> None:
         if blob is not None and self._blobs is not None:

@@ -21,7 +21,7 @@ from modelmill.store import AsyncJobStore, Ended, JobStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill.store.files import FileStore
 from tasks.examples import CAT, SPEECH
-from tests.conftest import ApiServer, wait_until
+from tests.conftest import ApiServer, Valkey, wait_until
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SOUND = base64.b64decode(SPEECH.partition(",")[2])
@@ -187,6 +187,22 @@ def test_all_files_together_have_a_limit(
     assert raw_redis.hget(keys.TOTALS, "file_bytes") == b"%d" % (900 * KIB)
     assert api.delete(f"/api/files/{first}").status_code == 204
     assert upload(api, bytes(700 * KIB)).status_code == 201
+
+
+def test_files_do_not_take_the_memory_that_results_need(settings: Settings, tmp_path: Path) -> None:
+    server = Valkey(tmp_path, "--maxmemory", "16mb")
+    more = {"redis_url": server.url, "blob_url": None, "max_files_bytes": 10**9}
+    api = ApiServer(settings.model_copy(update=more))
+    try:
+        with httpx.Client(base_url=api.url) as client:
+            answers = [upload(client, bytes(900 * KIB)) for _ in range(16)]
+            codes = [answer.json().get("code") for answer in answers]
+            assert codes[0] is None
+            assert codes[-1] == "store_full"
+            assert client.post(TASK, json={"image": CAT, "classes": ["cat"]}).status_code == 202
+    finally:
+        api.close()
+        server.stop()
 
 
 @both

@@ -113,11 +113,11 @@ class Target:
     def _id(self, parts: list[str], method: str) -> str:
         if "files" in parts:
             return self.file
-        if "batched" in parts:
-            return self._chance.choice(self.batched)
         # Without a worker, what waits never ends, and neither do its events; what is deleted is gone.
         if parts[-1] == "events" or "result" in parts:
             return self._chance.choice(self.ended)
+        if "batched" in parts:
+            return self._chance.choice(self.batched)
         return self._chance.choice(self.ended + self.waiting if method == "GET" else self.waiting)
 
 

@@ -19,7 +19,9 @@ from tests.fixtures import tiny_models
 from tests.fixtures.tiny.embeddings import exported_dual_encoder
 
 ZERO_SHOT = "zero-shot-image-classification"
-CPU = Device("cpu", 2)
+# Threads of PyTorch wait for each other with the core in hand: beside other work, such small models take ten
+# times as long with two as with one.
+CPU = Device("cpu", 1)
 
 OpenModel = Callable[..., LoadedModel]
 

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from backends.contract import LoadContext
+from backends.device import Device
 from backends.loader import LoadedModel
 from backends.rapidocr.networks import PASS_WIDTH, _chunks, _padded_width
 from backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill.errors import ErrorCode, ModelmillError
 from tasks.registry import find_task
-from tests.backends.conftest import OpenModel
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.specimens.ocr import rapidocr
 
@@ -33,9 +33,11 @@ LINES = [
 ]
 
 
-@pytest.fixture(scope="session")
-def model(open_model: OpenModel) -> LoadedModel:
-    return open_model("rapidocr")
+@pytest.fixture(scope="module")
+def model(context_of: Callable[..., LoadContext]) -> Iterator[LoadedModel]:
+    # Real networks, and ONNX Runtime: here two threads help.
+    with LoadedModel(context_of("rapidocr", Device("cpu", 2))).load() as loaded:
+        yield loaded
 
 
 def page(

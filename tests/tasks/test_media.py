@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import textwrap
+import time
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -443,6 +444,13 @@ def resident_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_header_of_millions_of_parts_is_given_up_soon() -> None:
+    started = time.process_time()
+    never_anything_but_a_media_error(b"\xff\xd8" + b"\xff\xe1\x00\x02" * 2_000_000)
+
+    assert time.process_time() - started < 5
 
 
 def with_exif(kind: str) -> bytes:

@@ -63,14 +63,14 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
     api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     start_workers("--models", "echo-slow")
-    write_rows(tmp_path / "rows.jsonl", count := 640)
+    write_rows(tmp_path / "rows.jsonl", count := 480)
     output = tmp_path / "out"
     options = (
         *("--input", str(tmp_path / "rows.jsonl"), "--output", str(output)),
-        *("--window", "32", "--shard-rows", "160"),
+        *("--window", "32", "--shard-rows", "120"),
     )
     chance = random.Random(7)
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         with (tmp_path / "log").open("w+b") as log:
             process = processes.start(command(api.base_url, "echo-slow", *options, "--resume"), log=log)
             enough = done(output) + chance.randrange(1, 30)
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
     assert finished.returncode == 0, finished.stderr
     summary = json.loads(finished.stdout)
     assert (summary["state"], summary["rows"], summary["failed"]) == ("complete", count, 0)
-    assert [shard["rows"] for shard in summary["shards"]] == [160] * 4
+    assert [shard["rows"] for shard in summary["shards"]] == [120] * 4
     lines = assert_echoed(output, count)
     assert len({line["job_id"] for line in lines}) == count
     # Nothing ran twice, and nothing is left on the server.

@@ -274,6 +274,8 @@ def test_what_is_wrong_before_the_start_leaves_nothing(stub: Stub, tmp_path: Pat
         (ConfigError, "nothing gives text", {"rows": [{"id": 1}]}),
         (ConfigError, "no field colour", {"set": {"colour": "red"}}),
         (ConfigError, "no lane 'slow'", {"lane": "slow"}),
+        (ConfigError, "16 tags", {"tags": ["x"] * 17}),
+        (ConfigError, "30 days", {"result_ttl_s": 0}),
         (ConfigError, "the window", {"window": 0}),
         (ConfigError, "rate of errors", {"max_error_rate": 2}),
         (ConfigError, "only if a key names them", {"resume": True}),

@@ -19,7 +19,7 @@ TIME_STEP_S = 300
 """Time passes in multiples of it. Where one of them is a duration above, the little real time that a step
 takes lies on the same side in the model and in the store."""
 MAX_DEPTH, MAX_BYTES, MAX_DELIVERIES, BELL_EVERY, MAX_CRASHES = 12, 6000, 5, 4, 3
-KEEP_BYTES, MAX_JOBS, BURST, FILE_BYTES = 1000, 3, 2, 100
+KEEP_BYTES, MAX_JOBS, BURST, FILE_BYTES = 500, 3, 2, 100
 QUOTA = Limits(max_jobs=MAX_JOBS)
 RATE = Limits(jobs_per_minute=60 / RATE_INTERVAL_S, burst=BURST)
 

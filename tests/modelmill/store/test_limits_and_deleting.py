@@ -10,7 +10,17 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, Limits, Released, Verdict, keys, scripts
+from modelmill.store import (
+    AsyncJobStore,
+    Ended,
+    JobStore,
+    Limits,
+    Progress,
+    Released,
+    Verdict,
+    keys,
+    scripts,
+)
 from tests.modelmill.store.test_store import claim, complete, run, submission, submit
 
 
@@ -221,3 +231,35 @@ def test_parts_that_come_late_go_again_and_tell_nobody(
     store.save_parts(job_id, {2: "{}"})
     assert not raw_redis.exists(keys.PARTS + job_id)
     assert raw_redis.xlen(keys.EVENTS + job_id) == 1
+
+
+def test_a_job_that_is_forgotten_leaves_the_list_of_its_caller(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    ids = submit(settings, *(submission(caller="one", result_ttl_s=100.0) for _ in range(2)))
+    store.settle(complete(claim(store, 1)))
+    member = f"{ids[0]} one"
+    due_ms = raw_redis.zscore(keys.EXPIRING, member)
+    assert due_ms is not None
+    assert due_ms / 1000 - raw_redis.time()[0] == pytest.approx(100, abs=5)
+    store.reap()
+    assert raw_redis.zcard(keys.JOBS + "one") == 2
+    # A hundred seconds later.
+    raw_redis.delete(keys.JOB + ids[0])
+    raw_redis.zadd(keys.EXPIRING, {member: 1})
+    store.reap()
+    assert raw_redis.zrange(keys.JOBS + "one", 0, -1) == [ids[1].encode()]
+    assert not raw_redis.exists(keys.EXPIRING)
+
+
+def test_news_does_not_hasten_a_webhook_that_waits_for_its_next_attempt(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    (job_id,) = submit(settings, submission(webhook="https://example.com/", webhook_events=["progress"]))
+    (job,) = claim(store).jobs
+    for done in (1, 2):
+        store.beat([(job_id, job.fence)], {job_id: Progress(done, 2, "steps")})
+        assert raw_redis.zrange(keys.OUTBOX, 0, -1) == [f"{job_id} progress".encode()]
+        raw_redis.zadd(keys.OUTBOX, {f"{job_id} progress": 10**15}, xx=True)
+        store.beat([(job_id, job.fence)], {job_id: Progress(done, 2, "steps")})
+        assert raw_redis.zscore(keys.OUTBOX, f"{job_id} progress") == 10**15
