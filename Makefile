@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test chaos fuzz bench docs lint format types imports ci clean
+.PHONY: help demo test chaos fuzz audit bench docs lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -26,6 +26,10 @@ fuzz: $(VENV)/.installed-dev ## Send what the OpenAPI document allows and forbid
 
 bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
 	$(BIN)/python -m benchmarks --output bench.md
+
+audit: $(VENV)/.installed-dev ## Look for unsafe code, and for packages with known vulnerabilities
+	$(BIN)/bandit -q -ll -r api backends modelmill tasks worker
+	$(BIN)/pip-audit --skip-editable
 
 docs: $(VENV)/.installed-dev ## Write docs/tasks from the contracts of the tasks
 	$(BIN)/python -m tasks.pages docs/tasks

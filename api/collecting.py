@@ -26,6 +26,8 @@ from modelmill.store.listing import own_statuses, read_jobs
 router = APIRouter(tags=["jobs"])
 
 MAX_BODY_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
+"""Small documents go out together."""
 DELETED_AT_ONCE = 100
 """Ids that one script removes: nobody else is served meanwhile."""
 
@@ -69,9 +71,15 @@ async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> Asyn
             json.dumps({"id": job_id, "status": None, "error": error}, separators=(",", ":")).encode() + b"\n"
             for job_id in missing
         )
+    lines = bytearray()
     async for record in read_jobs(state.store, ended):
         # A line break in JSON stands between two of its parts, where a space does as well.
-        yield job_json(record, {}).replace(b"\n", b" ") + b"\n"
+        lines += job_json(record, {}).replace(b"\n", b" ") + b"\n"
+        if len(lines) >= CHUNK_BYTES:
+            yield bytes(lines)
+            lines.clear()
+    if lines:
+        yield bytes(lines)
 
 
 async def _delete(state: ApiState, caller: str, ids: Sequence[str]) -> int:

@@ -196,7 +196,10 @@ _FILE_PROBLEMS = responses(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The bytes",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("application/octet-stream", "image/*", "audio/*")
+        },
     }
 }
 

@@ -6,11 +6,12 @@ import logging
 import math
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from modelmill.errors import ERRORS, ErrorCode, FieldError, ModelmillError
@@ -111,6 +112,10 @@ def install(app: FastAPI) -> None:
         message = f"{fields[0].field}: {fields[0].message}"
         return problem_response(ModelmillError(ErrorCode.INVALID_INPUT, message, fields=fields))
 
+    async def on_gone(_: Request, __: Exception) -> Response:
+        # The client hung up in the middle of its body: nobody is there to read an answer.
+        return Response(status_code=400)
+
     async def on_unknown(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem_response(
@@ -120,4 +125,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ModelmillError, on_known)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_parameter)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_unknown)

@@ -28,7 +28,8 @@ class _Joined:
     def _flush(self) -> None:
         if self._waiting:
             data, self._waiting = b"".join(self._waiting), []
-            self._transport.write(data)
+            if not self._transport.is_closing():
+                self._transport.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+OPEN_FILES = 65_536
+
+
+def allow_many_files() -> None:
+    """Raises this process's limit of open files as far as it may, for a server: each client is one.
+
+    The usual soft limit is 1024, kept low for programs that use ``select``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def start(

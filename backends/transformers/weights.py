@@ -137,7 +137,8 @@ def load_pretrained(
         model = model.eval().requires_grad_(False).to(context.device.torch_name)
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
-            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
+            # Of a folder: the hub's revision was pinned when it was fetched.
+            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
         if images:
             processors: Any = transformers.AutoImageProcessor
             loaded.image_processor = processors.from_pretrained(folder, **common)

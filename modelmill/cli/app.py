@@ -94,6 +94,7 @@ def api(
     from api.media import check_media_settings
     from modelmill.cli.keys import hint_at_first_key
     from modelmill.logs import configure_logging
+    from modelmill.processes import allow_many_files
     from modelmill.settings import get_settings
 
     set_environment(
@@ -109,6 +110,7 @@ def api(
     check_media_settings(settings)
     if keys_are_on(settings):
         hint_at_first_key(settings)
+    allow_many_files()
     uvicorn.run(
         "api.app:app",
         host=settings.host,

@@ -46,7 +46,7 @@ class Stack:
     ) -> None:
         self._settings = settings
         # An unspecified address is where the API listens, not where it can be reached.
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104
+        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 # nosec B104
         self._commands = {
             "API": ["api", "--host", host, "--port", str(port)],
             "worker": ["worker", "--devices", devices, "--preload", preload],

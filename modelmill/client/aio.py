@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Source
@@ -14,6 +15,9 @@ from modelmill.client.many import Batch, Lines, run_many, take_flight
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, AsyncWire, Options
+
+if TYPE_CHECKING:
+    from modelmill.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -102,6 +106,17 @@ class AsyncClient:
         async with aclosing(results):
             async for result in results:
                 yield result
+
+    async def backfill(
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+    ) -> Summary:
+        """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
+
+        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        """
+        from modelmill.backfill import backfill_async
+
+        return await backfill_async(self._options, task, model, input, output=output, **how)
 
     async def submit_many(
         self,

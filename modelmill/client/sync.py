@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Source
@@ -13,6 +14,9 @@ from modelmill.client.many import Batch, Lines, run_many_blocking, take_flight
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, Options, Wire
+
+if TYPE_CHECKING:
+    from modelmill.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -132,6 +136,17 @@ class Client:
         batch = Batch(task, model, timeout_s, batched, return_errors)
         fields = ({**shared, **row} for row in rows)
         return run_many_blocking(self._options, batch, fields, concurrency, ordered)
+
+    def backfill(
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+    ) -> Summary:
+        """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
+
+        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        """
+        from modelmill.backfill import backfill
+
+        return backfill(self._options, task, model, input, output=output, **how)
 
     def submit_many(
         self, task: str, model: str, rows: Iterable[Mapping[str, Any]], /, **shared: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,18 +23,6 @@ ZERO_SHOT = "zero-shot-image-classification"
 CPU = Device("cpu", 1)
 
 OpenModel = Callable[..., LoadedModel]
-
-
-# The libraries make objects by the million when they are imported and when they read weights, and hardly any
-# garbage: looking for it as often as Python does took a fifth of the time of these tests.
-gc.set_threshold(100_000, 50, 100)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _sparing_the_collector() -> None:
-    """Each model that is closed collects garbage, which looked at all of PyTorch for 0.6 s every time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

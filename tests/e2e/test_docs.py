@@ -39,7 +39,8 @@ ELSEWHERE = {
     """-d '{"input": "It was a long night.", "config": {"length": 6}}'""": "tests/e2e/test_plugin.py",
     "pip install ./examples/modelmill-readability": "tests/e2e/test_plugin.py",
     "modelmill check modelmill-readability": "tests/e2e/test_plugin.py",
-    "modelmill keys create app --lanes interactive,normal --max-jobs 1000 --jobs-per-minute 600": "test_keys.py",
+    "modelmill keys create app --lanes interactive,normal --max-jobs 1000 "
+    "--jobs-per-minute 600": "tests/e2e/test_keys.py",
     "modelmill keys create operator --admin": "tests/e2e/test_keys.py",
     "modelmill keys list": "tests/e2e/test_keys.py",
     "modelmill keys revoke app": "tests/e2e/test_keys.py",
