@@ -56,7 +56,9 @@ class RequestMetrics:
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
         )
         self.waiting = Gauge(
-            "modelmill_http_waiting", "Requests that wait for a job's end, or follow one, now.", registry=self.registry
+            "modelmill_http_waiting",
+            "Requests that wait for a job's end, or follow one, now.",
+            registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
         self._children: dict[tuple[str, str, int], tuple[Any, Any]] = {}

@@ -18,7 +18,7 @@ def to_export(folder: Path) -> Exportable:
 
     from backends.onnx.export_process import Exportable
 
-    model = AutoModel.from_pretrained(  # nosec B615 - of a folder
+    model = AutoModel.from_pretrained(  # nosec B615
         folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     typed = "token_type_ids" in inspect.signature(model.forward).parameters

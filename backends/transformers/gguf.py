@@ -85,6 +85,6 @@ def _unpack(context: LoadContext, file: Path, target: Path) -> None:
         if name in vars(model):
             delattr(model, name)
     model.save_pretrained(target)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)  # nosec B615 - of a folder
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)  # nosec B615
     tokenizer.save_pretrained(target)
     logger.info("model %s: unpacked in %.1f s", context.entry.name, time.monotonic() - started)
