@@ -11,7 +11,8 @@ from api.media import find_media
 from api.state import ApiState
 from api.webhooks import check_webhook
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
-from modelmill.store import Accepted, JobRecord, Submission, Verdict
+from modelmill.store import Accepted, JobRecord, Limits, Submission, Verdict
+from modelmill.store.callers import over_limit
 from tasks.contract import Task, TaskInput
 from tasks.sources import WantedSources
 
@@ -56,14 +57,8 @@ async def prepare(
         check_webhook(state.webhook_guard, parsed.webhook)
     key = _one_key(idempotency_key, parsed) if again is None else idempotency_key
     files: Mapping[str, str] = {}
-    if sources.answers and key and await state.store.is_known(caller.id, key):
-        # Answered by the job of that key: nothing is looked up again. Should that job go just now, this one
-        # is refused, for there is no such file.
-        files = {value: "" for value, _ in sources.answers}
-    elif again is not None and again.files:
-        files = again.files
-    elif sources.answers:
-        files = await find_media(state, caller, sources)
+    if sources.answers:
+        files = await _find_media(state, caller, sources, key, again)
         # Once more, so that what is wrong with one of them is said of its field.
         await parse_body(contract, body, batched, sources)
     return Submission(
@@ -88,6 +83,22 @@ async def prepare(
     )
 
 
+async def _find_media(
+    state: ApiState, caller: Caller, sources: WantedSources, key: str, again: JobRecord | None
+) -> Mapping[str, str]:
+    """The files behind what a request only names."""
+    if key and await state.store.is_known(caller.id, key):
+        # Answered by the job of that key: nothing is looked up again. Should that job go just now, this one
+        # is refused, for there is no such file.
+        return {value: "" for value, _ in sources.answers}
+    if again is not None and again.files:
+        return again.files
+    # Who is over a limit anyway is not to have things fetched; what counts is the look when it is submitted.
+    if early := await over_limit(state.store, caller.id, caller.limits):
+        raise _refusal(early, "", caller.limits, {}, state)
+    return await find_media(state, caller, sources)
+
+
 async def accept(state: ApiState, submission: Submission) -> Accepted:
     """Hands the job to the store. The id is the first job's, for an idempotency key seen before.
 
@@ -96,7 +107,7 @@ async def accept(state: ApiState, submission: Submission) -> Accepted:
     """
     accepted = await state.store.submit(submission)
     if accepted.verdict not in _TAKEN:
-        raise _refusal(accepted, submission, state)
+        raise _refusal(accepted, submission.model, submission.limits, submission.files, state)
     if accepted.bell:
         state.bells.ring(submission.model)
     return accepted
@@ -111,7 +122,7 @@ async def accept_many(
         # Of several bells, one a call will do: a waiting queue rings again by itself.
         state.bells.ring(model)
     return [
-        _refusal(answer, submission, state)
+        _refusal(answer, submission.model, submission.limits, submission.files, state)
         if isinstance(answer, Accepted) and answer.verdict not in _TAKEN
         else answer
         for submission, answer in zip(submissions, answers, strict=True)
@@ -130,8 +141,10 @@ def _one_key(header: str, parsed: TaskInput) -> str:
     return header or given
 
 
-def _refusal(accepted: Accepted, submission: Submission, state: ApiState) -> ModelmillError:
-    limits, settings = submission.limits, state.settings
+def _refusal(
+    accepted: Accepted, model: str, limits: Limits, files: Mapping[str, str], state: ApiState
+) -> ModelmillError:
+    settings = state.settings
     if accepted.verdict is Verdict.CONFLICT:
         return ModelmillError(
             ErrorCode.IDEMPOTENCY_CONFLICT,
@@ -139,7 +152,7 @@ def _refusal(accepted: Accepted, submission: Submission, state: ApiState) -> Mod
             "Use a new key, or send the very same request.",
         )
     if accepted.verdict is Verdict.FILE_MISSING:
-        named = next((name for name, file in submission.files.items() if file == accepted.id), accepted.id)
+        named = next((name for name, file in files.items() if file == accepted.id), accepted.id)
         return ModelmillError(
             ErrorCode.MEDIA_NOT_FOUND,
             f"There is no file {named[:100]!r}, or its time is over: upload it again.",
@@ -147,7 +160,7 @@ def _refusal(accepted: Accepted, submission: Submission, state: ApiState) -> Mod
     code, reason = {
         Verdict.QUEUE_FULL: (
             ErrorCode.QUEUE_FULL,
-            f"{settings.max_queue_depth} jobs wait for {submission.model!r} already.",
+            f"{settings.max_queue_depth} jobs wait for {model!r} already.",
         ),
         Verdict.BYTES_FULL: (
             ErrorCode.QUEUE_FULL,

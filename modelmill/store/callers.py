@@ -21,7 +21,7 @@ from modelmill.errors import ConfigError
 from modelmill.states import Lane
 from modelmill.store import keys
 from modelmill.store.aio import AsyncJobStore
-from modelmill.store.records import Limits
+from modelmill.store.records import Accepted, Limits, Verdict
 
 ID_LENGTH = 12
 SECRET_LENGTH = 43
@@ -180,6 +180,27 @@ async def note_use(store: AsyncJobStore, key_id: str, now: float) -> None:
         ModelmillError: ``store_unavailable``.
     """
     await store.ask(("HSET", keys.KEY + key_id, "last_used_ms", round(now * 1000)))
+
+
+async def over_limit(store: AsyncJobStore, caller: str, limits: Limits) -> Accepted | None:
+    """What ``submit.lua`` would refuse a job of the caller with, for its limits; None if it would not.
+
+    Raises:
+        ModelmillError: ``store_unavailable``.
+    """
+    if limits.max_jobs is None and limits.jobs_per_minute is None:
+        return None
+    unfinished, due_ms, (seconds, micros) = await store.ask(
+        ("HGET", keys.OPEN, caller), ("GET", keys.RATE + caller), ("TIME",)
+    )
+    if limits.max_jobs is not None and int(unfinished or 0) >= limits.max_jobs:
+        return Accepted(Verdict.QUOTA_FULL, "", bell=False, retry_after_s=1.0)
+    if limits.jobs_per_minute is not None:
+        early_s = float(due_ms or 0) / 1000 - (int(seconds) + int(micros) / 1e6)
+        wait_s = early_s - (limits.burst - 1) * 60 / limits.jobs_per_minute
+        if wait_s > 0:
+            return Accepted(Verdict.RATE_LIMITED, "", bell=False, retry_after_s=wait_s, remaining=0)
+    return None
 
 
 def _digest(secret: str) -> str:

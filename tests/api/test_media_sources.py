@@ -14,8 +14,9 @@ import redis
 from PIL import Image
 
 from modelmill.settings import Settings
-from modelmill.store import JobStore, keys
+from modelmill.store import JobStore, Limits, keys
 from tasks.examples import CAT, SPEECH
+from tests.api.conftest import People
 from tests.conftest import ApiServer
 from tests.fixtures.web import Web
 
@@ -193,3 +194,16 @@ def test_fetched_media_count_as_files(settings: Settings, web: Web, raw_redis: r
             assert raw_redis.hget(keys.TOTALS, "jobs") is None
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(jobs_per_minute=1, burst=1), Limits(max_jobs=1)], ids=["rate", "quota"]
+)
+def test_nothing_is_fetched_for_a_key_over_its_limits(people: People, web: Web, limits: Limits) -> None:
+    client = people(limits=limits)
+    answers = [
+        client.post(f"{TASK}/noop/jobs", json={"image": f"{web.url}/{number}", "classes": ["cat"]})
+        for number in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [202, 429]
+    assert web.asked == {"/0": 1}
