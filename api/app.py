@@ -123,7 +123,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": observed, "metrics": observed, "logs": observed},
     )
     problems.install(app)
-    schemas.install(app, job_routes(), with_keys=keys_are_on(settings))
+    schemas.install(app, job_routes, with_keys=keys_are_on(settings))
     # The last one is the outermost: preflights pass without a key, and what is refused is counted.
     app.add_middleware(Authenticate, settings=settings)
     add_cors(app, settings)

@@ -6,6 +6,7 @@ FastAPI makes of them in the OpenAPI document.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
@@ -74,6 +75,7 @@ def bulk_path(task: str) -> str:
     return f"{task_path(task, False)}/{{model}}/jobs:bulk"
 
 
+@cache
 def job_routes() -> APIRouter:
     """The routes of each task: submit and read, plain and batched; and submit in bulk."""
     router = APIRouter()

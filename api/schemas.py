@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -123,12 +124,12 @@ COLLECT: dict[str, Any] = {
 }
 
 
-def install(app: FastAPI, documented: APIRouter, *, with_keys: bool) -> None:
+def install(app: FastAPI, documented: Callable[[], APIRouter], *, with_keys: bool) -> None:
     """Gives ``app`` an OpenAPI document that holds the tasks' schemas, made when first asked for.
 
     Args:
         app: The application.
-        documented: Routes that stand in the document beside those of ``app``.
+        documented: Makes routes that stand in the document beside those of ``app``.
         with_keys: Whether callers need an API key.
     """
 
@@ -138,7 +139,7 @@ def install(app: FastAPI, documented: APIRouter, *, with_keys: bool) -> None:
                 title=app.title,
                 version=app.version,
                 description=app.description,
-                routes=[*documented.routes, *app.routes],
+                routes=[*documented().routes, *app.routes],
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             _forget_default_422(document)

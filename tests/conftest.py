@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -178,6 +179,14 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {f"MODELMILL_{name.upper()}": str(value) for name, value in values.items()}
 
 
+class QuickServer(uvicorn.Server):
+    """uvicorn's server, which looks more often whether it is to end: tests wait for that."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 class ApiServer:
     """The API on a real socket, served by a thread of the test process."""
 
@@ -185,7 +194,7 @@ class ApiServer:
         config = uvicorn.Config(
             create_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"
         )
-        self._server = uvicorn.Server(config)
+        self._server = QuickServer(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         wait_until(lambda: self._server.started, what="the API")
