@@ -97,7 +97,10 @@ class Output:
                     await self._due.wait()
             self._due.clear()
             await self._checkpoint()
-            await self._let_go()
+            # All that is covered, not one request's worth: more rows end meanwhile, and it would pile up.
+            for _ in range(0, len(self._left), COLLECT_IDS):
+                if not await self._let_go():
+                    break
         await self._checkpoint()
         while self._left and await self._let_go():
             pass
