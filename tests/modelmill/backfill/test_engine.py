@@ -15,6 +15,7 @@ from starlette.responses import Response
 from modelmill import processes
 from modelmill.backfill import Stats, Summary, backfill, backfill_async, chunks
 from modelmill.backfill import engine as engine_module
+from modelmill.backfill import output as output_module
 from modelmill.client.wire import Options
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from tests.modelmill.backfill.stub import TASK, Stub, refused
@@ -93,6 +94,25 @@ def test_answers_that_are_cut_off_are_asked_for_again(stub: Stub, tmp_path: Path
 
     assert_whole(tmp_path)
     assert len(stub.by_key) == 300
+
+
+def test_jobs_are_deleted_as_fast_as_they_end(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_module, "CHECKPOINT_ROWS", 20)
+    monkeypatch.setattr(output_module, "COLLECT_IDS", 10)
+    most = 0
+
+    def look(_: str) -> None:
+        nonlocal most
+        most = max(most, len(stub.jobs))
+
+    stub.on_request = look
+    rows = [{"id": number, "text": str(number)} for number in range(1000)]
+    run(stub, tmp_path, rows, window=32)
+
+    assert not stub.jobs
+    assert most < 400, "of each checkpoint's rows only the first ten were deleted"
 
 
 @pytest.mark.parametrize("what", ["bulk", "collect", "delete"])
