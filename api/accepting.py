@@ -58,9 +58,11 @@ async def prepare(
     key = _one_key(idempotency_key, parsed) if again is None else idempotency_key
     files: Mapping[str, str] = {}
     if sources.answers:
-        files = await _find_media(state, caller, sources, key, again)
-        # Once more, so that what is wrong with one of them is said of its field.
-        await parse_body(contract, body, batched, sources)
+        known = await _known_media(state, caller, sources, key, again)
+        files = await find_media(state, caller, sources) if known is None else known
+        if known is None:
+            # Once more, so that what is wrong with one of them is said of its field.
+            await parse_body(contract, body, batched, sources)
     return Submission(
         id=str(uuid.uuid4()),
         task=task.name,
@@ -83,20 +85,24 @@ async def prepare(
     )
 
 
-async def _find_media(
+async def _known_media(
     state: ApiState, caller: Caller, sources: WantedSources, key: str, again: JobRecord | None
-) -> Mapping[str, str]:
-    """The files behind what a request only names."""
+) -> Mapping[str, str] | None:
+    """The files behind what a request only names, as an earlier job has them; None to look for them.
+
+    Raises:
+        ModelmillError: the caller is over a limit, and is not to have things fetched.
+    """
     if key and await state.store.is_known(caller.id, key):
         # Answered by the job of that key: nothing is looked up again. Should that job go just now, this one
         # is refused, for there is no such file.
         return {value: "" for value, _ in sources.answers}
     if again is not None and again.files:
         return again.files
-    # Who is over a limit anyway is not to have things fetched; what counts is the look when it is submitted.
+    # What counts is the look when it is submitted.
     if early := await over_limit(state.store, caller.id, caller.limits):
         raise _refusal(early, "", caller.limits, {}, state)
-    return await find_media(state, caller, sources)
+    return None
 
 
 async def accept(state: ApiState, submission: Submission) -> Accepted:

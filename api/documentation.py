@@ -29,10 +29,9 @@ IdempotencyKey = Annotated[
     ),
 ]
 
-SUBMIT_PROBLEMS = responses(
+_REFUSALS = (
     ErrorCode.MODEL_NOT_FOUND,
     ErrorCode.TASK_NOT_SUPPORTED,
-    ErrorCode.BODY_TOO_LARGE,
     ErrorCode.INVALID_INPUT,
     ErrorCode.INVALID_MEDIA,
     ErrorCode.MEDIA_TOO_LARGE,
@@ -44,22 +43,11 @@ SUBMIT_PROBLEMS = responses(
     ErrorCode.STORE_FULL,
     ErrorCode.STORE_UNAVAILABLE,
 )
+"""Of whatever is to become a job."""
+
+SUBMIT_PROBLEMS = responses(ErrorCode.BODY_TOO_LARGE, *_REFUSALS)
 RERUN_PROBLEMS = responses(
-    ErrorCode.JOB_NOT_FOUND,
-    ErrorCode.TASK_NOT_FOUND,
-    ErrorCode.MODEL_NOT_FOUND,
-    ErrorCode.TASK_NOT_SUPPORTED,
-    ErrorCode.REQUEST_NOT_KEPT,
-    ErrorCode.INVALID_INPUT,
-    ErrorCode.INVALID_MEDIA,
-    ErrorCode.MEDIA_TOO_LARGE,
-    ErrorCode.MEDIA_SOURCE_REFUSED,
-    ErrorCode.MEDIA_NOT_FOUND,
-    ErrorCode.MEDIA_FETCH_FAILED,
-    ErrorCode.IDEMPOTENCY_CONFLICT,
-    ErrorCode.QUEUE_FULL,
-    ErrorCode.STORE_FULL,
-    ErrorCode.STORE_UNAVAILABLE,
+    ErrorCode.JOB_NOT_FOUND, ErrorCode.TASK_NOT_FOUND, ErrorCode.REQUEST_NOT_KEPT, *_REFUSALS
 )
 BULK_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED)
 READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
