@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.store.callers import KeyRing
-from tests.conftest import ApiServer
+from tests.conftest import ApiServer, environment_of, wait_until
+
+
+@contextmanager
+def api_process(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`modelmill api` as a process of its own, and its URL; its output is in ``api.log``."""
+    port = processes.free_port()
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{url}/health/live").is_success
+        except httpx.TransportError:
+            return False
+
+    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
+    with (folder / "api.log").open("ab") as log:
+        process = processes.start(command, environment_of(settings), log)
+    try:
+        wait_until(answers, what="the API")
+        yield process, url
+    finally:
+        processes.stop(process, 10)
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ import pytest
 import redis
 
 from api.bulk import LineSplitter
-from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
 from tasks.examples import CAT
-from tests.conftest import ApiServer, environment_of, wait_until
+from tests.api.conftest import api_process
+from tests.conftest import ApiServer, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 BULK = f"{TASK}/noop/jobs:bulk"
@@ -198,30 +198,15 @@ def test_a_client_that_reads_nothing_is_not_read_for_ever(
 
 
 def test_a_server_that_stops_answers_what_it_has_read(settings: Settings, tmp_path: Path) -> None:
-    port = processes.free_port()
-    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
-    with (tmp_path / "api.log").open("ab") as log:
-        process = processes.start(command, environment_of(settings), log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until(lambda: answers(client), what="the API")
-            with connect(client) as connection:
-                connection.sendall(chunk(LINE * 2 + b"{"))
-                read_until(connection, b"starting")
-                process.send_signal(signal.SIGTERM)
-                # The last chunk, which ends the answer as it should.
-                assert read_until(connection, b"0\r\n\r\n") == b"0\r\n\r\n"
+    with api_process(settings, tmp_path) as (process, url):
+        with httpx.Client(base_url=url, timeout=60) as client, connect(client) as connection:
+            connection.sendall(chunk(LINE * 2 + b"{"))
+            read_until(connection, b"starting")
+            process.send_signal(signal.SIGTERM)
+            # The last chunk, which ends the answer as it should.
+            assert read_until(connection, b"0\r\n\r\n") == b"0\r\n\r\n"
         assert process.wait(timeout=5) in (0, -signal.SIGTERM)
-    finally:
-        processes.stop(process, 5)
     assert "Error" not in (tmp_path / "api.log").read_text()
-
-
-def answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health/live").is_success
-    except httpx.TransportError:
-        return False
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -21,7 +21,6 @@ from httpx_sse import ServerSentEvent, connect_sse
 from starlette.types import Message, Scope
 
 from api.events import EventStream
-from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import (
@@ -35,8 +34,9 @@ from modelmill.store import (
     Return,
     keys,
 )
+from tests.api.conftest import api_process
 from tests.api.test_waiting import BODY, RESULT, TASK, submit, waiting
-from tests.conftest import ApiServer, Valkey, environment_of, wait_until
+from tests.conftest import ApiServer, Valkey, wait_until
 
 BATCHED = {"image": [BODY["image"]] * 3, "classes": ["cat", "dog"]}
 
@@ -448,13 +448,8 @@ def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
 
 
 def test_an_api_that_stops_ends_its_streams(settings: Settings, tmp_path: Path) -> None:
-    port = processes.free_port()
-    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
-    with (tmp_path / "api.log").open("ab") as log:
-        process = processes.start(command, environment_of(settings), log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until(lambda: _answers(client))
+    with api_process(settings, tmp_path) as (process, url):
+        with httpx.Client(base_url=url, timeout=60) as client:
             job_id = submit(client)
             with following(client, job_id) as follower:
                 started = time.monotonic()
@@ -464,15 +459,6 @@ def test_an_api_that_stops_ends_its_streams(settings: Settings, tmp_path: Path) 
         # Sooner than uvicorn would have given up on whoever is still there.
         process.wait(timeout=10)
         assert time.monotonic() - started < 9
-    finally:
-        processes.stop(process, 10)
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health/live").is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_streams_count_as_waiting_and_not_as_slow(api: httpx.Client, store: JobStore) -> None:

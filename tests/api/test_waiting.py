@@ -18,13 +18,13 @@ import pytest
 import redis
 
 from api.waiting import preferred_wait
-from modelmill import processes
 from modelmill.client import Client
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
 from tasks.examples import CAT
-from tests.conftest import ApiServer, Valkey, environment_of, wait_until
+from tests.api.conftest import api_process
+from tests.conftest import ApiServer, Valkey, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
@@ -308,13 +308,8 @@ def test_an_api_that_started_without_redis_subscribes_when_it_comes(
 
 
 def test_an_api_that_stops_answers_those_who_wait(settings: Settings, tmp_path: Path) -> None:
-    port = processes.free_port()
-    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
-    with (tmp_path / "api.log").open("ab") as log:
-        process = processes.start(command, environment_of(settings), log)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            wait_until(lambda: _answers(client))
+    with api_process(settings, tmp_path) as (process, url):
+        with httpx.Client(base_url=url, timeout=60) as client:
             job_id = submit(client)
             with in_background(
                 lambda: client.get(f"/api/jobs/{job_id}", headers={"Prefer": "wait=50"})
@@ -326,15 +321,6 @@ def test_an_api_that_stops_answers_those_who_wait(settings: Settings, tmp_path: 
         process.wait(timeout=5)
         # uvicorn ends by the signal it was sent, once it has stopped in order.
         assert process.returncode in (0, -signal.SIGTERM), (tmp_path / "api.log").read_text()
-    finally:
-        processes.stop(process, 10)
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health/live").is_success
-    except httpx.TransportError:
-        return False
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from modelmill.states import Status
 from modelmill.store import AsyncJobStore, Ended, JobStore, Progress, keys
 from modelmill.store.hooks import Delivery
 from tasks.examples import CAT
-from tests.conftest import ApiServer, environment_of, wait_until
+from tests.api.conftest import api_process
+from tests.conftest import ApiServer, wait_until
 from tests.fixtures.receiver import Receiver
 
 JOBS = "/api/tasks/zero-shot-image-classification/noop/jobs"
@@ -255,20 +256,13 @@ def test_retries_go_on_after_the_api_was_killed(
     settings: Settings, store: JobStore, receiver: Receiver, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     receiver.status = 503
-    port = processes.free_port()
-    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
-    with (tmp_path / "api.log").open("ab") as output:
-        process = processes.start(command, environment_of(settings), output)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as api:
-        try:
-            wait_until(lambda: _answers(api), what="the API")
-            job_id = submit(api, receiver.url)
-            finish(store)
-            first = receiver.next()
-            log(api, job_id)
-        finally:
-            process.kill()
-            process.wait()
+    with api_process(settings, tmp_path) as (process, url), httpx.Client(base_url=url) as api:
+        job_id = submit(api, receiver.url)
+        finish(store)
+        first = receiver.next()
+        log(api, job_id)
+        process.kill()
+        process.wait()
     receiver.status = 204
     hasten(raw_redis)
     server = ApiServer(settings)
@@ -277,13 +271,6 @@ def test_retries_go_on_after_the_api_was_killed(
         assert (again.id, again.body) == (first.id, first.body)
         assert [attempt["outcome"] for attempt in log(api, job_id, 2)] == ["failed", "delivered"]
     server.close()
-
-
-def _answers(api: httpx.Client) -> bool:
-    try:
-        return api.get("/health/live").is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_several_processes_send_each_webhook_once(
