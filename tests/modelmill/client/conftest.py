@@ -22,7 +22,7 @@ from modelmill.client import protocol as client_protocol
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore
 from tasks.examples import CAT
-from tests.conftest import wait_until
+from tests.conftest import QuickServer, wait_until
 
 TASK = "zero-shot-image-classification"
 INPUTS: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
@@ -85,7 +85,7 @@ def play() -> Iterator[Play]:
                 app, host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="off",
                 timeout_graceful_shutdown=1,
             )  # fmt: skip
-            server = uvicorn.Server(config)
+            server = QuickServer(config)
             thread = threading.Thread(target=server.run, daemon=True)
             thread.start()
             wait_until(lambda: server.started, what="the played server")
