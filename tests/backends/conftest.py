@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,8 @@ OpenModel = Callable[..., LoadedModel]
 
 
 @pytest.fixture(scope="session")
-def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all processes of a test run, so that each export happens once."""
-    root = tmp_path_factory.getbasetemp()
-    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-
-
-@pytest.fixture(scope="session")
-def settings(session_folder: Path) -> Settings:
-    return Settings(cache_dir=session_folder / "cache")
+def settings(cache_dir: Path) -> Settings:
+    return Settings(cache_dir=cache_dir)
 
 
 @pytest.fixture(scope="session")
