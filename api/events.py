@@ -18,6 +18,7 @@ from api.lookup import find_job, get_job
 from api.metrics import name_route
 from api.problems import responses
 from api.state import ApiState, State
+from api.waiting import disconnect
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import JobRecord
 from modelmill.store.events import Event, cursor_of, events_after, is_end
@@ -139,7 +140,7 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         # First on the list, then the look: what happens in between is seen by one or the other.
         with self._state.ends.follow(self._job_id) as news:
-            gone = asyncio.create_task(_disconnect(receive))
+            gone = asyncio.create_task(disconnect(receive))
             gone.add_done_callback(lambda _: news.set())
             try:
                 await _write(send, RECONNECT)
@@ -180,11 +181,6 @@ class EventStream(Response):
         document = job_document(record, {})
         started = {name: document[name] for name in ("id", "status", "started_at", "deliveries")}
         return json.dumps(started | {"status": "running"}, separators=(",", ":")).encode()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        continue
 
 
 async def _wait(news: asyncio.Event, pause_s: float, send: Send) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 from fastapi import Header, Request
+from starlette.types import Receive
 
 from api.state import ApiState
 from modelmill.store import JobRecord
@@ -78,7 +79,7 @@ async def wait_for_end(request: Request, ended: asyncio.Future[None], wait_s: in
     # Most are over in a moment, and then nobody need listen whether the client hangs up.
     if (await asyncio.wait((ended,), timeout=min(MOMENT_S, wait_s)))[0] or wait_s <= MOMENT_S:
         return True
-    gone = asyncio.create_task(_disconnect(request))
+    gone = asyncio.create_task(disconnect(request.receive))
     try:
         await asyncio.wait((ended, gone), timeout=wait_s - MOMENT_S, return_when=asyncio.FIRST_COMPLETED)
         return not gone.done()
@@ -87,8 +88,9 @@ async def wait_for_end(request: Request, ended: asyncio.Future[None], wait_s: in
         await asyncio.wait((gone,))
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def disconnect(receive: Receive) -> None:
+    """Returns when the client hangs up."""
+    while (await receive())["type"] != "http.disconnect":
         continue
 
 

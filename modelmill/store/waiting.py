@@ -54,6 +54,7 @@ class EndWatch:
         )
         self._waiting: dict[bytes, set[asyncio.Future[None]]] = {}
         self._following: dict[bytes, set[asyncio.Event]] = {}
+        self._at_release: set[asyncio.Future[None]] = set()
         self.waiting = 0
         """How many wait now, or follow a job."""
         self.hooks = asyncio.Event()
@@ -116,11 +117,26 @@ class EndWatch:
             self.waiting -= 1
             _leave(self._following, key, news)
 
+    @contextmanager
+    def watch_release(self) -> Iterator[asyncio.Future[None]]:
+        """A future that is done once nobody is to wait any more: for whoever waits for something else."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._released:
+            future.set_result(None)
+        self._at_release.add(future)
+        try:
+            yield future
+        finally:
+            self._at_release.discard(future)
+
     def release(self) -> None:
         """Wakes everybody, now and from now on: this process is about to end."""
         self._released = True
         for job_id in self._waiting:
             self._end(job_id)
+        for future in self._at_release:
+            if not future.done():
+                future.set_result(None)
         self._wake_followers()
 
     async def close(self) -> None:
