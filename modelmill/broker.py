@@ -59,7 +59,9 @@ def make_celery(settings: Settings) -> Celery:
         # A bell that runs twice is harmless, one that comes back for hours is not: acknowledge early.
         task_acks_late=False,
         task_default_queue="modelmill",
-        task_time_limit=settings.load_timeout_s + settings.batch_timeout_s + settings.slice_s,
+        # A backstop for what no parent sees: a drain may be this long over claimed jobs, and then prepare
+        # items and run a batch.
+        task_time_limit=settings.load_timeout_s + settings.longest_drain_s + 3 * settings.batch_timeout_s,
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         # A fresh interpreter for each child: the parent has threads, and a fork would copy their locks.

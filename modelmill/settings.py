@@ -162,6 +162,11 @@ class Settings(BaseModel):
     )
 
     @property
+    def longest_drain_s(self) -> float:
+        """When a drain gives claimed jobs back that it has not begun. Each time costs reading them again."""
+        return 12 * self.slice_s
+
+    @property
     def effective_broker_url(self) -> str:
         return self.broker_url or self.redis_url
 

@@ -80,6 +80,10 @@ class Parent:
     def _tend(self) -> None:
         try:
             self._announce()
+        except RedisError as error:
+            # A server that is full refuses this, and not what reaping does.
+            logger.warning("announcing this node failed: %s", error)
+        try:
             reaped = self._store.reap()
         except RedisError as error:
             logger.warning("the job store does not answer: %s", error)

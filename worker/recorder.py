@@ -16,6 +16,8 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -25,13 +27,17 @@ READ_TRIES = 10
 """How often a word is looked for that is being written over while it is read."""
 
 
+Member = tuple[str, str, int]
+"""An item: job id, fence, index within the job; -1 for a job of which nobody knows its items yet."""
+
+
 class Phase(StrEnum):
     """What a child is doing."""
 
     IDLE = "idle"
     LOADING = "loading"
     DRAINING = "draining"
-    """Working on a queue, outside of ``forward``."""
+    """Working on a queue, outside of ``forward``. Items may be prepared meanwhile, in this phase and that."""
     FORWARD = "forward"
 
 
@@ -46,6 +52,8 @@ class Flight:
         since: Since when, in seconds of ``time.monotonic``, which is one clock for all processes of a host.
         fences: Its open claims. Written before a claim is made, so that none can be missing.
         forward: The items in ``forward``: job id, fence, index within the job.
+        preparing: The items that are being opened and prepared, likewise; there may be some in either place.
+        preparing_since: Since when one of these was last finished.
     """
 
     pid: int
@@ -53,11 +61,17 @@ class Flight:
     model: str = ""
     since: float = 0.0
     fences: tuple[str, ...] = ()
-    forward: tuple[tuple[str, str, int], ...] = ()
+    forward: tuple[Member, ...] = ()
+    preparing: tuple[Member, ...] = ()
+    preparing_since: float = 0.0
 
     @property
     def age_s(self) -> float:
         return time.monotonic() - self.since
+
+    @property
+    def preparing_s(self) -> float:
+        return time.monotonic() - self.preparing_since if self.preparing else 0.0
 
 
 @dataclass
@@ -86,7 +100,9 @@ class Recorder:
         """Puts the file of a predecessor aside for the parent, and begins an own one."""
         flight = self.read()
         if flight is not None and flight.pid != os.getpid():
-            self._file.rename(self.folder / f"dead-{flight.pid}")
+            # The parent may have been faster.
+            with suppress(FileNotFoundError):
+                self._file.rename(self.folder / f"dead-{flight.pid}")
         self._words = _Words(self._file)
         self._enter(Phase.IDLE)
 
@@ -96,14 +112,25 @@ class Recorder:
     def draining(self, model: str) -> None:
         self._enter(Phase.DRAINING, model)
 
-    def forward(self, model: str, items: tuple[tuple[str, str, int], ...]) -> None:
-        """``items`` are about to run: job id, fence and index of each."""
-        self._enter(Phase.FORWARD, model, items)
+    def forward(self, model: str, items: Iterable[Member]) -> None:
+        """``items`` are about to run."""
+        self._enter(Phase.FORWARD, model, tuple(items))
+
+    def preparing(self, items: Iterable[Member]) -> None:
+        """These ``items``, and no others, are about to be opened or prepared."""
+        with self._lock:
+            self._write(replace(self._last, preparing=tuple(items), preparing_since=time.monotonic()))
+
+    def prepared(self) -> None:
+        """All of them are."""
+        with self._lock:
+            self._write(replace(self._last, preparing=()))
 
     def idle(self) -> None:
         """Nothing is held any more."""
         with self._lock:
             self._fences.clear()
+            self._last = replace(self._last, preparing=())
         self._enter(Phase.IDLE)
 
     def claiming(self, fence: str) -> None:
@@ -130,9 +157,17 @@ class Recorder:
             file.unlink(missing_ok=True)
         return found
 
-    def bury(self) -> None:
-        """The present file's child is dead and has been dealt with."""
-        self._file.unlink(missing_ok=True)
+    def bury(self, pid: int) -> None:
+        """The child ``pid`` is dead and its last word has been read."""
+        # Its successor may put that file aside at this very moment, and begin its own in the same place.
+        with suppress(FileNotFoundError):
+            grave = self._file.rename(self.folder / "grave")
+            flight = _read(grave)
+            if flight is not None and flight.pid == pid:
+                grave.unlink()
+            else:
+                grave.rename(self._file)
+        (self.folder / f"dead-{pid}").unlink(missing_ok=True)
 
     def load_deaths(self) -> dict[str, LoadDeaths]:
         try:
@@ -140,6 +175,12 @@ class Recorder:
         except (OSError, ValueError):
             return {}
         return {model: LoadDeaths(**deaths) for model, deaths in found.items()}
+
+    def forget_load_deaths(self, model: str) -> None:
+        """The model was loaded, and nobody died."""
+        deaths = self.load_deaths()
+        if deaths.pop(model, None) is not None:
+            self.write_load_deaths(deaths)
 
     def write_load_deaths(self, deaths: dict[str, LoadDeaths]) -> None:
         text = json.dumps({model: asdict(each) for model, each in deaths.items()})
@@ -149,9 +190,15 @@ class Recorder:
     def _file(self) -> Path:
         return self.folder / "child"
 
-    def _enter(self, phase: Phase, model: str = "", forward: tuple[tuple[str, str, int], ...] = ()) -> None:
+    def _enter(self, phase: Phase, model: str = "", forward: tuple[Member, ...] = ()) -> None:
         with self._lock:
-            self._write(Flight(os.getpid(), phase, model, time.monotonic(), tuple(self._fences), forward))
+            fences, last = tuple(self._fences), self._last
+            self._write(
+                Flight(
+                    *(os.getpid(), phase, model, time.monotonic(), fences, forward),
+                    *(last.preparing, last.preparing_since),
+                )
+            )
 
     def _write(self, flight: Flight) -> None:
         self._last = flight
@@ -212,6 +259,12 @@ def _read(file: Path) -> Flight | None:
         return None
     if word is None:
         return None
-    pid, phase, model, since, fences, forward = json.loads(word)
-    members = tuple((job_id, fence, index) for job_id, fence, index in forward)
-    return Flight(pid, Phase(phase), model, since, tuple(fences), members)
+    pid, phase, model, since, fences, forward, preparing, preparing_since = json.loads(word)
+    return Flight(
+        *(pid, Phase(phase), model, since, tuple(fences)),
+        *(_members(forward), _members(preparing), preparing_since),
+    )
+
+
+def _members(rows: list[list[Any]]) -> tuple[Member, ...]:
+    return tuple((job_id, fence, index) for job_id, fence, index in rows)

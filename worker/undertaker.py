@@ -1,6 +1,7 @@
 """Watches a node's child: ends one that hangs, and gives back what a dead one held.
 
-Only this living parent saw the child die with a job in ``forward``, so only here is a job charged for it.
+Only this living parent saw the child die with a job in hand, in ``forward`` or being prepared, so only here
+is a job charged for it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class Undertaker:
         self._store = store
         self._recorder = recorder
         self._unburied: list[Flight] = []
-        self._load_deaths: dict[str, LoadDeaths] = {}
 
     def tend(self) -> None:
         """Looks at the child, and at those before it.
@@ -44,44 +44,50 @@ class Undertaker:
             self._mourn(flight)
         present = self._recorder.read()
         if present is not None and not _lives(present.pid):
-            self._recorder.bury()
+            self._recorder.bury(present.pid)
             self._mourn(present)
-        elif present is not None and self._hangs(present):
-            logger.error(
-                "process %d hangs in %s of model %s since %.0f s; killing it",
-                *(present.pid, present.phase.value, present.model, present.age_s),
-            )
+        elif present is not None and (where := self._hangs(present)):
+            logger.error("process %d hangs in %s of model %s; killing it", present.pid, where, present.model)
             os.kill(present.pid, signal.SIGKILL)
         while self._unburied:
             self._give_back(self._unburied[0])
             self._unburied.pop(0)
 
-    def _hangs(self, flight: Flight) -> bool:
-        limits = {
+    def _hangs(self, flight: Flight) -> str:
+        """Where a child makes no progress, if it does not."""
+        limits_s = {
             Phase.FORWARD: self._settings.batch_timeout_s,
             Phase.LOADING: self._settings.load_timeout_s,
         }
-        return flight.age_s > limits.get(flight.phase, float("inf"))
+        if flight.age_s > limits_s.get(flight.phase, float("inf")):
+            return flight.phase.value
+        # Nothing of it waits for the job store, which may be away for hours.
+        return "preparing" if flight.preparing_s > self._settings.batch_timeout_s else ""
 
     def _mourn(self, flight: Flight) -> None:
-        logger.error("process %d died in phase %s of model %s", flight.pid, flight.phase.value, flight.model)
         metrics.child_died(flight.pid)
+        if flight.phase is Phase.IDLE and not flight.fences:
+            # As at the end of every node.
+            logger.info("process %d has ended", flight.pid)
+            return
+        logger.error("process %d died in phase %s of model %s", flight.pid, flight.phase.value, flight.model)
         if flight.phase is Phase.LOADING:
             self._count_load_death(flight.model)
         self._unburied.append(flight)
 
     def _count_load_death(self, model: str) -> None:
         # Nothing was claimed, so no job is charged; the model is.
-        deaths = self._load_deaths.setdefault(model, LoadDeaths())
+        known = self._recorder.load_deaths()
+        deaths = known.setdefault(model, LoadDeaths())
         deaths.count += 1
         if deaths.count >= MAX_LOAD_DEATHS:
             rest_s = min(FIRST_REST_S * 2 ** (deaths.count - MAX_LOAD_DEATHS), LONGEST_REST_S)
             deaths.not_before = time.monotonic() + rest_s
-        self._recorder.write_load_deaths(self._load_deaths)
+        self._recorder.write_load_deaths(known)
 
     def _give_back(self, flight: Flight) -> None:
-        """Returns a dead child's jobs: those in ``forward`` as suspects, the others as if never taken."""
-        members = set(flight.forward)
+        """Returns a dead child's jobs: those in hand as suspects, the others as if never taken."""
+        members = {*flight.forward, *flight.preparing}
         alone = len(members) == 1
         inside = {(job_id, fence): index for job_id, fence, index in members}
         held = {(job_id, fence) for fence in flight.fences for job_id in self._store.claimed_under(fence)}

@@ -179,6 +179,8 @@ class Settlement(StrEnum):
     """The fence is not the lease's any more: the result is dropped, somebody else's counts."""
     MISSING = "missing"
     """The large result that was written before is gone; settle again."""
+    NO_ROOM = "no_room"
+    """The store has no room for the large result now; keep it, and settle again."""
 
 
 @dataclass(frozen=True, slots=True)

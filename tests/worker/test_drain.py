@@ -6,10 +6,10 @@ import asyncio
 import json
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import redis
@@ -21,13 +21,15 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobRecord, JobStore, Submission, keys
+from modelmill.store import AsyncJobStore, JobRecord, JobStore, Released, Return, Submission, keys
 from tasks.examples import CAT
 from tests.conftest import TEST_MODELS, wait_until
 from tests.fixtures.runners import SlowRunner
 from worker.drain import Drain
 from worker.leases import Leases
 from worker.recorder import Recorder
+from worker.windows import PORTION_BATCHES
+from worker.work import Item, PassObserver, preprocess, run_batch
 
 TASK = "zero-shot-image-classification"
 
@@ -66,6 +68,19 @@ def submit(settings: Settings, name: str, *classes: str) -> list[str]:
         return ids
 
     return asyncio.run(act())
+
+
+def submit_batched(settings: Settings, name: str, items: int) -> str:
+    body = json.dumps({"image": [CAT] * items, "classes": ["a", "b"]}).encode()
+    job = Submission(str(uuid.uuid4()), TASK, name, body, batched=True, items=items)
+
+    async def act() -> None:
+        async_store = AsyncJobStore(settings)
+        await async_store.submit(job)
+        await async_store.close()
+
+    asyncio.run(act())
+    return job.id
 
 
 def are_complete(store: JobStore, ids: list[str]) -> bool:
@@ -230,29 +245,118 @@ def test_results_are_held_while_the_store_is_away(
 def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
     settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
-    body = json.dumps({"image": [CAT] * 12, "classes": ["a", "b"]}).encode()
-    job = Submission(str(uuid.uuid4()), TASK, "slow", body, batched=True, items=12)
-
-    async def act() -> None:
-        async_store = AsyncJobStore(settings)
-        await async_store.submit(job)
-        await async_store.close()
-
-    asyncio.run(act())
+    job_id = submit_batched(settings, "slow", 12)
     stopping = threading.Event()
     loaded = model("slow", settings)
     worker = threading.Thread(target=drain.run, args=(loaded, stopping))
     worker.start()
-    wait_until(lambda: raw_redis.hlen(keys.PARTS + job.id) == 4, what="the first part")
+    wait_until(lambda: raw_redis.hlen(keys.PARTS + job_id) == 4, what="the first part")
     stopping.set()
     worker.join(timeout=10)
-    done = raw_redis.hlen(keys.PARTS + job.id)
+    done = raw_redis.hlen(keys.PARTS + job_id)
     assert done in (4, 8)
     drain.run(loaded, threading.Event())
     # Three batches of four in all: none ran twice.
     assert cast("SlowRunner", loaded.runner(TASK)).passes == 3
-    (record,) = records(store, [job.id])
+    (record,) = records(store, [job_id])
     assert (record.status, record.result) == (Status.COMPLETE, [{"probabilities": [0.5, 0.5]}] * 12)
+
+
+def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
+    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder
+) -> None:
+    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
+    job_id = submit_batched(settings, "slow", 12)
+    loaded = model("slow", settings)
+    drains = 1
+    while brief.run(loaded, threading.Event()):
+        drains += 1
+        (record,) = records(store, [job_id])
+        assert (record.status, record.deliveries) == (Status.STARTING, 0), "given back, and uncharged"
+    assert drains > 1
+    assert cast("SlowRunner", loaded.runner(TASK)).passes == 3, "no item ran twice"
+    (record,) = records(store, [job_id])
+    assert (record.status, record.result) == (Status.COMPLETE, [{"probabilities": [0.5, 0.5]}] * 12)
+    brief.close()
+
+
+def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(
+    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = []
+
+    def look(runner: Any, batch: Sequence[Item], observer: PassObserver) -> bool:
+        prepared.append(sum(item.prepared is not None for item in batch[0].job.items))
+        return run_batch(runner, batch, observer)
+
+    monkeypatch.setattr("worker.drain.run_batch", look)
+    job_id = submit_batched(settings, "noop", 1000)
+    drain.run(model("noop", settings), threading.Event())
+    assert len(prepared) == 125
+    # Batches of eight: one portion runs, and the next is prepared beside it.
+    assert max(prepared) <= 8 * PORTION_BATCHES * 2
+    (record,) = records(store, [job_id])
+    assert (record.status, len(cast("list[Any]", record.result))) == (Status.COMPLETE, 1000)
+
+
+def test_beside_a_suspect_nothing_is_claimed_or_prepared(
+    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = submit(settings, "slow", *["a"] * 3)
+    for job in store.claim("slow", "before", "node", 2, 2**20).jobs:
+        store.settle([Released(job.id, job.fence, Return.SUSPECT)])
+    leased = []
+
+    def look(runner: Any, batch: Sequence[Item], observer: PassObserver) -> bool:
+        ended = run_batch(runner, batch, observer)
+        leased.append(raw_redis.zcard(keys.LEASES))
+        return ended
+
+    monkeypatch.setattr("worker.drain.run_batch", look)
+    drain.run(model("slow", settings), threading.Event())
+    assert are_complete(store, ids)
+    assert leased == [1, 1, 1]
+
+
+def test_who_is_being_prepared_stands_in_the_flight_recorder(
+    settings: Settings, store: JobStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder.child_started()
+    seen: list[set[str]] = []
+
+    def look(runner: Any, item: Item) -> None:
+        flight = recorder.read()
+        assert flight is not None
+        seen.append({job_id for job_id, _, _ in flight.preparing})
+        preprocess(runner, item)
+
+    monkeypatch.setattr("worker.windows.preprocess", look)
+    ids = submit(settings, "noop", *["a"] * 4)
+    drain.run(model("noop", settings), threading.Event())
+    assert are_complete(store, ids)
+    assert seen == [set(ids)] * 4
+    flight = recorder.read()
+    assert flight is not None
+    assert flight.preparing == ()
+
+
+def test_told_to_stop_it_prepares_no_further(
+    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = threading.Event()
+    prepared = []
+
+    def look(runner: Any, item: Item) -> None:
+        prepared.append(item)
+        stopping.set()
+        preprocess(runner, item)
+
+    monkeypatch.setattr("worker.windows.preprocess", look)
+    job_id = submit_batched(settings, "noop", 100)
+    assert drain.run(model("noop", settings), stopping) is True
+    assert len(prepared) <= settings.preprocess_threads
+    (record,) = records(store, [job_id])
+    assert (record.status, record.deliveries) == (Status.STARTING, 0)
 
 
 @pytest.mark.parametrize(("max_wait_ms", "sizes"), [(None, [1, 1]), (5000, [2, 2])])
