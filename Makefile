@@ -16,7 +16,7 @@ demo: $(VENV)/.installed ## A real photograph through the whole system, then eve
 	@$(BIN)/modelmill demo
 
 test: $(VENV)/.installed-dev ## The whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s

@@ -148,8 +148,9 @@ def raw_redis(_valkey: Valkey) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of exported models for the whole session: exporting takes seconds."""
-    return tmp_path_factory.getbasetemp() / "cache"
+    """One folder of exported models for the whole session and all its processes: exporting takes seconds."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture
