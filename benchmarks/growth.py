@@ -23,6 +23,8 @@ from modelmill.settings import Settings
 from modelmill.store import Submission, keys
 
 MODEL = "noop"
+MODEL_CAP = 64
+"""Its largest batch, in ``models.toml``."""
 DEPTHS = (1_000, 10_000, 100_000, 1_000_000)
 CLAIM = 16
 """Jobs of one claim: the default batch size."""
@@ -39,14 +41,15 @@ NOTE = (
 
 
 def measure(options: Options) -> Section:
-    """Cost against depth, bytes a job, throughput against workers and models."""
+    """Cost against depth, bytes a job, batches of a burst, throughput against workers and models."""
     depth, depth_figures = _depth(options)
     memory, memory_figures = _bytes(options)
+    batches, batch_figure = _batches(options)
     workers, worker_figures = _workers(options)
     return Section(
         "Growth",
-        [depth, memory, workers, _models(options)],
-        [*depth_figures, *memory_figures, *worker_figures],
+        [depth, memory, batches, workers, _models(options)],
+        [*depth_figures, *memory_figures, batch_figure, *worker_figures],
         [NOTE],
     )
 
@@ -134,6 +137,25 @@ def _bytes(options: Options) -> tuple[Table, list[Figure]]:
     return Table(
         "Redis bytes a job, queued beyond its body, finished beyond its result", columns, rows
     ), figures
+
+
+def _batches(options: Options) -> tuple[Table, Figure]:
+    count = options.count(1000)
+    rows: list[tuple[int, float]] = []
+    with running("cpu", MODEL) as system:
+        for _ in range(options.rounds):
+            jobs = [
+                Submission(str(uuid.uuid4()), TASK, MODEL, small_body(), bell_every=MODEL_CAP)
+                for _ in range(count)
+            ]
+            sizes = [record.details["batch_size"] for record in asyncio.run(drain(system, jobs))]
+            # Each job says how many ran with it.
+            batches = sum(1 / size for size in sizes)
+            rows.append((round(batches), count / batches))
+    title = f"{count:,} jobs at once, for a worker that takes up to {MODEL_CAP} to a batch"
+    mean = statistics.median(mean for _, mean in rows)
+    figure = Figure("mean batch of a burst, of the largest", mean / MODEL_CAP, "times", 0.9, at_least=True)
+    return Table(title, ("batches", "jobs a batch"), rows), figure
 
 
 def _workers(options: Options) -> tuple[Table, list[Figure]]:
