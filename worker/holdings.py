@@ -101,6 +101,7 @@ class Holdings:
             if self._leases.is_lost(job.claimed.id):
                 jobs.remove(job)
                 self._forget([job.claimed.id])
+                logger.warning("job %s: its lease was lost, and so is this result of it", job.claimed.id)
             elif self._leases.is_canceled(job.claimed.id):
                 job.canceled = True
 
