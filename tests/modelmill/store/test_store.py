@@ -271,7 +271,7 @@ def test_a_large_result_that_was_lost_is_not_settled(
     (outcome,) = complete(claim(store), b'"' + b"a" * keys.INLINE_BYTES + b'"')
     script = scripts.script("settle")
     reply = raw_redis.eval(script.source, 0, *scripts.pack_settle([outcome], settings))
-    assert scripts.read_settle(reply) == [Settlement.MISSING]
+    assert scripts.read_settle(reply[0]) == [Settlement.MISSING]
     assert place_of(raw_redis, job_id) == "leased"
 
 
