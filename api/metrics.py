@@ -136,7 +136,9 @@ def _jobs(snapshot: Snapshot) -> Metric:
 def _queues(snapshot: Snapshot) -> Iterator[Metric]:
     depth = GaugeMetricFamily("modelmill_queue_depth", "Jobs that wait for a model.", labels=["model"])
     oldest = GaugeMetricFamily(
-        "modelmill_queue_oldest_seconds", "Age of the job that is next in a model's queue.", labels=["model"]
+        "modelmill_queue_oldest_seconds",
+        "Age of the job that has waited longest in a model's queue, in whichever lane.",
+        labels=["model"],
     )
     for model, queue in snapshot.queues.items():
         depth.add_metric([model], queue.depth)

@@ -154,12 +154,16 @@ class Drain:
     def _remember(self, model: str, jobs: int, seconds: float) -> None:
         sizer = self._sizers[model]
         learned = sizer.learned
-        if learned != self._remembered[model]:
-            self._remembered[model] = learned
-            self._store.remember_sizing(model, self._device, learned)
-        # One job alone says how long a bell takes, and nothing of what a queue would do.
-        if jobs > 1:
-            self._store.report_rate(model, jobs / max(seconds, 1e-3))
+        try:
+            if learned != self._remembered[model]:
+                self._store.remember_sizing(model, self._device, learned)
+                self._remembered[model] = learned
+            # One job alone says how long a bell takes, and nothing of what a queue would do.
+            if jobs > 1:
+                self._store.report_rate(model, jobs / max(seconds, 1e-3))
+        except RedisError as error:
+            # A server that is full takes what scripts settle, and not this.
+            logger.warning("what was learned of model %s was not kept: %s", model, error)
 
     def _run(self, model: LoadedModel, load_s: float) -> int:
         deadline = time.monotonic() + self._settings.slice_s

@@ -148,7 +148,9 @@ class Holdings:
         while outcomes:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            outcomes = self._settle(outcomes)
+            lost = {outcome.id for outcome in outcomes if self._leases.is_lost(outcome.id)}
+            self._forget(lost)
+            outcomes = self._settle([outcome for outcome in outcomes if outcome.id not in lost])
 
     def _settle(self, outcomes: Sequence[Ended | Released]) -> list[Ended | Released]:
         """Writes outcomes; gives those for whose results the store has no room now."""

@@ -28,7 +28,7 @@ READ_TRIES = 10
 
 
 Member = tuple[str, str, int]
-"""An item: job id, fence, index within the job; -1 for a job of which nobody knows its items yet."""
+"""An item: job id, fence, index within the job; ``store.OPENING`` for a job that is not opened yet."""
 
 
 class Phase(StrEnum):

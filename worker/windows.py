@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from backends.loader import LoadedModel
 from modelmill.blobs import BlobError
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
-from modelmill.store import Claimed, JobStore
+from modelmill.store import OPENING, Claimed, JobStore
 from worker.recorder import Recorder
 from worker.work import FileAwayError, Item, Job, open_job, preprocess
 
@@ -27,8 +27,6 @@ INLINE_PREPARE_S = 0.0003
 """Items that take less to prepare are not worth another thread."""
 ALIVE_EVERY_S = 1.0
 """How often the parent is told which items are not prepared yet."""
-WHOLE_JOB = -1
-"""Stands for the index of an item while nobody knows how many items a job has."""
 
 
 @dataclass
@@ -82,7 +80,7 @@ class Preparer:
             RedisError, BlobError: they cannot be read now.
         """
         claimed, window.claimed = window.claimed, []
-        self._recorder.preparing((job.id, job.fence, WHOLE_JOB if job.batched else 0) for job in claimed)
+        self._recorder.preparing((job.id, job.fence, OPENING if job.batched else 0) for job in claimed)
         try:
             bodies = self._store.inputs(claimed)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claimed]

@@ -6,11 +6,13 @@ alone change a job's state. See ``docs/architecture.md`` for a job's way through
 
 from modelmill.store.aio import AsyncJobStore, QueueState, Snapshot, Standing
 from modelmill.store.records import (
+    OPENING,
     Accepted,
     Beat,
     Claimed,
     Claims,
     Ended,
+    Finished,
     JobRecord,
     Limits,
     NodeRecord,
@@ -26,6 +28,7 @@ from modelmill.store.sync import JobStore
 from modelmill.store.waiting import EndWatch
 
 __all__ = [
+    "OPENING",
     "Accepted",
     "AsyncJobStore",
     "Beat",
@@ -33,6 +36,7 @@ __all__ = [
     "Claims",
     "EndWatch",
     "Ended",
+    "Finished",
     "JobRecord",
     "JobStore",
     "Limits",

@@ -20,8 +20,17 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import keys, scripts
+from modelmill.store.ends import log_ends
 from modelmill.store.multiplex import Command, Multiplexer
-from modelmill.store.records import Accepted, JobRecord, NodeRecord, Reaped, Submission, node_records
+from modelmill.store.records import (
+    LANE_RANK,
+    Accepted,
+    JobRecord,
+    NodeRecord,
+    Reaped,
+    Submission,
+    node_records,
+)
 
 SHARED_BYTES = 1024 * 1024
 """Larger bodies do not go over the connection that everybody shares."""
@@ -45,7 +54,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """A model's queue: how many wait, and how long its first one has."""
+    """A model's queue: how many wait, in all lanes, and how long the one has that came first."""
 
     depth: int
     oldest_s: float
@@ -236,17 +245,17 @@ class AsyncJobStore:
 
     async def cancel(self, job_id: str) -> str:
         """Cancels a job: ``canceled``, ``requested``, ``missing``, or the status it has ended with."""
-        reply = await self.run("cancel", [job_id, self._settings.result_ttl_s * 1000])
+        reply = await self._run_and_log("cancel", [job_id, self._settings.result_ttl_s * 1000])
         return cast("bytes", reply).decode()
 
     async def delete(self, job_ids: Sequence[str]) -> list[str]:
         """Removes jobs, canceling those that run or wait: ``deleted``, ``deleting`` or ``missing`` each."""
-        reply = await self.run("delete", [self._settings.result_ttl_s * 1000, *job_ids])
+        reply = await self._run_and_log("delete", [self._settings.result_ttl_s * 1000, *job_ids])
         return [verdict.decode() for verdict in reply]
 
     async def reap(self) -> Reaped:
         """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
-        return scripts.read_reap(await self.run("reap", scripts.pack_reap(self._settings)))
+        return scripts.read_reap(await self._run_and_log("reap", scripts.pack_reap(self._settings)))
 
     async def nodes(self) -> list[NodeRecord]:
         """The worker nodes that live."""
@@ -280,17 +289,24 @@ class AsyncJobStore:
         pipe = self._redis.pipeline(transaction=False)
         for model in models:
             pipe.zcard(keys.READY + model)
-            pipe.zrange(keys.READY + model, 0, 0)
-        replies = await pipe.execute() if models else []
-        depths, heads = replies[::2], replies[1::2]
+            # The head of each lane: within one, jobs lie in the order in which they came.
+            for rank in LANE_RANK.values():
+                first, end = f"{rank * keys.LANE_SPAN}", f"({(rank + 1) * keys.LANE_SPAN}"
+                pipe.zrange(keys.READY + model, first, end, byscore=True, offset=0, num=1)
+        replies = iter(await pipe.execute() if models else [])
+        depths: dict[str, int] = {}
+        heads: list[tuple[str, str]] = []
+        for model in models:
+            depths[model] = next(replies)
+            heads += [(model, job_id.decode()) for _ in LANE_RANK for job_id in next(replies)]
         pipe = self._redis.pipeline(transaction=False)
-        for head in heads:
-            pipe.hget(keys.JOB + (head[0].decode() if head else ""), "created_ms")
-        created = await pipe.execute() if models else []
-        return {
-            model: QueueState(depth, max(0, now_ms - int(since)) / 1000 if since else 0.0)
-            for model, depth, since in zip(models, depths, created, strict=True)
-        }
+        for _, job_id in heads:
+            pipe.hget(keys.JOB + job_id, "created_ms")
+        oldest_s = dict.fromkeys(models, 0.0)
+        for (model, _), since in zip(heads, await pipe.execute() if heads else [], strict=True):
+            if since is not None:
+                oldest_s[model] = max(oldest_s[model], (now_ms - int(since)) / 1000)
+        return {model: QueueState(depths[model], oldest_s[model]) for model in models}
 
     async def open_jobs(self, model: str, caller: str, limit: int = 100) -> list[tuple[str, str]]:
         """Up to ``limit`` jobs of a caller that ``model`` has not ended, running ones first, as (id, status).
@@ -367,6 +383,12 @@ class AsyncJobStore:
     async def _ids(self, key: str, first: int, last: int) -> list[str]:
         found = cast("list[bytes]", await self._redis.zrange(key, first, last))
         return [job_id.decode() for job_id in found]
+
+    async def _run_and_log(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+        """Runs a script that may end jobs by itself, and logs those."""
+        reply, ends = await self.run(name, arguments)
+        log_ends(scripts.read_finished(ends))
+        return reply
 
     async def run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
         """Runs the Lua script of that name."""

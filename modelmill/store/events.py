@@ -69,9 +69,10 @@ async def events_after(store: AsyncJobStore, job_id: str, cursor: str) -> list[E
     if task is None or gone is not None:
         return None
     events = []
-    if started_ms is not None:
-        if not cursor:
-            events.append(Event(STARTED_ID, "started", b""))
+    # One that was given back unrun has not started; whoever saw it start is told of that as well.
+    if started_ms is not None and not cursor:
+        events.append(Event(STARTED_ID, "started", b""))
+    if started_ms is not None or cursor:
         events += [_event(*entry) for entry in entries]
     # What came between the two reads is left for the next time, when the start that precedes it is known.
     if finished_ms is not None and len(entries) < AT_ONCE:

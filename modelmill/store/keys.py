@@ -17,7 +17,7 @@ which lost its lease cannot overwrite what the next one wrote. Expires by itself
 PARTS = PREFIX + "parts:"
 """``parts:{id}``: hash of a batched job's finished items, index → JSON. A retry leaves those out."""
 READY = PREFIX + "ready:"
-"""``ready:{model}``: sorted set of job ids; score = lane rank × 2^50 + sequence number."""
+"""``ready:{model}``: sorted set of job ids; score = lane rank × ``LANE_SPAN`` + sequence number."""
 LEASES = PREFIX + "leases"
 """Sorted set: id → expiry, milliseconds of Redis ``TIME``. Exactly the running jobs."""
 DEADLINES = PREFIX + "deadlines"
@@ -37,7 +37,7 @@ WAKE = PREFIX + "wake:"
 MODELS = PREFIX + "models"
 """Set: models that may have ready jobs."""
 TURNS = PREFIX + "turns"
-"""Hash: model → claims too small to hold a place for every lane."""
+"""Hash: model → claims that found jobs of more than one lane."""
 MEMORY = PREFIX + "memory"
 """Whether the server is near its memory limit; kept for a moment."""
 RATES = PREFIX + "rates"
@@ -102,6 +102,9 @@ WAKE_TTL_MS = 2000
 INLINE_BYTES = 64 * 1024
 """Results up to this size live in the record and pass through Lua; larger ones lie beside it."""
 
+LANE_SPAN = 2**50
+"""Of scores in ``ready:{model}``: more than there will ever be jobs."""
+
 LUA_TABLE = (
     "local K = {"
     f"job='{JOB}', input='{IN}', out='{OUT}', ready='{READY}', leases='{LEASES}', deadlines='{DEADLINES}', "
@@ -111,7 +114,7 @@ LUA_TABLE = (
     f"parts='{PARTS}', turns='{TURNS}', memory='{MEMORY}', jobs='{JOBS}', expiring='{EXPIRING}', "
     f"open='{OPEN}', rate='{RATE}', events='{EVENTS}', outbox='{OUTBOX}', hooks='{HOOKS}', "
     f"hooklog='{HOOK_LOG}', hooksecrets='{HOOK_SECRETS}', file='{FILE}', files='{FILES}', blob='{BLOB}', "
-    f"trash='{TRASH}', news='{NEWS_CHANNEL}'"
+    f"trash='{TRASH}', news='{NEWS_CHANNEL}', nodes='{NODES}', node='{NODE}', lane={LANE_SPAN}"
     "}"
 )
 

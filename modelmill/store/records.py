@@ -157,7 +157,12 @@ class Return(StrEnum):
     SUSPECT = "suspect"
     """Its process died while it was in a forward pass with others: it runs alone next time."""
     CRASHED = "crashed"
-    """Its process died while it, or one item of it, was in a forward pass alone. The third time ends it."""
+    """Its process died while it, or one item of it, was in a forward pass alone, or while it was opened
+    alone. The third time ends it."""
+
+
+OPENING = -1
+"""In place of an item's index: the whole job, while it was being opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,8 @@ class Released:
     fence: str
     why: Return = Return.RELEASED
     item: int = 0
-    """For ``crashed``: which item of a batched job it was."""
+    """For ``crashed``: which item of a batched job it was. ``OPENING``: the process died before any of them
+    ran, while it opened the job; the third time all of the job fails."""
 
 
 class Settlement(StrEnum):
@@ -180,7 +186,21 @@ class Settlement(StrEnum):
     MISSING = "missing"
     """The large result that was written before is gone; settle again."""
     NO_ROOM = "no_room"
-    """The store has no room for the large result now; keep it, and settle again."""
+    """The server is at its memory limit and took no result that large. Nothing has happened to the job: keep
+    its result and its lease, and settle again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An end that no worker brought about: a deadline, the limit of deliveries, a crash, a cancellation."""
+
+    id: str
+    task: str
+    model: str
+    status: Status
+    code: str | None
+    """Why it failed."""
+    deliveries: int
 
 
 @dataclass(frozen=True, slots=True)

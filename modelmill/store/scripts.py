@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from modelmill.settings import Settings
+from modelmill.states import Status
 from modelmill.store import keys
 from modelmill.store.records import (
     LANE_RANK,
@@ -22,6 +23,7 @@ from modelmill.store.records import (
     Claimed,
     Claims,
     Ended,
+    Finished,
     Limits,
     Progress,
     Reaped,
@@ -227,6 +229,16 @@ def out_blob(outcome: Ended) -> str:
 
 def read_settle(reply: Any) -> list[Settlement]:
     return [Settlement(verdict.decode()) for verdict in reply]
+
+
+def read_finished(rows: Any) -> list[Finished]:
+    """The ends to log, which are the second part of a reply of ``claim``, ``settle``, ``reap`` and others."""
+    return [
+        Finished(job_id, task, model, Status(status), code or None, int(deliveries))
+        for job_id, task, model, status, code, deliveries in (
+            [value.decode() for value in row] for row in rows
+        )
+    ]
 
 
 def pack_reap(settings: Settings) -> list[Argument]:

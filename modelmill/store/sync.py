@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, OutOfMemoryError
 from redis.retry import Retry
 
 from modelmill.blobs import BlobError, BlobStore
 from modelmill.settings import Settings
 from modelmill.store import keys, scripts
+from modelmill.store.ends import log_ends
 from modelmill.store.records import (
     Beat,
     Claimed,
@@ -73,7 +74,7 @@ class JobStore:
         that the node serves: ``served``.
         """
         arguments = scripts.pack_claim(model, fence, node, count, max_bytes, linger_s, served, self._settings)
-        return scripts.read_claim(fence, self._run("claim", arguments))
+        return scripts.read_claim(fence, self._run_and_log("claim", arguments))
 
     def linger(self, node: str, timeout_s: float) -> str:
         """Waits for what wakes a node that lingers: ``go``, ``leave``, or nothing (an empty string)."""
@@ -128,22 +129,37 @@ class JobStore:
         return scripts.read_beat(self._run("beat", scripts.pack_beat(held, progress or {}, self._settings)))
 
     def settle(self, outcomes: Sequence[Ended | Released]) -> list[Settlement]:
-        """Ends jobs or gives them back; large results are written beside the records first."""
+        """Ends jobs or gives them back; large results are written beside the records first.
+
+        A verdict each. ``NO_ROOM`` of those whose large result the server has no memory for: the others are
+        settled all the same.
+        """
         if not outcomes:
             return []
         blobs = self._large_results(outcomes)
         if self._blobs is not None and blobs:
             self._blobs.put_many(blobs)
-        for outcome in outcomes:
-            large = scripts.large_result(outcome)
-            if isinstance(outcome, Ended) and large and scripts.out_blob(outcome) not in blobs:
-                # Not over itself: again after a lost reply, it would cut the time to live of an ended job's.
-                beside = keys.out(outcome.id, outcome.fence)
-                self._redis.set(beside, large, ex=scripts.ORPHAN_TTL_S, nx=True)
-        arguments = scripts.pack_settle(outcomes, self._settings, blobs)
-        verdicts = scripts.read_settle(self._run("settle", arguments))
+        has_room = [self._write_beside(outcome, blobs) for outcome in outcomes]
+        written = [outcome for outcome, fits in zip(outcomes, has_room, strict=True) if fits]
+        settled: Iterator[Settlement] = iter(())
+        if written:
+            arguments = scripts.pack_settle(written, self._settings, blobs)
+            settled = iter(scripts.read_settle(self._run_and_log("settle", arguments)))
+        verdicts = [next(settled) if fits else Settlement.NO_ROOM for fits in has_room]
         self._drop_refused(outcomes, verdicts, blobs)
         return verdicts
+
+    def _write_beside(self, outcome: Ended | Released, blobs: Collection[str]) -> bool:
+        """Writes a result that is to lie beside its record. False if the server has no room for it."""
+        large = scripts.large_result(outcome)
+        if not isinstance(outcome, Ended) or not large or scripts.out_blob(outcome) in blobs:
+            return True
+        try:
+            # Not over itself: again after a lost reply, it would cut the time to live of an ended job's.
+            self._redis.set(keys.out(outcome.id, outcome.fence), large, ex=scripts.ORPHAN_TTL_S, nx=True)
+        except OutOfMemoryError:
+            return False
+        return True
 
     def _large_results(self, outcomes: Sequence[Ended | Released]) -> dict[str, bytes]:
         """Results that go to the blob store, by the name that they get there."""
@@ -177,7 +193,7 @@ class JobStore:
 
     def reap(self) -> Reaped:
         """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
-        return scripts.read_reap(self._run("reap", scripts.pack_reap(self._settings)))
+        return scripts.read_reap(self._run_and_log("reap", scripts.pack_reap(self._settings)))
 
     def may_ring(self, model: str) -> bool:
         """Wins the right to ring for ``model``, if no bell of its is on the way."""
@@ -259,11 +275,7 @@ class JobStore:
 
     def announce(self, node: str, part: str, document: Mapping[str, Any], ttl_s: float) -> None:
         """Says what a node's ``parent`` or ``child`` is; forgotten after ``ttl_s`` without renewal."""
-        pipe = self._redis.pipeline(transaction=False)
-        pipe.hset(keys.NODE + node, part, json.dumps(document))
-        pipe.pexpire(keys.NODE + node, round(ttl_s * 1000))
-        pipe.sadd(keys.NODES, node)
-        pipe.execute()
+        self._run("announce", [node, part, json.dumps(document), round(ttl_s * 1000)])
 
     def retire(self, node: str) -> None:
         """Takes a node that leaves out of the list at once."""
@@ -273,6 +285,12 @@ class JobStore:
     def load_began(self, model: str) -> None:
         """A worker took up the request to load ``model``."""
         self._redis.delete(keys.STARTING + model)
+
+    def _run_and_log(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+        """Runs a script that may end jobs by itself, and logs those."""
+        reply, ends = self._run(name, arguments)
+        log_ends(scripts.read_finished(ends))
+        return reply
 
     def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
         script = scripts.script(name)

@@ -59,6 +59,13 @@ def test_queues_show_their_depth_and_age(api: httpx.Client, raw_redis: redis.Red
     assert 90 <= value(samples, "modelmill_queue_oldest_seconds", model="noop") < 100
 
 
+def test_the_oldest_job_counts_in_whichever_lane_it_waits(api: httpx.Client, raw_redis: redis.Redis) -> None:
+    for lane, age_s in (("interactive", 0), ("normal", 40), ("bulk", 90)):
+        job_id = api.post(f"{TASK}/noop/jobs", json=BODY | {"lane": lane}).json()["id"]
+        raw_redis.hincrby(keys.JOB + job_id, "created_ms", -1000 * age_s)
+    assert 90 <= value(scrape(api), "modelmill_queue_oldest_seconds", model="noop") < 100
+
+
 def test_workers_and_their_loaded_models_are_shown(api: httpx.Client, store: JobStore) -> None:
     tasks = ["zero-shot-image-classification"]
     for node, status in (("n1", "running"), ("n2", "loading")):

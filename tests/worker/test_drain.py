@@ -23,7 +23,7 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import AsyncJobStore, JobRecord, JobStore, Released, Return, Submission, keys
 from tasks.examples import CAT
-from tests.conftest import TEST_MODELS, wait_until
+from tests.conftest import TEST_MODELS, Valkey, wait_until
 from tests.fixtures.runners import SlowRunner
 from worker.drain import Drain
 from worker.leases import Leases
@@ -70,8 +70,8 @@ def submit(settings: Settings, name: str, *classes: str) -> list[str]:
     return asyncio.run(act())
 
 
-def submit_batched(settings: Settings, name: str, items: int) -> str:
-    body = json.dumps({"image": [CAT] * items, "classes": ["a", "b"]}).encode()
+def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) -> str:
+    body = json.dumps({"image": [CAT] * items, "classes": [str(n) for n in range(classes)]}).encode()
     job = Submission(str(uuid.uuid4()), TASK, name, body, batched=True, items=items)
 
     async def act() -> None:
@@ -278,6 +278,27 @@ def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
     (record,) = records(store, [job_id])
     assert (record.status, record.result) == (Status.COMPLETE, [{"probabilities": [0.5, 0.5]}] * 12)
     brief.close()
+
+
+def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on(
+    settings: Settings, own_valkey: Valkey, recorder: Recorder
+) -> None:
+    settings = settings.model_copy(update={"redis_url": own_valkey.url, "linger_s": 0.05})
+    store, raw = JobStore(settings), redis.Redis.from_url(own_valkey.url)
+    drain = Drain(settings, store, Leases(store), recorder, "node", "cpu")
+    large = submit_batched(settings, "noop", 100, classes=300)
+    small = submit(settings, "noop", "a", "b")
+    raw.config_set("maxmemory", 1)
+    worker = threading.Thread(target=drain.run, args=(model("noop", settings), threading.Event()))
+    worker.start()
+    wait_until(lambda: are_complete(store, small), what="the small results")
+    assert [record.status for record in records(store, [large])] == [Status.RUNNING]
+    raw.config_set("maxmemory", 0)
+    worker.join(timeout=20)
+    assert are_complete(store, [large])
+    drain.close()
+    store.close()
+    raw.close()
 
 
 def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(

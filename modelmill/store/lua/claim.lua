@@ -4,13 +4,15 @@
 --       the models that the node serves, each between commas
 -- With linger ms above 0, a node that finds nothing, here or for any other of its models, is noted down as
 -- idle: work wakes it through its wake list.
--- Returns {ready jobs left, whether the node was noted as idle, job, job, …}, a job as
+-- Returns {{ready jobs left, whether the node was noted as idle, job, job, …}, ends to log}, a job as
 --   {id, task, batched, bytes, deliveries, created ms, now ms, suspect, files, blob}: files is JSON, what the
 --   request names as media → the id of the file; blob is where the request lies, if not beside the record.
 --
 -- Lanes: interactive jobs first, then normal, then bulk, which fills what the others leave. No lane starves: of
--- the places of a claim, one in eight is kept for normal and one in eight for bulk, while they have jobs; of
--- claims too small for that, one in eight begins with normal and one in eight with bulk.
+-- the places of a claim, one in eight is kept for normal and one in eight for bulk, while they have jobs. A claim
+-- may end before those places: at its number of bytes, or at a suspect, which comes only as the first of a claim.
+-- So of eight claims that find jobs of more than one lane, one begins with a normal job and one with a bulk job;
+-- the first job of a claim is taken whatever its size.
 local model, fence, node = ARGV[1], ARGV[2], ARGV[3]
 local max_count, max_bytes, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local max_deliveries, ttl_ms, linger_ms = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
@@ -32,31 +34,35 @@ if #replayed > 0 then
     end
   end
   reply[1] = redis.call('ZCARD', ready)
-  return reply
+  return {reply, unlogged}
 end
 
-local LANE = 1125899906842624
 local function lane(rank, count)
   if count <= 0 then return {} end
-  return redis.call('ZRANGE', ready, string.format('%.0f', rank * LANE), '(' .. string.format('%.0f', (rank + 1) * LANE), 'BYSCORE',
-    'LIMIT', 0, count)
+  return redis.call('ZRANGE', ready, string.format('%.0f', rank * K.lane), '(' .. string.format('%.0f', (rank + 1) * K.lane),
+    'BYSCORE', 'LIMIT', 0, count)
 end
 
 local function candidates()
   local interactive, normal, bulk = lane(0, max_count), lane(1, max_count), lane(2, max_count)
   local kept = math.floor(max_count / 8)
   local for_normal, for_bulk = kept, kept
-  if kept == 0 and #interactive + #normal + #bulk > max_count then
+  local ids, begins = {}, nil
+  if #interactive + #normal + #bulk > math.max(#interactive, #normal, #bulk) then
     local turn = redis.call('HINCRBY', K.turns, model, 1) % 8
-    for_normal, for_bulk = turn == 4 and 1 or 0, turn == 0 and 1 or 0
+    if turn == 4 and #normal > 0 then
+      begins, for_normal = normal, math.max(1, kept)
+    elseif turn == 0 and #bulk > 0 then
+      begins, for_bulk = bulk, math.max(1, kept)
+    end
+    if begins then table.insert(ids, begins[1]) end
   end
   for_normal, for_bulk = math.min(for_normal, #normal), math.min(for_bulk, #bulk)
   local n0 = math.min(#interactive, max_count - for_normal - for_bulk)
   local n1 = math.min(#normal, max_count - n0 - for_bulk)
   local n2 = math.min(#bulk, max_count - n0 - n1)
-  local ids = {}
   for _, part in ipairs({{interactive, n0}, {normal, n1}, {bulk, n2}}) do
-    for i = 1, part[2] do table.insert(ids, part[1][i]) end
+    for i = part[1] == begins and 2 or 1, part[2] do table.insert(ids, part[1][i]) end
   end
   return ids
 end
@@ -74,7 +80,8 @@ end
 local bytes = 0
 for _, id in ipairs(candidates()) do
   local key = K.job .. id
-  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms', 'hook_events')
+  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms', 'hook_events',
+    'given_back')
   if not job[1] then
     redis.call('ZREM', ready, id)
   elseif job[4] and tonumber(job[4]) <= now and not job[5] then
@@ -90,7 +97,7 @@ for _, id in ipairs(candidates()) do
     redis.call('ZREM', K.deadlines, id)
     redis.call('ZADD', K.leases, now + lease_ms, id)
     local deliveries = redis.call('HINCRBY', key, 'deliveries', 1)
-    if job[5] then
+    if job[5] or job[7] then
       redis.call('HDEL', key, 'progress')
       log(id, 'info', 'Handed to a worker again: delivery ' .. deliveries .. '.')
     end
@@ -116,4 +123,4 @@ if #reply == 2 and reply[1] == 0 and linger_ms > 0 and not others_wait() then
     redis.call('PEXPIRE', key, linger_ms + 1000)
   end
 end
-return told(reply)
+return told({reply, unlogged})

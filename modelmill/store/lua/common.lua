@@ -8,6 +8,8 @@ end
 -- Who waits is told of all that one script wrote at once: `return told(…)`. Ends and other news have a
 -- channel each, since most wait for the end only.
 local ended, news, hooked = {}, {}, false
+-- Ends that no worker brought about, which therefore no worker logs: whoever called the script is to.
+local unlogged = {}
 local function told(reply)
   if #ended > 0 then redis.call('PUBLISH', K.ended, table.concat(ended, '\n')) end
   if hooked then table.insert(news, '- hook') end
@@ -121,8 +123,20 @@ local function send_away()
   redis.call('DEL', K.lingering)
 end
 
+-- An end that no worker brought about. `reason` is the error of a job that failed.
+local function close(id, now, ttl_ms, status, reason)
+  local job = redis.call('HMGET', K.job .. id, 'task', 'model', 'deliveries')
+  local fields = {}
+  if reason then
+    reason.deliveries = tonumber(job[3])
+    fields = {'error', cjson.encode(reason)}
+  end
+  table.insert(unlogged, {id, job[1], job[2], status, reason and reason.code or '', job[3]})
+  finish(id, now, ttl_ms, status, fields)
+end
+
 local function fail(id, now, ttl_ms, code, message, retryable)
-  finish(id, now, ttl_ms, 'failed', {'error', cjson.encode({code = code, message = message, retryable = retryable})})
+  close(id, now, ttl_ms, 'failed', {code = code, message = message, retryable = retryable})
 end
 
 -- Back to its old place in the queue. A job that was asked to cancel ends instead.
@@ -132,7 +146,7 @@ local function requeue(id, now, ttl_ms, why)
   redis.call('HDEL', key, 'fence')
   redis.call('ZREM', K.leases, id)
   if job[3] then
-    finish(id, now, ttl_ms, 'canceled', {})
+    close(id, now, ttl_ms, 'canceled')
   else
     redis.call('HSET', key, 'status', 'starting')
     redis.call('ZADD', K.ready .. job[1], job[2], id)

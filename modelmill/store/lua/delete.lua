@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Removes a job and all that belongs to it. ARGV: result ttl ms, then ids
 -- A job that waits is canceled first. One that runs is asked to cancel, cannot be seen any more, and goes with
--- its end. Returns a verdict each: missing; deleted; or deleting.
+-- its end. Returns {verdicts, ends to log}, a verdict being missing; deleted; or deleting.
 local now, ttl_ms = now_ms(), tonumber(ARGV[1])
 local verdicts = {}
 for i = 2, #ARGV do
@@ -19,9 +19,9 @@ for i = 2, #ARGV do
       verdict = 'deleting'
       table.insert(ended, id .. ' canceled')
     else
-      finish(id, now, ttl_ms, 'canceled', {})
+      close(id, now, ttl_ms, 'canceled')
     end
   end
   table.insert(verdicts, verdict)
 end
-return told(verdicts)
+return told({verdicts, unlogged})

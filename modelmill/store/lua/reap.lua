@@ -2,7 +2,7 @@
 -- Returns what was left lying: expired leases to the queue, jobs past their deadline to their end, and
 -- names the models whose bell seems lost. Anybody may run it at any time.
 -- ARGV: lease ms, result ttl ms, at most, rung ttl ms
--- Returns {leases returned, jobs expired, models to ring}.
+-- Returns {{leases returned, jobs expired, models to ring}, ends to log}.
 local lease_ms, ttl_ms, at_most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 
@@ -51,4 +51,4 @@ for _, model in ipairs(redis.call('SMEMBERS', K.models)) do
   end
 end
 if #bells > 0 then send_away() end
-return told({returned, expired, bells})
+return told({{returned, expired, bells}, unlogged})

@@ -53,31 +53,33 @@ if max_open and tonumber(redis.call('HGET', K.open, caller) or 0) >= max_open th
 end
 -- The generic cell rate algorithm (ITU-T I.371): a job is due each interval, and up to `burst` may come early.
 local due
-local left = -1
+local left, unused = -1, -1
 if interval_ms then
   due = math.max(tonumber(redis.call('GET', K.rate .. caller) or 0), now) + interval_ms
   -- With a little more than what rounding took away, or the last of a burst would be refused.
   local spare_ms = burst * interval_ms - (due - now) + math.min(1, interval_ms / 2)
   left = math.max(0, math.floor(spare_ms / interval_ms))
   if spare_ms < 0 then return refused('rate_limited', nil, -spare_ms, 0) end
+  -- What is refused for another reason does not use its place in the burst.
+  unused = left + 1
 end
 local ready = K.ready .. model
 local depth = redis.call('ZCARD', ready)
-if depth >= max_depth then return refused('queue_full', nil, 5000, left) end
+if depth >= max_depth then return refused('queue_full', nil, 5000, unused) end
 if tonumber(redis.call('HGET', K.totals, 'bytes') or 0) + bytes > max_bytes then
-  return refused('bytes_full', nil, 5000, left)
+  return refused('bytes_full', nil, 5000, unused)
 end
-if memory_is_short(max_share) then return refused('store_full', nil, 10000, left) end
+if memory_is_short(max_share) then return refused('store_full', nil, 10000, unused) end
 if blob == '' and redis.call('EXISTS', K.input .. id) == 0 then
-  return {'payload_missing', id, 0, 1000, left}
+  return {'payload_missing', id, 0, 1000, unused}
 end
 local named = files ~= '' and cjson.decode(files) or {}
 for _, file in pairs(named) do
-  if redis.call('HGET', K.file .. file, 'owner') ~= caller then return refused('file_missing', file, 0, left) end
+  if redis.call('HGET', K.file .. file, 'owner') ~= caller then return refused('file_missing', file, 0, unused) end
 end
 
 local sequence = redis.call('INCR', K.seq)
-local score = string.format('%.0f', rank * 1125899906842624 + sequence)
+local score = string.format('%.0f', rank * K.lane + sequence)
 if blob == '' then redis.call('PERSIST', K.input .. id) end
 redis.call('HSET', K.job .. id, 'task', task, 'model', model, 'lane', lane, 'batched', batched, 'items', items,
   'bytes', bytes, 'caller', caller, 'status', 'starting', 'created_ms', now, 'deliveries', 0, 'score', score,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelmill.states import Status
-from modelmill.store import Ended, Limits, Released, Return, Settlement, Submission, Verdict
+from modelmill.store import OPENING, Ended, Limits, Released, Return, Settlement, Submission, Verdict
 from modelmill.store.records import LANE_RANK
 from modelmill.store.scripts import ORPHAN_TTL_S
 
@@ -36,6 +36,8 @@ class ModelJob:
     fence: str | None = None
     leased_until: int | None = None
     started: bool = False
+    given_back: bool = False
+    """By somebody who had not run it."""
     deliveries: int = 0
     suspect: bool = False
     cancel: bool = False
@@ -123,6 +125,8 @@ class StoreModel:
         self.outbox: set[str] = set()
         self.hooked: dict[str, int] = {}
         """Ended jobs with a webhook, and when that is forgotten."""
+        self.logged: list[str] = []
+        """Lines of the store's log: the ends that no worker brought about."""
 
     def live(self, model: str | None = None, caller: str | None = None) -> list[ModelJob]:
         return [
@@ -163,13 +167,14 @@ class StoreModel:
             if spare < 0:
                 return Answer(Verdict.RATE_LIMITED, job.id, 0, -spare)
             remaining = spare // RATE_INTERVAL_S
+        unused = None if remaining is None else remaining + 1
         if len(self.ready(job.model)) >= MAX_DEPTH:
-            return Answer(Verdict.QUEUE_FULL, job.id, remaining)
+            return Answer(Verdict.QUEUE_FULL, job.id, unused)
         if sum(len(each.body) for each in self.live()) + len(job.body) > MAX_BYTES:
-            return Answer(Verdict.BYTES_FULL, job.id, remaining)
+            return Answer(Verdict.BYTES_FULL, job.id, unused)
         for file in job.files.values():
             if file not in self.files or self.files[file].owner != job.caller:
-                return Answer(Verdict.FILE_MISSING, file, remaining)
+                return Answer(Verdict.FILE_MISSING, file, unused)
         return Answer(Verdict.ACCEPTED, job.id, remaining)
 
     def _next_due(self, caller: str) -> int:
@@ -223,6 +228,15 @@ class StoreModel:
             self.hooked[job.id] = self.now + HOOK_TTL_S
             self.hook(job, "ended")
 
+    def close(self, job: ModelJob, status: Status, code: str | None = None) -> None:
+        """An end that no worker brought about."""
+        why = "" if code is None else f" code={code}"
+        self.logged.append(
+            f"job_end id={job.id} task={TASK} model={job.model} status={status.value}{why} "
+            f"deliveries={job.deliveries}"
+        )
+        self.finish(job, status, code)
+
     def forget(self, job: ModelJob) -> None:
         """Removes an ended job with all that belongs to it."""
         asked = job.submission
@@ -248,12 +262,12 @@ class StoreModel:
         self.index[job.submission.caller].remove(job.id)
         if job.place == "leased":
             return "deleting"
-        self.finish(job, Status.CANCELED)
+        self.close(job, Status.CANCELED)
         return "deleted"
 
     def canceled(self, job: ModelJob) -> str:
         if job.place == "ready":
-            self.finish(job, Status.CANCELED)
+            self.close(job, Status.CANCELED)
             return "canceled"
         if job.place == "leased":
             job.cancel = True
@@ -263,7 +277,7 @@ class StoreModel:
     def requeue(self, job: ModelJob) -> None:
         job.fence, job.leased_until = None, None
         if job.cancel:
-            self.finish(job, Status.CANCELED)
+            self.close(job, Status.CANCELED)
         else:
             job.status = Status.STARTING
             job.events.append("log")
@@ -272,9 +286,9 @@ class StoreModel:
         taken = self._taken(model, count, max_bytes)
         for job in taken:
             job.status, job.fence, job.leased_until = Status.RUNNING, fence, self.now + LEASE_S
-            if job.started:
+            if job.started or job.given_back:
                 job.events.append("log")
-            else:
+            if not job.started:
                 self.hook(job, "started")
             job.started = True
             job.deliveries += 1
@@ -285,9 +299,9 @@ class StoreModel:
         size = 0
         for job in self._candidates(model, count):
             if job.deadline is not None and job.deadline <= self.now and not job.started:
-                self.finish(job, Status.FAILED, "expired")
+                self.close(job, Status.FAILED, "expired")
             elif job.deliveries >= MAX_DELIVERIES:
-                self.finish(job, Status.FAILED, "delivery_limit")
+                self.close(job, Status.FAILED, "delivery_limit")
             elif taken and (job.suspect or size + len(job.body) > max_bytes):
                 break
             else:
@@ -298,19 +312,26 @@ class StoreModel:
         return taken
 
     def _candidates(self, model: str, count: int) -> list[ModelJob]:
-        """The rule of the lanes: in order, with one place in eight kept for each of the lower two."""
+        """The rule of the lanes: in order, with one place in eight kept for each of the lower two.
+
+        Of eight claims that find several lanes, one begins with a normal job and one with a bulk job.
+        """
         interactive, normal, bulk = (
             [job for job in self.ready(model) if job.submission.lane is lane][:count] for lane in LANE_RANK
         )
         for_normal = for_bulk = count // 8
-        if not for_normal and len(interactive) + len(normal) + len(bulk) > count:
+        begins: list[ModelJob] = []
+        if sum(map(bool, (interactive, normal, bulk))) > 1:
             self.turns[model] += 1
-            turn = self.turns[model] % 8
-            for_normal, for_bulk = int(turn == 4), int(turn == 0)
+            if self.turns[model] % 8 == 4:
+                begins, for_normal = normal[:1], max(1, for_normal)
+            elif self.turns[model] % 8 == 0:
+                begins, for_bulk = bulk[:1], max(1, for_bulk)
         for_normal, for_bulk = min(for_normal, len(normal)), min(for_bulk, len(bulk))
         first = interactive[: count - for_normal - for_bulk]
         second = normal[: count - len(first) - for_bulk]
-        return [*first, *second, *bulk[: count - len(first) - len(second)]]
+        in_order = [*first, *second, *bulk[: count - len(first) - len(second)]]
+        return [*begins, *(job for job in in_order if job not in begins)]
 
     def holds(self, job_id: str, fence: str) -> bool:
         job = self.jobs.get(job_id)
@@ -329,6 +350,8 @@ class StoreModel:
             self.finish(job, outcome.status, (outcome.error or {}).get("code"))
         elif outcome.why is Return.RELEASED:
             job.deliveries -= 1
+            if job.deliveries == 0 and not job.parts:
+                job.started, job.given_back = False, True
             self.requeue(job)
         elif outcome.why is Return.SUSPECT:
             job.suspect = True
@@ -342,14 +365,14 @@ class StoreModel:
         job.crashes[item] += 1
         if job.crashes[item] < MAX_CRASHES:
             self.requeue(job)
-        elif job.batched:
+        elif job.batched and item != OPENING:
             job.parts.add(item)
             job.suspect = False
             # Its deaths, alone and the one in company before, are the item's.
-            job.deliveries = max(0, job.deliveries - MAX_CRASHES - 1)
+            job.deliveries = max(1, job.deliveries - MAX_CRASHES - 1)
             self.requeue(job)
         else:
-            self.finish(job, Status.FAILED, "worker_crashed")
+            self.close(job, Status.FAILED, "worker_crashed")
 
     def reaped(self, with_leases: bool) -> tuple[int, int]:
         """Leases returned, and jobs expired."""
@@ -362,7 +385,7 @@ class StoreModel:
             if job.deadline is not None and job.deadline <= self.now and not job.started
         ]
         for job in late:
-            self.finish(job, Status.FAILED, "expired")
+            self.close(job, Status.FAILED, "expired")
         for job_id, caller in [member for member, at in self.expiring.items() if at <= self.now]:
             del self.expiring[job_id, caller]
             if job_id in self.index[caller]:

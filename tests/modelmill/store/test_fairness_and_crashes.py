@@ -9,8 +9,18 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Lane, Status
-from modelmill.store import Claims, JobRecord, JobStore, Released, Return, Settlement, Verdict, keys
-from tests.modelmill.store.test_store import claim, complete, run, submission, submit
+from modelmill.store import (
+    OPENING,
+    Claims,
+    JobRecord,
+    JobStore,
+    Released,
+    Return,
+    Settlement,
+    Verdict,
+    keys,
+)
+from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
 
 
 def record(store: JobStore, job_id: str) -> JobRecord:
@@ -39,6 +49,49 @@ def test_no_lane_starves_however_busy_the_others_are(settings: Settings, store: 
     assert taken[Lane.NORMAL] >= places // 8 // min(count, 8)
     assert taken[Lane.BULK] >= places // 8 // min(count, 8)
     assert taken[Lane.INTERACTIVE] >= places * 3 // 4
+
+
+LARGE, SMALL = b"x" * 400, b"x" * 10
+
+
+def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, store: JobStore) -> None:
+    """Two large jobs fill a claim of 16 places, so that none of the places kept is reached."""
+    loads = {Lane.INTERACTIVE: (LARGE, 64), Lane.NORMAL: (LARGE, 8), Lane.BULK: (SMALL, 8)}
+    jobs = [submission(lane=lane, body=body) for lane, (body, n) in loads.items() for _ in range(n)]
+    submit(settings, *jobs)
+    lanes = {job.id: job.lane for job in jobs}
+    claims = [[lanes[job.id] for job in claim(store, 16, max_bytes=1000).jobs] for _ in range(16)]
+    assert [each[0] for each in claims].count(Lane.NORMAL) == 2
+    assert [each[0] for each in claims].count(Lane.BULK) == 2
+    # What begins a claim leaves the rest of it to the others.
+    assert Counter(lane for each in claims for lane in each)[Lane.INTERACTIVE] >= 28
+
+
+@pytest.mark.parametrize("lane", [Lane.NORMAL, Lane.BULK])
+@pytest.mark.parametrize("count", [1, 16])
+def test_a_suspect_in_a_lower_lane_gets_its_turn_alone(
+    settings: Settings, store: JobStore, lane: Lane, count: int
+) -> None:
+    (suspect,) = submit(settings, submission(lane=lane))
+    give_back(store, claim(store), Return.SUSPECT)
+    windows: list[list[str]] = []
+    for _ in range(8):
+        # There is always more than a claim takes.
+        submit(settings, *(submission(lane=Lane.INTERACTIVE) for _ in range(count + 1)))
+        windows.append([job.id for job in claim(store, count).jobs])
+    assert [suspect] in windows
+
+
+def test_turns_are_counted_only_where_lanes_compete(
+    settings: Settings, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    submit(settings, *(submission(lane=Lane.BULK) for _ in range(9)))
+    for _ in range(8):
+        claim(store, 1)
+    assert not raw_redis.exists(keys.TURNS)
+    submit(settings, submission())
+    claim(store, 1)
+    assert raw_redis.hgetall(keys.TURNS) == {MODEL.encode(): b"1"}
 
 
 def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw_redis: redis.Redis) -> None:
@@ -85,7 +138,26 @@ def test_the_third_lone_crash_ends_a_job_and_not_before(settings: Settings, stor
         assert record(store, job_id).status is Status.STARTING
     give_back(store, claim(store), Return.CRASHED)
     ended = record(store, job_id)
-    assert (ended.status, (ended.error or {})["code"], ended.ends) == (Status.FAILED, "worker_crashed", 1)
+    assert (ended.status, ended.ends) == (Status.FAILED, 1)
+    assert ended.error == {
+        "code": "worker_crashed",
+        "message": "The worker process died while it ran this input alone, 3 times.",
+        "retryable": False,
+        "deliveries": 3,
+    }
+
+
+def test_a_batched_job_that_kills_who_opens_it_fails_as_a_whole(settings: Settings, store: JobStore) -> None:
+    (job_id,) = submit(settings, submission(batched=True, items=5))
+    # Deaths in its items are counted apart.
+    for item in (OPENING, 0, OPENING, 0, OPENING):
+        claims = claim(store)
+        assert len(claims.jobs) == 1
+        give_back(store, claims, Return.CRASHED, item)
+    ended = record(store, job_id)
+    assert (ended.status, (ended.error or {})["code"]) == (Status.FAILED, "worker_crashed")
+    assert "while it opened this job alone" in (ended.error or {})["message"]
+    assert store.parts(job_id) == {}
 
 
 def test_a_suspect_that_runs_well_completes(settings: Settings, store: JobStore) -> None:

@@ -17,10 +17,12 @@ from modelmill.store import (
     Limits,
     Progress,
     Released,
+    Settlement,
     Verdict,
     keys,
     scripts,
 )
+from tests.conftest import Valkey
 from tests.modelmill.store.test_store import claim, complete, run, submission, submit
 
 
@@ -68,6 +70,48 @@ def test_the_rate_is_each_callers_own_and_a_refused_job_costs_nothing(settings: 
 
     accepted, limited = Verdict.ACCEPTED, Verdict.RATE_LIMITED
     assert run(settings, act) == [accepted, limited, accepted, limited, accepted]
+
+
+def test_what_a_full_queue_refuses_leaves_the_burst_as_it_is(settings: Settings) -> None:
+    limits = Limits(jobs_per_minute=1, burst=5)
+    full = settings.model_copy(update={"max_queue_depth": 2})
+
+    async def act(store: AsyncJobStore) -> list[tuple[Verdict, int | None]]:
+        jobs = [submission(limits=each) for each in [limits] * 4 + [Limits()]]
+        answers = [await store.submit(job) for job in jobs]
+        return [(answer.verdict, answer.remaining) for answer in answers]
+
+    accepted, refused = Verdict.ACCEPTED, Verdict.QUEUE_FULL
+    assert run(full, act) == [(accepted, 4), (accepted, 3), (refused, 3), (refused, 3), (refused, None)]
+
+
+def test_a_full_server_holds_large_results_back_and_ends_the_other_jobs(
+    settings: Settings, own_valkey: Valkey
+) -> None:
+    own = settings.model_copy(update={"redis_url": own_valkey.url})
+    store, raw = JobStore(own), redis.Redis.from_url(own_valkey.url)
+    ids = submit(own, *(submission() for _ in range(3)))
+    first, second, third = claim(store).jobs
+    large = Ended(second.id, second.fence, Status.COMPLETE, b'"' + b"x" * keys.INLINE_BYTES + b'"')
+    outcomes: list[Ended | Released] = [
+        Ended(first.id, first.fence, Status.COMPLETE, b"1"),
+        large,
+        Released(third.id, third.fence),
+    ]
+    raw.config_set("maxmemory", "1mb")
+    try:
+        assert store.settle(outcomes) == [Settlement.OK, Settlement.NO_ROOM, Settlement.OK]
+        assert store.settle([large]) == [Settlement.NO_ROOM]
+        found = [store.get(job_id) for job_id in ids]
+        assert [each.status for each in found if each] == [Status.COMPLETE, Status.RUNNING, Status.STARTING]
+        raw.config_set("maxmemory", "0")
+        assert store.settle([large]) == [Settlement.OK]
+        ended = store.get(second.id)
+        assert ended is not None
+        assert (ended.status, ended.result_json) == (Status.COMPLETE, large.result)
+    finally:
+        raw.close()
+        store.close()
 
 
 def test_a_quota_counts_what_has_not_ended(settings: Settings, store: JobStore) -> None:

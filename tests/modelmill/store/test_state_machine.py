@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from modelmill.settings import Settings
 from modelmill.states import Lane, Status
 from modelmill.store import (
+    OPENING,
     AsyncJobStore,
     Ended,
     JobStore,
@@ -172,10 +173,12 @@ class Machine(RuleBasedStateMachine):
     async_store: AsyncJobStore
     runner: asyncio.Runner
     raw: redis.Redis
+    log: pytest.LogCaptureFixture
 
     def __init__(self) -> None:
         super().__init__()
         self.raw.flushall()
+        self.log.clear()
         self.model = StoreModel()
         self.claims: list[tuple[str, str, list[str], int]] = []
         """Fence, model, ids, and when the claim is forgotten."""
@@ -356,13 +359,13 @@ class Machine(RuleBasedStateMachine):
             self.claims[index] = (*self.claims[index][:3], self.model.now + CLAIM_TTL_S)
 
     @precondition(lambda self: self.claims)
-    @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(0, 2))
+    @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(OPENING, 2))
     def settle(self, pick: int, how: list[str], wrong: bool, item: int) -> None:
         """By whoever ever claimed something, whether it still holds it or not."""
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         self.settle_all(ids, "stranger" if wrong else fence, how, item)
 
-    @rule(model=st.sampled_from(MODELS), count=st.integers(1, 4), how=OUTCOMES, item=st.integers(0, 2))
+    @rule(model=st.sampled_from(MODELS), count=st.integers(1, 4), how=OUTCOMES, item=st.integers(OPENING, 2))
     def claim_and_settle(self, model: str, count: int, how: list[str], item: int) -> None:
         known = len(self.claims)
         self.claim(model, count, 10**9)
@@ -372,7 +375,7 @@ class Machine(RuleBasedStateMachine):
 
     def settle_all(self, ids: list[str], fence: str, how: list[str], item: int) -> None:
         outcomes = [
-            outcome_of(job_id, fence, kind, item if self.is_batched(job_id) else 0)
+            outcome_of(job_id, fence, kind, item if self.is_batched(job_id) else min(item, 0))
             for job_id, kind in zip(ids, how, strict=False)
         ]
         self.check_settle(outcomes)
@@ -384,8 +387,8 @@ class Machine(RuleBasedStateMachine):
         self.check_settle([self.settlements[pick % len(self.settlements)]])
 
     @precondition(lambda self: self.model.live())
-    @rule(pick=st.integers(0, 10**6), times=st.integers(1, 3))
-    def crash_alone(self, pick: int, times: int) -> None:
+    @rule(pick=st.integers(0, 10**6), times=st.integers(1, 3), item=st.sampled_from((OPENING, 0)))
+    def crash_alone(self, pick: int, times: int, item: int) -> None:
         """A process dies with one job alone in it, again and again."""
         job = self.model.live()[pick % len(self.model.live())]
         for _ in range(times):
@@ -393,7 +396,7 @@ class Machine(RuleBasedStateMachine):
                 self.claim(job.model, 1, 10**9)
             if job.place == "leased":
                 assert job.fence is not None
-                self.check_settle([Released(job.id, job.fence, Return.CRASHED, 0)])
+                self.check_settle([Released(job.id, job.fence, Return.CRASHED, item)])
 
     def is_batched(self, job_id: str) -> bool:
         return job_id in self.model.jobs and self.model.jobs[job_id].batched
@@ -487,6 +490,8 @@ class Machine(RuleBasedStateMachine):
         self.check_totals(seen)
         self.check_belongings(seen)
         self.check_keys(seen)
+        lines = [line.getMessage() for line in self.log.records if line.name == "modelmill.store"]
+        assert sorted(lines) == sorted(self.model.logged)
 
     def check_places(self, seen: Snapshot) -> None:
         for model in MODELS:
@@ -518,8 +523,11 @@ class Machine(RuleBasedStateMachine):
             assert record.get("ends", "0") == ("1" if job.status.is_terminal else "0")
             assert ("finished_ms" in record) == job.status.is_terminal
             if job.status.is_terminal:
-                code = json.loads(record["error"])["code"] if "error" in record else None
-                assert code == job.error_code
+                error = json.loads(record.get("error", "{}"))
+                assert error.get("code") == job.error_code
+                if "message" in error:
+                    # The store's own words, and not those of a worker.
+                    assert error["deliveries"] == job.deliveries
                 assert int(record["expires_ms"]) - int(record["finished_ms"]) == job.ttl_s * 1000
                 ended = {name: value for name, value in record.items() if name != "deadline_ms"}
                 assert self.ends.setdefault(job.id, ended) == ended
@@ -586,7 +594,10 @@ def outcome_of(job_id: str, fence: str, kind: str, item: int) -> Ended | Release
 
 
 @pytest.fixture
-def machine(settings: Settings, raw_redis: redis.Redis) -> Iterator[type[Machine]]:
+def machine(
+    settings: Settings, raw_redis: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> Iterator[type[Machine]]:
+    caplog.set_level("INFO", "modelmill.store")
     limits = settings.model_copy(
         update={
             "lease_s": float(LEASE_S),
@@ -604,6 +615,7 @@ def machine(settings: Settings, raw_redis: redis.Redis) -> Iterator[type[Machine
             store = JobStore(limits)
             async_store = AsyncJobStore(limits)
             raw = raw_redis
+            log = caplog
 
         Connected.runner = runner
         yield Connected

@@ -271,7 +271,7 @@ def test_a_large_result_that_was_lost_is_not_settled(
     (outcome,) = complete(claim(store), b'"' + b"a" * keys.INLINE_BYTES + b'"')
     script = scripts.script("settle")
     reply = raw_redis.eval(script.source, 0, *scripts.pack_settle([outcome], settings))
-    assert scripts.read_settle(reply) == [Settlement.MISSING]
+    assert scripts.read_settle(reply[0]) == [Settlement.MISSING]
     assert place_of(raw_redis, job_id) == "leased"
 
 
@@ -411,6 +411,7 @@ def test_at_maxmemory_nothing_is_accepted_and_running_jobs_still_end(
     (job_id,) = submit(settings, submission())
     claims = claim(store)
     raw_redis.config_set("maxmemory", "1mb")
+    store.announce("node", "parent", {}, 60)
     try:
         with pytest.raises(ModelmillError) as refused:
             submit(settings, submission())

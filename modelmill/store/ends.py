@@ -1,0 +1,25 @@
+"""The log of ends that no worker brought about. Those that one did stand in its own log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from modelmill.store.records import Finished
+
+logger = logging.getLogger("modelmill.store")
+
+
+def log_ends(ends: Iterable[Finished]) -> None:
+    """One line a job's end, as key=value pairs: the first ones of those that a worker logs."""
+    for end in ends:
+        pairs = {
+            "id": end.id,
+            "task": end.task,
+            "model": end.model,
+            "status": end.status.value,
+            "code": end.code,
+            "deliveries": end.deliveries,
+        }
+        line = " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
+        logger.info("job_end %s", line)
