@@ -30,6 +30,7 @@ from api import (
 from api.auth import Authenticate, add_cors, keys_are_on
 from api.delivering import deliver_until
 from api.documentation import job_routes
+from api.head import AnswerHead
 from api.media import media_guard
 from api.metrics import CountRequests, RequestMetrics
 from api.state import ApiState, Directory, reap_until
@@ -125,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     schemas.install(app, job_routes, with_keys=keys_are_on(settings))
     # The last one is the outermost: preflights pass without a key, and what is refused is counted.
+    app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, settings=settings)
     add_cors(app, settings)
     app.add_middleware(CountRequests, metrics=requests)

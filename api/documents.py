@@ -134,6 +134,16 @@ class ModelJob(BaseModel):
     status: Status
 
 
+class WorkerState(BaseModel):
+    """What a worker node says of a model."""
+
+    # It grows with time: what is not known here is passed on.
+    model_config = ConfigDict(extra="allow")
+
+    status: str | None = None
+    since: datetime | None = Field(None, description="Since when it is so.")
+
+
 class ModelStatus(BaseModel):
     """Where a model stands, over all live workers that serve it."""
 
@@ -142,7 +152,7 @@ class ModelStatus(BaseModel):
     )
     jobs: list[ModelJob] = Field(description="Jobs that have not ended; at most 100.")
     error: str | None = Field(None, description="Why it failed to load.")
-    workers: dict[str, dict[str, Any]] = Field(
+    workers: dict[str, WorkerState] = Field(
         default_factory=dict, description="What each live worker says of it."
     )
 

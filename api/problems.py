@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 
+from api.head import takes
 from modelmill.errors import ERRORS, ErrorCode, FieldError, ModelmillError
 
 logger = logging.getLogger(__name__)
@@ -78,11 +78,6 @@ def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
-def _takes(app: FastAPI, request: Request, method: str) -> bool:
-    scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
-
-
 def install(app: FastAPI) -> None:
     """Makes every error of ``app`` a problem."""
 
@@ -95,7 +90,7 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             # A route knows its own methods only, and an address may have several routes.
-            headers["Allow"] = ", ".join(method for method in METHODS if _takes(app, request, method))
+            headers["Allow"] = ", ".join(method for method in METHODS if takes(request.scope, method))
             code = ErrorCode.METHOD_NOT_ALLOWED
             message = f"{request.method} is not allowed here."
         else:

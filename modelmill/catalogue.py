@@ -248,27 +248,27 @@ def read_models_file(path: Path) -> dict[str, ModelEntry]:
     for key in document:
         if key != "models":
             raise ConfigError(
-                f"{path}, line {_line_of(text, key)}: unknown key {key!r}; entries are [models.NAME] tables"
+                f"{path}, line {line_of(text, key)}: unknown key {key!r}; entries are [models.NAME] tables"
             )
     models = document.get("models", {})
     if not isinstance(models, dict):
-        raise ConfigError(f"{path}, line {_line_of(text, 'models')}: entries are [models.NAME] tables")
+        raise ConfigError(f"{path}, line {line_of(text, 'models')}: entries are [models.NAME] tables")
     return {name: _entry(path, text, name, table) for name, table in models.items()}
 
 
 def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
     if not isinstance(table, dict):
         raise ConfigError(
-            f"{path}, line {_line_of(text, 'models', name)}: model {name!r} must be a table, [models.{name}]"
+            f"{path}, line {line_of(text, 'models', name)}: model {name!r} must be a table, [models.{name}]"
         )
     if "name" in table:
-        line = _line_of(text, "models", name, "name")
+        line = line_of(text, "models", name, "name")
         raise ConfigError(f"{path}, line {line}: model {name!r}: name: it is the table's, [models.{name}]")
     try:
         entry = ModelEntry.model_validate(table | {"name": name})
     except ValidationError as error:
         problems = [
-            f"{path}, line {_line_of(text, 'models', name, *problem['loc'])}: model {name!r}: "
+            f"{path}, line {line_of(text, 'models', name, *problem['loc'])}: model {name!r}: "
             f"{'.'.join(str(part) for part in problem['loc']) or 'entry'}: {problem['msg']}"
             for problem in error.errors()
         ]
@@ -281,7 +281,7 @@ def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
     return entry
 
 
-def _line_of(text: str, *path: int | str) -> int:
+def line_of(text: str, *path: int | str) -> int:
     """1-based line where the statement begins that sets ``path``, or the nearest of its parents that is set.
 
     tomllib keeps no positions, but a valid file's first lines are valid too unless they end inside a

@@ -8,6 +8,7 @@ falls apart into items, what makes items compatible, the OpenAPI schemas and the
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,14 @@ from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     create_model,
     field_validator,
 )
@@ -67,6 +70,24 @@ class Batched:
     """Marks a field that differs from item to item: ``image: Annotated[Image, Batched]``."""
 
 
+def _strict_json(value: Any, info: ValidationInfo) -> Any:
+    """Refuses NaN and infinities, which the parser reads and which are no JSON."""
+    waiting = [] if (info.context or {}).get("trusted") else [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("holds a number that JSON does not have: NaN, or one that is too large")
+    return value
+
+
+STRICT_JSON = AfterValidator(_strict_json)
+"""Marks a field that takes any JSON: ``input: Annotated[Any, STRICT_JSON]``."""
+
+
 class TaskConfig(BaseModel):
     """Base of a task's ``config``: what tunes the model. Unknown keys are refused by name."""
 
@@ -105,7 +126,7 @@ class TaskInput(BaseModel):
         description="Seconds for which the job can be read after its end, at most 30 days; the server's own "
         "time when not set.",
     )
-    metadata: dict[str, Any] | None = Field(
+    metadata: Annotated[dict[str, Any] | None, STRICT_JSON] = Field(
         None, description=f"Anything of yours, at most {MAX_METADATA_BYTES} bytes as JSON; echoed back."
     )
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
@@ -191,7 +212,7 @@ class Task:
         if not isinstance(config.annotation, type) or not issubclass(config.annotation, BaseModel):
             # A free object, as that of the task custom, takes every key as it is.
             return self
-        more: Any = dict.fromkeys(keys, (Any, None))
+        more: Any = dict.fromkeys(keys, (Annotated[Any, STRICT_JSON], None))
         wider = create_model(config.annotation.__name__, __base__=config.annotation, **more)
         fields: Any = {"config": (wider, Field(default_factory=wider, description=config.description))}
         return replace(self, input=create_model(self.input.__name__, __base__=self.input, **fields))

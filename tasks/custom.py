@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import Field
 
-from tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
-
-
-def _strict_json(value: Any, info: ValidationInfo) -> Any:
-    """Refuses NaN and infinities, which the parser reads and which are no JSON."""
-    waiting = [] if (info.context or {}).get("trusted") else [value]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            waiting.extend(part.values())
-        elif isinstance(part, list):
-            waiting.extend(part)
-        elif isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("holds a number that JSON does not have: NaN, or one that is too large")
-    return value
-
-
-Json = Annotated[Any, AfterValidator(_strict_json)]
+from tasks.contract import STRICT_JSON, Batched, Example, Task, TaskInput, TaskOutput
 
 
 class Input(TaskInput):
-    input: Annotated[Json, Batched] = Field(
+    input: Annotated[Any, STRICT_JSON, Batched] = Field(
         description="Any JSON value. In a batched job: a list with one value for each item."
     )
-    config: Annotated[dict[str, Any], AfterValidator(_strict_json)] = Field(
+    config: Annotated[dict[str, Any], STRICT_JSON] = Field(
         default_factory=dict,
         description="Any JSON object; the function gets it as it is. Items of equal config share a call.",
     )

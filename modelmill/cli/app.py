@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Literal, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
 
+from modelmill.cli.console import err
 from modelmill.errors import ConfigError, ModelmillError
 
 P = ParamSpec("P")
@@ -21,8 +21,6 @@ app = typer.Typer(
     add_completion=False,
     help="Takes AI jobs over HTTP, queues them, and grinds them in batches on workers.",
 )
-out = Console()
-err = Console(stderr=True)
 
 Url = Annotated[str, typer.Option("--url", envvar="MODELMILL_URL", help="Where the API answers.")]
 ModelsFile = Annotated[
@@ -31,6 +29,9 @@ ModelsFile = Annotated[
 RedisUrl = Annotated[str | None, typer.Option(help="The Redis or Valkey that keeps the jobs.")]
 Devices = Annotated[
     str, typer.Option(help="all, GPU numbers such as 0,1, cpu, or cpu:2 for two CPU workers.")
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="The store of the `modelmill up` that runs over this folder.")
 ]
 Preload = Annotated[str, typer.Option(help="Models to load at start, separated by commas.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -44,11 +45,11 @@ def for_people(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except ModelmillError as error:
-            err.print(f"[red]{error.code.value}[/red]: {error.message}", highlight=False)
+            err.say((error.code.value, "red"), f": {error.message}")
             for field in error.fields[1:]:
-                err.print(f"  {field.field}: {field.message}", highlight=False)
+                err.say(f"  {field.field}: {field.message}")
         except (ConfigError, TimeoutError, OSError) as error:
-            err.print(f"[red]error[/red]: {error}", highlight=False)
+            err.say(("error", "red"), f": {error}")
         raise typer.Exit(1)
 
     return wrapped
@@ -64,8 +65,8 @@ def set_environment(**values: object) -> None:
 @app.command()
 @for_people
 def up(
-    port: Annotated[int, typer.Option(help="Port of the API.")] = 8000,
-    host: Annotated[str, typer.Option(help="Address of the API.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port of the API; 8000 when not set.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of the API; loopback when not set.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where jobs are kept between runs.")] = None,
     devices: Devices = "all",
     models_file: ModelsFile = None,
@@ -74,8 +75,10 @@ def up(
     """Run everything in this terminal: job store, API and worker. Ctrl-C stops all three."""
     from modelmill.cli.stack import run_stack
 
-    set_environment(data_dir=data_dir, models_file=models_file and models_file.resolve())
-    raise typer.Exit(run_stack(host, port, devices, preload))
+    set_environment(
+        port=port, host=host, data_dir=data_dir, models_file=models_file and models_file.resolve()
+    )
+    raise typer.Exit(run_stack(devices, preload))
 
 
 @app.command()
@@ -93,6 +96,7 @@ def api(
     from api.auth import keys_are_on
     from api.media import check_media_settings
     from modelmill.cli.keys import hint_at_first_key
+    from modelmill.cli.models_file import check_models_file
     from modelmill.logs import configure_logging
     from modelmill.processes import allow_many_files
     from modelmill.settings import get_settings
@@ -108,6 +112,7 @@ def api(
     configure_logging(settings.log_level)
     # Before anything is started, where its sentence reaches the terminal.
     check_media_settings(settings)
+    check_models_file(settings.models_file)
     if keys_are_on(settings):
         hint_at_first_key(settings)
     allow_many_files()
@@ -132,18 +137,25 @@ def worker(
     tasks: Annotated[str, typer.Option(help="Serve only these tasks.")] = "",
     preload: Preload = "",
     redis_url: RedisUrl = None,
+    data_dir: DataDir = None,
     models_file: ModelsFile = None,
     name: Annotated[str | None, typer.Option(help="Base of the nodes' names.")] = None,
 ) -> None:
-    """Run workers: one node a device, supervised."""
+    """Run workers: one node a device, supervised. Those beside a `modelmill up` join it."""
     from modelmill.blobs import BlobStore
+    from modelmill.cli.joining import join_store
+    from modelmill.cli.models_file import check_models_file
     from modelmill.logs import configure_logging
     from modelmill.settings import get_settings
     from worker.supervisor import Supervisor, plan_devices
 
     set_environment(redis_url=redis_url, models_file=models_file and models_file.resolve())
+    join_store(redis_url, data_dir)
     settings = get_settings()
     configure_logging(settings.log_level)
+    check_models_file(
+        settings.models_file, has_runners=True, loads=True, models=_split(models), tasks=_split(tasks)
+    )
     BlobStore.from_settings(settings)
     supervisor = Supervisor(
         settings,
@@ -248,6 +260,10 @@ def models(
     set_environment(models_file=models_file)
     if context.invoked_subcommand is not None:
         return
+    from modelmill.cli.models_file import check_models_file
+    from modelmill.settings import get_settings
+
+    check_models_file(get_settings().models_file, has_runners=every or as_json or bool(task))
     if every or as_json or task:
         from modelmill.cli.models import show_catalogue
 
@@ -273,10 +289,6 @@ def pull(
 
 keys_app = typer.Typer(no_args_is_help=True, help="API keys: who may use the API, and how much.")
 app.add_typer(keys_app, name="keys")
-
-DataDir = Annotated[
-    Path | None, typer.Option(help="The store of the `modelmill up` that runs over this folder.")
-]
 
 
 @keys_app.command("create")

@@ -10,12 +10,11 @@ from typing import Any
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn
 from rich.text import Text
 
 from modelmill.backfill import Stats, Summary
-from modelmill.cli.app import err, out
+from modelmill.cli.console import err, out
 
 LINE_EVERY_S = 10.0
 """Between two lines about the progress, where there is no terminal."""
@@ -54,7 +53,7 @@ class Display:
             self._live.refresh()
         elif not self._is_quiet and time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + LINE_EVERY_S
-            err.print(_details(stats, with_done=True), highlight=False, soft_wrap=True)
+            err.say(_details(stats, with_done=True))
 
 
 def _details(stats: Stats, *, with_done: bool = False) -> Text:
@@ -81,22 +80,19 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
         document: dict[str, Any] = summary.as_data()
         typer.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None))
         return
-    output = escape(str(summary.output))
     if summary.state != "complete":
-        err.print(
-            f"[red]stopped[/red]: {escape(summary.reason)}. What is done is in {output}; the same command "
+        err.say(
+            ("stopped", "red"),
+            f": {summary.reason}. What is done is in {summary.output}; the same command "
             "with --resume goes on, with another --max-error-rate if you like.",
-            highlight=False,
         )
     failed = f", {summary.failed:,} failed" if summary.failed else ""
-    out.print(
+    out.say(
         f"{summary.rows:,} rows{failed}, in {_time(summary.seconds)} ({_rate(summary.rows_per_s)} rows/s): "
-        f"{output}",
-        highlight=False,
-        soft_wrap=True,
+        f"{summary.output}"
     )
     for code, count in sorted(summary.errors.items(), key=lambda item: -item[1]):
-        out.print(f"  {code}: {count:,}", highlight=False)
+        out.say(f"  {code}: {count:,}")
 
 
 def _rate(rows_per_s: float) -> str:

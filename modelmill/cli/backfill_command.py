@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from modelmill.cli.app import DEFAULT_URL, Url, app, err, for_people
+from modelmill.cli.app import DEFAULT_URL, Url, app, for_people
+from modelmill.cli.console import err
 
 INTERRUPTED = 130
 
@@ -83,10 +84,10 @@ def backfill(
                 on_progress=display.show,
             )  # fmt: skip
     except KeyboardInterrupt:
-        err.print(
-            f"[yellow]stopped[/yellow]: {display.done:,} rows are done. The same command with --resume goes "
-            "on; jobs that were submitted already run meanwhile.",
-            highlight=False,
+        err.say(
+            ("stopped", "yellow"),
+            f": {display.done:,} rows are done. The same command with --resume goes on; jobs that were "
+            "submitted already run meanwhile.",
         )
         raise typer.Exit(INTERRUPTED) from None
     show_summary(summary, as_json=as_json)

@@ -17,16 +17,13 @@ from importlib.metadata import (
 )
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from backends import registry
 from backends.conformance import CHECKS, ENTRY_POINT_GROUP, Bench, SkippedError, Specimen
+from modelmill.cli.console import err, make_table, out
 from modelmill.errors import ConfigError
-
-out = Console()
-err = Console(stderr=True)
 
 COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
@@ -69,19 +66,19 @@ def check_package(name: str, *, with_traceback: bool = False) -> int:
     out.print(_table(findings))
     if with_traceback:
         for finding in findings:
-            err.print(finding.trace, markup=False, highlight=False, end="")
+            err.print(finding.trace, soft_wrap=True, end="")
     failed = sum(finding.verdict == "failed" for finding in findings)
     passed = sum(finding.verdict == "passed" for finding in findings)
-    out.print(
+    out.say(
         f"{package.name} {package.version}, {len(specimens)} specimens: "
         f"{passed} checks passed, {failed} failed."
     )
     for runner in _runners(package):
         if runner not in asked:
-            err.print(
-                f"[yellow]warning[/yellow]: no specimen proves {escape(runner.__module__)}:{runner.__name__} "
-                f"(backend {escape(runner.backend)}, task {escape(runner.task)}).",
-                highlight=False,
+            err.say(
+                ("warning", "yellow"),
+                f": no specimen proves {runner.__module__}:{runner.__name__} "
+                f"(backend {runner.backend}, task {runner.task}).",
             )
     return int(failed > 0)
 
@@ -111,19 +108,15 @@ def _failed(specimen: Specimen, check: str, error: Exception) -> Finding:
 
 
 def _table(findings: Sequence[Finding]) -> Table:
-    table = Table("Specimen", "Task", "Check", "Verdict")
+    table = make_table("Specimen", "Task", "Check", "Verdict")
     last = None
     for finding in findings:
         if last is not None and finding.specimen is not last:
             table.add_section()
-        colour = COLOURS[finding.verdict]
-        why = f": {escape(finding.why)}" if finding.why else ""
-        table.add_row(
-            escape(finding.specimen.name),
-            escape(finding.specimen.task),
-            finding.check,
-            f"[{colour}]{finding.verdict}[/{colour}]{why}",
-        )
+        verdict = Text(finding.verdict, COLOURS[finding.verdict])
+        if finding.why:
+            verdict = Text.assemble(verdict, f": {finding.why}")
+        table.add_row(finding.specimen.name, finding.specimen.task, finding.check, verdict)
         last = finding.specimen
     return table
 

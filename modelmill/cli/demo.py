@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from modelmill import processes
-from modelmill.cli.app import err, out, set_environment
+from modelmill.cli.app import set_environment
+from modelmill.cli.console import err, out
 from modelmill.cli.jobs import result_table
 from modelmill.cli.stack import Stack, open_log
 from modelmill.client import Client, Job
@@ -27,7 +27,7 @@ def run_demo() -> int:
     started = time.monotonic()
 
     def say(line: str) -> None:
-        err.print(f"[dim]{time.monotonic() - started:6.1f} s[/dim]  {line}", highlight=False, soft_wrap=True)
+        err.say((f"{time.monotonic() - started:6.1f} s", "dim"), f"  {line}")
 
     with tempfile.TemporaryDirectory(prefix="modelmill-demo-") as folder:
         set_environment(data_dir=folder)
@@ -35,19 +35,17 @@ def run_demo() -> int:
         with open_log(log_path) as log:
             try:
                 with (
-                    Stack(
-                        get_settings(), "127.0.0.1", processes.free_port(), "cpu", say=say, log=log
-                    ) as stack,
+                    Stack(get_settings(), "127.0.0.1", 0, "cpu", say=say, log=log) as stack,
                     Client(stack.url) as client,
                 ):
                     say(f"submitting {photo.name}, a photo of a cat, to {TASK}/{MODEL}")
                     job = client.submit(TASK, MODEL, image=photo, classes=CLASSES)
                     document = _follow(client, job, say)
             except Exception:
-                err.print(log_path.read_text(errors="replace")[-4000:], markup=False, highlight=False)
+                err.say(log_path.read_text(errors="replace")[-4000:])
                 raise
         if document["status"] != "complete":
-            err.print(log_path.read_text(errors="replace")[-4000:], markup=False, highlight=False)
+            err.say(log_path.read_text(errors="replace")[-4000:])
     say("stopped")
     if document["status"] != "complete":
         out.print_json(data=document)

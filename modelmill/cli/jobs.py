@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,14 @@ import typer
 from rich.table import Table
 
 from modelmill.catalogue import Catalogue
-from modelmill.cli.app import err, out
-from modelmill.client import AuthenticationError, Client
-from modelmill.errors import ConfigError, ModelmillError
+from modelmill.cli.console import err, make_table, out
+from modelmill.client import Client, ConnectionFailedError, NotFoundError
+from modelmill.errors import ConfigError
 from modelmill.settings import get_settings
+
+REQUESTS_AT_ONCE = 8
+STATUSES = ("running", "loading", "starting", "failed", "stopped", "uninitialized")
+"""Of models, in the order in which they are listed."""
 
 
 def submit_job(
@@ -51,7 +57,7 @@ def submit_job(
             out.print_json(data={"id": job.id, "status": job.status})
             return
         if not as_json:
-            err.print(f"job {job.id}", highlight=False)
+            err.say(f"job {job.id}")
         job.wait(timeout_s)
     show_document(job.document, classes, as_json)
 
@@ -82,7 +88,7 @@ def result_table(result: dict[str, Any], classes: Sequence[str]) -> Table | None
         rows = [(row["label"], row["score"]) for row in result["classes"]]
     else:
         return None
-    table = Table("class", "probability")
+    table = make_table("class", "probability")
     table.columns[1].justify = "right"
     for label, score in sorted(rows, key=lambda row: -row[1]):
         table.add_row(str(label), f"{score:.4f}")
@@ -99,7 +105,7 @@ def show_job(url: str, job_id: str, timeout_s: float | None) -> None:
 
 def list_jobs(url: str, limit: int, only: dict[str, Any]) -> None:
     """The newest jobs, as a table; ``only`` are arguments of ``Client.jobs``."""
-    table = Table("job", "task", "model", "status", "created")
+    table = make_table("job", "task", "model", "status", "created")
     with connect(url) as client:
         for job in client.jobs(limit=limit, **only):
             created = str(job.document.get("created_at", ""))
@@ -116,7 +122,7 @@ def cancel_job(url: str, job_id: str) -> None:
 def delete_job(url: str, job_id: str) -> None:
     with connect(url) as client:
         client.job(job_id).delete()
-    err.print(f"deleted {job_id}", highlight=False)
+    err.say(f"deleted {job_id}")
 
 
 def follow_job(url: str, job_id: str, after: str | None) -> None:
@@ -127,27 +133,33 @@ def follow_job(url: str, job_id: str, after: str | None) -> None:
 
 
 def list_models(url: str) -> None:
-    """The catalogue, with what the server says of each model."""
+    """The models with where each stands on the server, those in use first; without one, the catalogue."""
     catalogue = Catalogue.load(get_settings().models_file)
-    statuses: dict[str, str] = {}
     tasks = {name: list(entry.tasks) for name, entry in catalogue.items()}
+    statuses: dict[str, str] = {}
     try:
         with Client(url, timeout_s=5, max_retries=0) as client:
-            for name in client.models():
-                statuses[name] = str(client.model_status(name)["status"])
-                tasks.setdefault(name, client.model_tasks(name))
-    except AuthenticationError:
-        raise
-    except ModelmillError:
-        err.print(f"[dim]no server answers at {url}: this is the local catalogue[/dim]", highlight=False)
-    table = Table("model", "tasks", "backend", "status", "what it is")
-    for name, answered in tasks.items():
-        entry = catalogue.get(name)
-        table.add_row(
-            name,
-            "\n".join(answered),
-            entry.backend if entry else "",
-            statuses.get(name, ""),
-            entry.description if entry else "from a worker's own models file",
-        )
+            names = client.models()
+            with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+                statuses = dict(zip(names, pool.map(partial(_status, client), names), strict=True))
+            for name in names:
+                if name not in tasks:
+                    tasks[name] = client.model_tasks(name)
+    except ConnectionFailedError:
+        err.say((f"no server answers at {url}: this is the local catalogue", "dim"))
+    table = make_table("model", "status", "tasks", boxed=False)
+    table.columns[1].no_wrap = True
+    for name in sorted(tasks, key=lambda name: _rank(statuses.get(name, ""))):
+        table.add_row(name, statuses.get(name, ""), ", ".join(tasks[name]))
     out.print(table)
+
+
+def _status(client: Client, model: str) -> str:
+    try:
+        return str(client.model_status(model)["status"])
+    except NotFoundError:
+        return ""  # Its only worker has left since the models were listed.
+
+
+def _rank(status: str) -> int:
+    return STATUSES.index(status) if status in STATUSES else len(STATUSES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,9 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import redis
-from rich.table import Table
 
-from modelmill.cli.app import err, out
+from modelmill.cli.console import err, make_table, out
+from modelmill.cli.joining import running_store
 from modelmill.embedded import running_url
 from modelmill.errors import ConfigError
 from modelmill.settings import Settings, get_settings
@@ -48,7 +47,7 @@ def create_key(
     with _keys(redis_url, data_dir) as ring:
         token = ring.create(name, is_admin=is_admin, lanes=allowed, limits=limits)
     if not quiet:
-        err.print("This token is shown once, and kept nowhere. Send it as `Authorization: Bearer TOKEN`.")
+        err.say("This token is shown once, and kept nowhere. Send it as `Authorization: Bearer TOKEN`.")
     # As it is, on one line, however narrow the terminal.
     print(token)  # noqa: T201
 
@@ -60,7 +59,7 @@ def list_keys(*, redis_url: str | None, data_dir: Path | None, as_json: bool) ->
     if as_json:
         out.print_json(data=[_as_data(key) for key in found])
         return
-    table = Table("id", "name", "may", "jobs at once", "rate", "made", "last used", "revoked")
+    table = make_table("id", "name", "may", "jobs at once", "rate", "made", "last used", "revoked")
     for key in found:
         limits = key.limits
         rate = "" if limits.jobs_per_minute is None else f"{limits.jobs_per_minute:g} a minute"
@@ -79,7 +78,7 @@ def revoke_key(id_or_name: str, *, redis_url: str | None, data_dir: Path | None)
     """Ends a key."""
     with _keys(redis_url, data_dir) as ring:
         key = ring.revoke(id_or_name)
-    err.print(f"{key.name} ({key.id}) is revoked: within 2 seconds no API lets it in.", highlight=False)
+    err.say(f"{key.name} ({key.id}) is revoked: within 2 seconds no API lets it in.")
 
 
 def hint_at_first_key(settings: Settings) -> None:
@@ -93,11 +92,9 @@ def hint_at_first_key(settings: Settings) -> None:
     option = ""
     if running_url(settings.data_dir) == settings.redis_url and settings.data_dir != Settings().data_dir:
         option = f" --data-dir {settings.data_dir}"
-    err.print(
+    err.say(
         "The API asks for API keys, and there is none yet. Make one:\n"
-        f"    modelmill keys create NAME --admin{option}",
-        highlight=False,
-        soft_wrap=True,
+        f"    modelmill keys create NAME --admin{option}"
     )
 
 
@@ -117,16 +114,8 @@ def _keys(redis_url: str | None, data_dir: Path | None) -> Iterator[KeyRing]:
 
 def _store_url(redis_url: str | None, data_dir: Path | None) -> str:
     """The store that is meant: the one that is named, else the one of a `modelmill up` that runs."""
-    settings = get_settings()
-    if redis_url:
-        return redis_url
-    if data_dir is None and os.environ.get("MODELMILL_REDIS_URL"):
-        return settings.redis_url
-    folder = data_dir or settings.data_dir
-    url = running_url(folder)
-    if url is None and data_dir is not None:
-        raise ConfigError(f"No `modelmill up` runs over {folder}.")
-    return url or settings.redis_url
+    found = running_store(redis_url, data_dir)
+    return found[0] if found else redis_url or get_settings().redis_url
 
 
 def _as_data(key: ApiKey) -> dict[str, Any]:

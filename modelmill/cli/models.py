@@ -12,17 +12,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from backends.device import Device, total_bytes
 from backends.loader import list_models, pull
 from backends.source import is_at_hand
 from modelmill.catalogue import Catalogue, ModelEntry
-from modelmill.cli.app import out
+from modelmill.cli.console import make_table, out
 from modelmill.settings import MIB, get_settings
 
 DISTRIBUTION = "modelmill"
+WIDE = 140
+"""Columns of a terminal that shows all of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +48,14 @@ def show_catalogue(task: str | None, *, as_json: bool) -> None:
     if as_json:
         out.print_json(data=[_as_data(entry, state) for entry, state in rows])
         return
-    table = Table("model", "tasks", "backend", "licence", "memory", "on this machine")
-    table.columns[0].no_wrap = True
-    table.columns[4].justify = "right"
+    # On a narrow terminal each name of a task would be broken, and each model take a dozen lines.
+    more = ("backend", "licence", "tasks") if out.width >= WIDE else ()
+    table = make_table("model", "memory", "on this machine", *more, boxed=False)
+    table.columns[1].justify = "right"
     for entry, state in rows:
-        table.add_row(
-            entry.name,
-            "\n".join(entry.tasks),
-            entry.backend,
-            entry.license or "",
-            "" if entry.memory_mib is None else f"{entry.memory_mib} MiB",
-            escape(state.text),
-        )
+        memory_mib = "" if entry.memory_mib is None else f"{entry.memory_mib} MiB"
+        about = (entry.backend, entry.license or "", ", ".join(entry.tasks))
+        table.add_row(entry.name, memory_mib, state.text, *about[: len(more)])
     out.print(table)
 
 
@@ -143,10 +138,10 @@ def pull_models(names: Iterable[str]) -> None:
     for name in names:
         folders = pull(name)
         if not folders:
-            out.print(f"{name}: nothing to fetch, it does not come from a hub", highlight=False)
+            out.say(f"{name}: nothing to fetch, it does not come from a hub")
         for folder in folders:
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            out.print(f"{name}: {_shown(size)} in {folder}", highlight=False, soft_wrap=True)
+            out.say(f"{name}: {_shown(size)} in {folder}")
 
 
 def _shown(size: int) -> str:

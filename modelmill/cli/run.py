@@ -14,7 +14,7 @@ from rich.table import Table
 
 import backends
 from backends.inputs import media_fields
-from modelmill.cli.app import err, out
+from modelmill.cli.console import err, make_table, out
 from modelmill.errors import ConfigError
 from tasks.contract import Task, TaskInput
 from tasks.registry import all_tasks, find_task
@@ -32,7 +32,7 @@ def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
     task = find_task(task_name)
     inputs = read_fields(task, arguments)
     if sys.stderr.isatty():
-        err.print(f"[dim]loading {model}[/dim]", highlight=False)
+        err.say((f"loading {model}", "dim"))
     # Lazily, so that inputs are looked at first: a model may take minutes to load.
     with backends.load(model, lazy=True) as loaded:
         found = loaded.run(task_name, **inputs)
@@ -113,8 +113,7 @@ def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
 
 def list_tasks() -> None:
     """The tasks, each with a sentence."""
-    table = Table("task", "what it is", box=None)
-    table.columns[0].no_wrap = True
+    table = make_table("task", "what it is", boxed=False)
     for task in all_tasks().values():
         table.add_row(task.name, task.summary)
     out.print(table)
@@ -124,11 +123,11 @@ def show_task(name: str) -> None:
     """The fields of a task, and an example of it."""
     task = find_task(name)
     schema = task.input.model_json_schema()
-    table = Table("field", "takes", "default", "what it is")
+    table = make_table("field", "takes", "default", "what it is")
     for field, node in schema["properties"].items():
         if field not in TaskInput.model_fields:
             _add_rows(table, field, node, schema, is_batched=field in task.batched_fields)
-    out.print(f"{task.name}: {task.summary}", highlight=False)
+    out.say(f"{task.name}: {task.summary}")
     out.print(table)
 
 

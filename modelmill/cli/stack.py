@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -12,15 +14,22 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
+import psutil
+
 from api.auth import keys_are_on
+from api.media import check_media_settings
 from modelmill import processes
-from modelmill.cli.app import err, out
+from modelmill.cli.console import err, out
+from modelmill.cli.joining import BLOB_FOLDER
+from modelmill.cli.models_file import check_models_file
 from modelmill.client import Client
 from modelmill.embedded import EmbeddedServer
 from modelmill.errors import ConfigError, ModelmillError
 from modelmill.settings import Settings, get_settings
 
 START_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 2.0
+"""For one answer of the API while it starts: a signal to stop is not looked at meanwhile."""
 
 
 class Stack:
@@ -29,8 +38,15 @@ class Stack:
     Args:
         settings: ``data_dir`` and ``shutdown_grace_s`` count here; the rest reaches the processes by
             the environment.
+        host: Where the API listens.
+        port: The same; any free one when 0.
         say: Told what happens, a line at a time.
         log: Where the processes' output goes; to the terminal when not given.
+        stopping: Set when all of it is to stop again, also while it starts. What has not been started by
+            then is left out, and entering ends without waiting for the rest.
+
+    Raises (on entering):
+        ConfigError: the port is taken, or a part does not start.
     """
 
     def __init__(
@@ -43,26 +59,34 @@ class Stack:
         *,
         say: Callable[[str], None],
         log: IO[bytes] | None = None,
+        stopping: threading.Event | None = None,
     ) -> None:
         self._settings = settings
-        # An unspecified address is where the API listens, not where it can be reached.
-        self.url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"  # noqa: S104 # nosec B104
-        self._commands = {
-            "API": ["api", "--host", host, "--port", str(port)],
-            "worker": ["worker", "--devices", devices, "--preload", preload],
-        }
+        self._host, self._port = host, port
+        self._worker_command = ["worker", "--devices", devices, "--preload", preload]
+        self.url = ""
+        self._stopping = stopping or threading.Event()
         self._say = say
         self._log = log
         self._cleanup = ExitStack()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Stack:
+        # Before anything is started: whoever has the port would answer in the place of our API.
+        self._port = free_port_of(self._host, self._port)
+        self.url = url_of(self._host, self._port)
+        commands = {
+            "API": ["api", "--host", self._host, "--port", str(self._port)],
+            "worker": self._worker_command,
+        }
         with ExitStack() as cleanup:
             self._say("starting the job store (embedded Valkey)")
             server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
             cleanup.callback(self._say, "stopping the job store")
-            blobs = self._settings.blob_url or str(self._settings.data_dir / "blobs")
-            for name, arguments in self._commands.items():
+            blobs = self._settings.blob_url or str(self._settings.data_dir / BLOB_FOLDER)
+            for name, arguments in commands.items():
+                if self._stopping.is_set():
+                    break
                 self._say(f"starting the {name}")
                 process = processes.start(
                     processes.python("-m", "modelmill.cli", *arguments),
@@ -90,17 +114,22 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        with Client(self.url, timeout_s=5, max_retries=0) as client:
+        with Client(self.url, timeout_s=READY_TIMEOUT_S, max_retries=0) as client:
             while time.monotonic() < deadline:
+                if self._stopping.wait(0.1):
+                    return
                 if (name := self.ended()) is not None:
                     raise ConfigError(f"The {name} ended while starting; its output says why.")
-                try:
-                    if client.ready()["models"]:
-                        return
-                except ModelmillError:
-                    pass
-                time.sleep(0.1)
+                if self._is_ready(client):
+                    return
         raise ConfigError(f"API and worker were not ready after {START_TIMEOUT_S:.0f} s.")
+
+    def _is_ready(self, client: Client) -> bool:
+        try:
+            # Somebody else may have taken the port since we looked, and would answer there.
+            return listens(self._running["API"].pid, self._port) and bool(client.ready()["models"])
+        except ModelmillError:
+            return False
 
     def _stop(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self._say(f"stopping the {name}")
@@ -108,8 +137,50 @@ class Stack:
             self._say(f"the {name} did not leave in time and was killed")
 
 
-def run_stack(host: str, port: int, devices: str, preload: str) -> int:
-    """`modelmill up`: runs until Ctrl-C or SIGTERM; 0 unless a part ended by itself."""
+def url_of(host: str, port: int) -> str:
+    """Where an API can be reached that listens there."""
+    # An unspecified address is where it listens, not where it can be reached.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # nosec B104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def free_port_of(host: str, port: int) -> int:
+    """The port, if a server can listen on it at this address; a free one for 0.
+
+    Raises:
+        ConfigError: it is taken, or the address is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            # As servers do it, so that connections of an earlier one do not count that are not quite over.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"Port {port} is taken. Choose another with --port.") from None
+        reason = error.strerror or error
+        raise ConfigError(f"The API cannot listen at {host}, port {port}: {reason}.") from None
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this process, or one that it started, is the one that listens on the port."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        found = [connection for each in family for connection in each.net_connections("tcp")]
+    except psutil.Error:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+
+
+def run_stack(devices: str, preload: str) -> int:
+    """`modelmill up`: runs until Ctrl-C or SIGTERM; 0 unless a part ended by itself.
+
+    Raises:
+        ConfigError: something is wrong that API or worker would refuse; nothing was started then.
+    """
     stopping = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -118,16 +189,19 @@ def run_stack(host: str, port: int, devices: str, preload: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     settings = get_settings()
-    # What the API would refuse later is refused before anything is started.
-    keys_are_on(settings.model_copy(update={"host": host}))
+    keys_are_on(settings)
+    check_media_settings(settings)
+    check_models_file(settings.models_file, has_runners=True, loads=True)
     with Stack(
-        settings, host, port, devices, preload, say=lambda line: err.print(f"[dim]{line}[/dim]")
-    ) as stack:
-        out.print(f"\nModelmill is up at [bold]{stack.url}[/bold]  (try it at {stack.url}/docs)")
-        out.print(f"Jobs are kept in {settings.data_dir}. Stop with Ctrl-C.\n", highlight=False)
+        settings, settings.host, settings.port, devices, preload,
+        say=lambda line: err.say((line, "dim")), stopping=stopping,
+    ) as stack:  # fmt: skip
+        if not stopping.is_set():
+            out.say("\nModelmill is up at ", (stack.url, "bold"), f"  (try it at {stack.url}/docs)")
+            out.say(f"Jobs are kept in {settings.data_dir}. Stop with Ctrl-C.\n")
         while not stopping.wait(0.5):
             if (name := stack.ended()) is not None:
-                err.print(f"[red]error[/red]: the {name} ended by itself; stopping the rest.")
+                err.say(("error", "red"), f": the {name} ended by itself; stopping the rest.")
                 return 1
     return 0
 

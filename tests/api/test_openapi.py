@@ -12,6 +12,7 @@ import pytest
 from api.app import create_app
 from modelmill.settings import Settings
 from tasks.contract import Task
+from tasks.examples import CAT
 from tasks.registry import all_tasks
 
 TASKS = list(all_tasks().values())
@@ -70,6 +71,34 @@ def test_every_reference_in_the_document_leads_somewhere(api: httpx.Client) -> N
     for reference in references(document):
         assert resolve(document, reference)
     assert "HTTPValidationError" not in str(document)
+
+
+def test_head_is_answered_wherever_get_is(api: httpx.Client, document: dict[str, Any]) -> None:
+    body = {"image": CAT, "classes": ["cat"]}
+    path = api.post("/api/tasks/zero-shot-image-classification/noop/jobs", json=body).headers["location"]
+    plain = [
+        path for path, operations in document["paths"].items() if "get" in operations and "{" not in path
+    ]
+    assert {"/health/live", "/health/ready", "/api/tasks"} <= set(plain)
+    for address in (*plain, "/docs", "/openapi.json", "/api/models/noop/status", path, "/api/jobs/none"):
+        got, head = api.get(address), api.head(address)
+        assert (head.status_code, head.content) == (got.status_code, b""), address
+        assert head.headers["content-type"] == got.headers["content-type"]
+    # The one that looks at less than GET does has a route, and an entry, of its own.
+    documented = [path for path, operations in document["paths"].items() if "head" in operations]
+    assert documented == ["/api/files/{id}"]
+    assert 'method="HEAD",route="/api/tasks",status="200"' in api.get("/metrics").text
+
+
+def test_head_is_not_answered_where_get_is_not_or_never_ends(api: httpx.Client) -> None:
+    for address, allowed in (
+        ("/api/jobs/none/events", "GET"),
+        ("/api/tasks/text-embedding/jobs/none/events", "GET"),
+        ("/api/models/noop/start", "POST"),
+    ):
+        response = api.head(address)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    assert api.post("/api/tasks").headers["allow"] == "GET, HEAD"
 
 
 def test_the_documentation_page_needs_no_other_server(api: httpx.Client) -> None:

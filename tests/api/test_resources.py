@@ -179,9 +179,9 @@ def test_a_running_job_goes_with_its_end(api: httpx.Client, store: JobStore, raw
 
 def test_what_an_address_takes_is_said_where_it_is_asked_otherwise(api: httpx.Client) -> None:
     for path, methods in (
-        ("/api/jobs/x", "DELETE, GET"),
+        ("/api/jobs/x", "DELETE, GET, HEAD"),
         (f"{TASK}/jobs/x", "DELETE, GET, HEAD"),
-        ("/api/jobs", "GET"),
+        ("/api/jobs", "GET, HEAD"),
         (f"{TASK}/noop/jobs:bulk", "POST"),
     ):
         response = api.put(path)

@@ -38,6 +38,19 @@ def test_without_workers_the_list_is_empty(api: httpx.Client) -> None:
     assert api.get("/api/workers").json() == []
 
 
+def test_a_models_status_tells_times_as_the_list_of_workers_does(api: httpx.Client, store: JobStore) -> None:
+    store.announce("gpu-host-1", "parent", PARENT, ttl_s=60)
+    store.announce("gpu-host-1", "child", CHILD, ttl_s=60)
+
+    said = api.get("/api/models/conse-lite0/status").json()["workers"]["gpu-host-1"]
+    listed = next(
+        model for model in api.get("/api/workers").json()[0]["models"] if model["name"] == "conse-lite0"
+    )
+
+    assert said == {"status": "running", "since": "2023-11-14T22:13:23Z", "batch_size": 8}
+    assert listed["since"] == said["since"]
+
+
 def test_a_worker_is_listed_with_its_device_and_its_models(api: httpx.Client, store: JobStore) -> None:
     store.announce("gpu-host-1", "parent", PARENT, ttl_s=60)
     store.announce("gpu-host-1", "child", CHILD, ttl_s=60)

@@ -30,12 +30,12 @@ def start_up(folder: Path, cache_dir: Path, *options: str) -> Up:
     """Starts `modelmill up` on a free port, with its data in ``folder``."""
     port = processes.free_port()
     log = folder / f"up-{port}.log"
-    command = processes.python(
-        "-m", "modelmill.cli", "up", "--port", str(port), "--data-dir", str(folder / "data")
-    )
+    command = processes.python("-m", "modelmill.cli", "up", "--data-dir", str(folder / "data"))
+    environment = {"MODELMILL_CACHE_DIR": str(cache_dir), "MODELMILL_PORT": str(port)}
     with log.open("ab") as output:
-        process = processes.start([*command, *options], {"MODELMILL_CACHE_DIR": str(cache_dir)}, output)
-    up = Up(f"http://127.0.0.1:{port}", process, log)
+        process = processes.start([*command, *options], environment, output)
+    host = "[::1]" if "::1" in options else "127.0.0.1"
+    up = Up(f"http://{host}:{port}", process, log)
     wait_until(lambda: "Modelmill is up" in log.read_text() or process.poll() is not None, 60, "modelmill up")
     assert process.poll() is None, log.read_text()
     return up

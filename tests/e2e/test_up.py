@@ -169,22 +169,75 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, 
     assert processes.stop(second.process, 40)
 
 
-def test_a_second_up_on_the_same_data_is_refused(tmp_path: Path, cache_dir: Path) -> None:
+def up_to_end(*options: str) -> subprocess.CompletedProcess[str]:
+    command = processes.python("-m", "modelmill.cli", "up", *options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(
+    tmp_path: Path, cache_dir: Path
+) -> None:
     first = start_up(tmp_path, cache_dir, "--devices", "cpu")
-    again = subprocess.run(
-        processes.python("-m", "modelmill.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")),
-        capture_output=True,
-        text=True,
-        timeout=60,
+    port = first.url.rpartition(":")[2]
+
+    models = tmp_path / "models.toml"
+    models.write_text(f'[models.only-here]\nbackend = "noop"\ntasks = ["{TASK}"]\n')
+    command = processes.python("-m", "modelmill.cli", "worker", "--devices", "cpu", "--models", "only-here")
+    options = ("--models-file", str(models), "--data-dir", str(tmp_path / "data"))
+    with (tmp_path / "worker.log").open("wb") as log:
+        joined = processes.start([*command, *options], log=log)
+
+    same_data = up_to_end("--port", "0", "--data-dir", str(tmp_path / "data"))
+    same_port = up_to_end("--port", port, "--data-dir", str(tmp_path / "other"))
+
+    assert (same_data.returncode, same_port.returncode) == (1, 1)
+    assert "in use by another `modelmill up`" in same_data.stderr
+    assert same_port.stderr.splitlines() == [f"error: Port {port} is taken. Choose another with --port."]
+    assert not (tmp_path / "other").exists()
+
+    with Client(first.url) as client:
+        wait_until(lambda: "only-here" in client.models(), 60, "the worker")
+        # Its pixels lie in the folder for large payloads, where the worker has to look.
+        body = {"image": data_url(CAT_PHOTO.read_bytes() + bytes(300_000)), "classes": ["cat", "dog"]}
+        assert client.submit(TASK, "only-here", body).wait(30).result == {"probabilities": [0.5, 0.5]}
+    assert (
+        f"joining the `modelmill up` that runs over {tmp_path / 'data'}"
+        in (tmp_path / "worker.log").read_text()
     )
+    assert processes.stop(joined, 40)
     assert processes.stop(first.process, 40)
-    assert again.returncode == 1
-    # Broken into lines where the terminal ends, which depends on the folder's name.
-    assert "in use by another `modelmill up`" in " ".join(again.stderr.split())
+
+
+def test_a_wrong_models_file_is_told_once_and_nothing_is_started(tmp_path: Path) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[models.wrong]\nbackend = "onnx"\ntasks = ["text-embeding"]\n')
+
+    ended = up_to_end("--port", "0", "--data-dir", str(tmp_path / "data"), "--models-file", str(models))
+
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert f"{models}, line 3: model 'wrong': tasks: There is no task 'text-embeding'" in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_up_that_is_stopped_while_it_starts_stops_at_once(tmp_path: Path) -> None:
+    log = tmp_path / "up.log"
+    command = processes.python(
+        "-m", "modelmill.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")
+    )
+    with log.open("wb") as output:
+        process = processes.start(command, log=output)
+    wait_until(lambda: "starting the worker" in log.read_text(), 60, "the worker's start")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(timeout=20) == 0, log.read_text()
+    assert "is up" not in log.read_text()
 
 
 def test_a_part_that_ends_by_itself_ends_the_rest(tmp_path: Path, cache_dir: Path) -> None:
-    started = start_up(tmp_path, cache_dir, "--devices", "cpu")
+    started = start_up(tmp_path, cache_dir, "--devices", "cpu", "--host", "::1")
+    assert httpx.get(f"{started.url}/api/tasks").is_success
     api = next(
         child
         for child in psutil.Process(started.process.pid).children()

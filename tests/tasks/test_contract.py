@@ -65,6 +65,20 @@ def names(error: ModelmillError) -> list[str]:
     return [field.field for field in error.fields]
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_echoed_or_passed_on_holds_only_numbers_that_json_has(number: str) -> None:
+    wider = EMBEDDING.accepting(("extra",))
+    for task, fields, at in (
+        (EMBEDDING, f'"text": "x", "metadata": {{"a": [{{"b": {number}}}]}}', "metadata"),
+        (wider, f'"text": "x", "config": {{"extra": [{number}]}}', "config.extra"),
+        (find_task("custom"), f'"input": {number}', "input"),
+        (find_task("custom"), f'"input": 1, "config": {{"a": {number}}}', "config"),
+    ):
+        error = refusal(task, f"{{{fields}}}", trusted=False)
+        assert names(error) == [at]
+        assert "a number that JSON does not have" in error.message
+
+
 @pytest.mark.parametrize("task", all_tasks().values(), ids=all_tasks())
 class TestEveryTask:
     def test_its_example_parses_and_its_output_is_one(self, task: Task) -> None:

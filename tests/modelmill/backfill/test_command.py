@@ -18,7 +18,7 @@ import pytest
 from modelmill import processes
 from modelmill.backfill.stats import Stats, Summary
 from modelmill.cli import backfill as display
-from modelmill.cli.app import err
+from modelmill.cli.console import err
 from tasks.examples import CAT
 from tasks.media import source_bytes
 from tests.conftest import Workers, wait_until
@@ -59,10 +59,29 @@ def done(output: Path) -> int:
         return 0
 
 
+class Gate:
+    """What a model lets through: rows below a limit. However late we look, a run has not ended by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self._limit = folder / "limit"
+        self.models_file = folder / "gated.toml"
+        self.models_file.write_text(
+            '[models.gated]\nbackend = "test"\nrunner = "tests.fixtures.runners:GatedRunner"\n'
+            f'tasks = ["{TASK}"]\nmax_batch = 8\n'
+            f"options = {{ batch_s = 0.04, limit_file = {json.dumps(str(self._limit))} }}\n"
+        )
+
+    def open_below(self, row: int) -> None:
+        part = self._limit.with_suffix(".part")
+        part.write_text(str(row))
+        part.replace(self._limit)
+
+
 def test_a_run_that_is_killed_and_resumed_does_each_row_once(
     api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
-    start_workers("--models", "echo-slow")
+    gate = Gate(tmp_path)
+    start_workers("--models-file", str(gate.models_file), "--models", "gated")
     write_rows(tmp_path / "rows.jsonl", count := 480)
     output = tmp_path / "out"
     options = (
@@ -71,8 +90,9 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
     )
     chance = random.Random(7)
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+        gate.open_below(done(output) + 150)
         with (tmp_path / "log").open("w+b") as log:
-            process = processes.start(command(api.base_url, "echo-slow", *options, "--resume"), log=log)
+            process = processes.start(command(api.base_url, "gated", *options, "--resume"), log=log)
             enough = done(output) + chance.randrange(1, 30)
             wait_until(lambda: done(output) >= enough or process.poll() is not None)  # noqa: B023
             process.send_signal(number)
@@ -81,8 +101,9 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
     assert "with --resume goes on" in " ".join((tmp_path / "log").read_text().split())
     assert 0 < done(output) < count
 
-    refused = run(api.base_url, "echo-slow", *options)
-    finished = run(api.base_url, "echo-slow", *options, "--resume", "--json")
+    gate.open_below(count)
+    refused = run(api.base_url, "gated", *options)
+    finished = run(api.base_url, "gated", *options, "--resume", "--json")
 
     assert refused.returncode == 1
     assert "holds a run already" in " ".join(refused.stderr.split())

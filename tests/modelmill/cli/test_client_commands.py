@@ -1,4 +1,4 @@
-"""``modelmill jobs``, ``cancel``, ``delete`` and ``events`` against the real API."""
+"""``modelmill jobs``, ``cancel``, ``delete``, ``events`` and ``models`` against the real API."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ def test_events_are_a_line_of_json_each(run: Run, job: Job, store: JobStore) -> 
 
     assert [line["type"] for line in lines] == ["started", "ended"]
     assert lines[-1]["data"]["result"] == {"probabilities": [0.8, 0.2]}
+
+
+def test_models_in_use_are_listed_first_and_in_full(
+    run: Run, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelmill.cli.jobs.out.width", 80)
+    ours = "a-model-that-only-a-worker-of-ours-knows"
+    store.announce("n1", "parent", {"models": {"noop": [TASK], ours: ["text-embedding", TASK]}}, ttl_s=60)
+    states = {ours: {"status": "running"}, "noop": {"status": "failed", "error": "no weights"}}
+    store.announce("n1", "child", {"models": states}, ttl_s=60)
+
+    listed = run("models")
+
+    assert listed.exit_code == 0, listed.output
+    lines = listed.stdout.splitlines()
+    assert lines[0].split() == ["model", "status", "tasks"]
+    assert lines[1].split()[:2] == [ours, "running"]
+    rows = [line.split() for line in lines if not line.startswith(" ")]
+    assert rows[2][:2] == ["noop", "failed"]
+    assert {row[1] for row in rows[3:]} == {"uninitialized"}
 
 
 def test_nobody_there_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
