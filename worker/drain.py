@@ -383,7 +383,9 @@ class Drain:
     def _run_window(self, model: LoadedModel, window: Window, settling: list[Future[None]]) -> None:
         unsettled = list(window.jobs)
         source = model.context.entry.source
-        details = self._details | ({"revision": source.revision} if source and source.revision else {})
+        # A model whose runtime cannot use a GPU runs on the CPU, also on a GPU's node.
+        details = self._details | {"device": model.context.device.kind}
+        details |= {"revision": source.revision} if source and source.revision else {}
 
         def settle_done() -> None:
             self._drop_unwanted(unsettled)

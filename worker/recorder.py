@@ -145,6 +145,12 @@ class Recorder:
         text = json.dumps({model: asdict(each) for model, each in deaths.items()})
         _replace(self.folder / "loads.json", text)
 
+    def forget_load_deaths(self, model: str) -> None:
+        """The model was loaded: deaths before that say nothing of it any more."""
+        deaths = self.load_deaths()
+        if deaths.pop(model, None) is not None:
+            self.write_load_deaths(deaths)
+
     @property
     def _file(self) -> Path:
         return self.folder / "child"
