@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from backends.contract import LoadContext
 from backends.device import Device, free_memory, torch_with_cuda, total_bytes, used_bytes
-from modelmill.settings import MIB
+from backends.failures import NoGpuRuntimeError
+from backends.onnx.session import open_session
+from modelmill.catalogue import Catalogue, ModelEntry
+from modelmill.settings import MIB, Settings
 
 CPU, GPU = Device("cpu", 1), Device("cuda", 1)
 
@@ -36,6 +40,16 @@ def test_a_torch_for_cpus_only_is_not_asked_about_a_gpu(monkeypatch: pytest.Monk
     assert used_bytes(GPU) == 0
     assert total_bytes(GPU) == total_bytes(CPU) > 0
     free_memory()
+
+
+def test_an_onnxruntime_for_cpus_only_says_that_the_gpu_is_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    entry = ModelEntry(name="mine", backend="onnx", tasks=("text-embedding",))
+    context = LoadContext(entry, GPU, Catalogue({}), Settings())
+    with pytest.raises(NoGpuRuntimeError, match=r"for CPUs only: .*pip install 'modelmill\[gpu\]'"):
+        open_session(tmp_path / "model.onnx", context)
 
 
 def test_a_torch_that_is_being_imported_is_not_asked_about_a_gpu(
