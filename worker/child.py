@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from types import FrameType
 
@@ -100,11 +100,11 @@ class Child:
     def load(self, model: str) -> None:
         """Loads a model ahead of its first job."""
         with self._until_sigterm():
-            try:
-                self._store.load_began(model)
+            with suppress(ModelmillError):  # logged and announced by the cache
                 self._models.get(model)
-            except ModelmillError:
-                pass  # logged and announced by the cache
+            try:
+                # Not before this node says how it stands: in between nobody would know of the order.
+                self._store.load_began(model)
             except RedisError as error:
                 logger.warning("loading %s: %s", model, error)
             self._leave_if_pinned()

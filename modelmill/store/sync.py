@@ -279,7 +279,7 @@ class JobStore:
         self._redis.srem(keys.NODES, node)
 
     def load_began(self, model: str) -> None:
-        """A worker took up the request to load ``model``."""
+        """A worker took up the request to load ``model``, and says itself how that stands."""
         self._redis.delete(keys.STARTING + model)
 
     def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
