@@ -73,10 +73,7 @@ class Child:
             try:
                 self._store.unring(model)
                 was_loaded = self._models.is_loaded(model)
-                if not was_loaded and not self._store.depth(model):
-                    return  # a bell that came late: its jobs have been done
-                if not passed_on and (node := self._somebody_better(model)):
-                    self._pass_on(model, node)
+                if not was_loaded and not self._is_wanted_here(model, passed_on):
                     return
                 started = time.monotonic()
                 try:
@@ -139,11 +136,17 @@ class Child:
         self._store.send_away(node)
         self._bells.order(DRAIN, model, node, passed_on=True)
 
-    def _somebody_better(self, model: str) -> str | None:
-        if self._models.is_loaded(model):
-            return None
+    def _is_wanted_here(self, model: str, passed_on: bool) -> bool:
+        """Whether to load the model for its jobs; False if a better node was called, or none are left."""
+        if passed_on:
+            return self._store.depth(model) > 0
+        demand = self._demand(model)
+        if not demand.backlog:
+            return False
         nodes = self._store.nodes()
-        return better_node(self._demand(model), self._config.name, nodes, self._settings.spread_after_s)
+        if node := better_node(demand, self._config.name, nodes, self._settings.spread_after_s):
+            self._pass_on(model, node)
+        return node is None
 
     def _demand(self, model: str) -> Demand:
         entry = self._catalogue[model]
@@ -154,7 +157,8 @@ class Child:
             max_batch=entry.max_batch or self._settings.max_batch,
             memory_mib=self._models.estimate_mib(model),
             devices=entry.devices,
-            possible_here=self._models.may_load(model),
+            device=self._device.kind,
+            rests=self._models.rests(model),
         )
 
     def _until_sigterm(self) -> AbstractContextManager[None]:

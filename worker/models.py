@@ -121,9 +121,9 @@ class ModelCache:
     def is_loaded(self, name: str) -> bool:
         return name in self._loaded
 
-    def may_load(self, name: str) -> bool:
-        """Whether this node may load the model now: it can, and is not resting after a failure."""
-        return self._device.kind in self._catalogue.find(name).devices and self._retry_in_s(name) == 0.0
+    def rests(self, name: str) -> bool:
+        """Whether loading the model failed here and is not tried again yet."""
+        return self._retry_in_s(name) > 0.0
 
     def estimate_mib(self, name: str) -> int:
         """What the model takes on this device, as its entry says or workers measured; 0 if nobody knows."""
@@ -192,24 +192,19 @@ class ModelCache:
 
     def _load(self, entry: ModelEntry) -> LoadedModel:
         name = entry.name
-        if self._device.kind not in entry.devices:
-            raise ModelmillError(
-                ErrorCode.MODEL_LOAD_FAILED,
-                f"Model {name} runs on {' or '.join(entry.devices)}, "
-                f"and this worker is on {self._device.kind}.",
-            )
-        estimate_mib = self.estimate_mib(name)
+        device = self._device_for(entry)
+        estimate_mib = self.estimate_mib(name) if device == self._device else 0
         self._make_room(name, estimate_mib * MIB)
         self._recorder.loading(name)
         self._set(name, ModelState("loading", time.time()))
-        logger.info("loading model %s on %s", name, self._device.kind)
+        logger.info("loading model %s on %s", name, device.kind)
         before, started = used_bytes(self._device), time.monotonic()
         try:
-            model = self._load_in_what_there_is(entry)
+            model = self._load_in_what_there_is(LoadContext(entry, device, self._catalogue, self._settings))
         finally:
             self._recorder.idle()
         load_s = time.monotonic() - started
-        on_device = model.context.device.kind == self._device.kind
+        on_device = model.context.device == self._device
         # Weights that are mapped from a file show in resident memory only once they are used.
         taken = max(used_bytes(self._device) - before, estimate_mib * MIB) if on_device else 0
         if on_device and not entry.memory_mib and taken // MIB > estimate_mib:
@@ -226,9 +221,21 @@ class ModelCache:
         self._make_room(name, 0)
         return model
 
-    def _load_in_what_there_is(self, entry: ModelEntry) -> LoadedModel:
+    def _device_for(self, entry: ModelEntry) -> Device:
+        """This node's device, or the CPU of a GPU's host for a model that runs there only."""
+        if self._device.kind in entry.devices:
+            return self._device
+        if "cpu" in entry.devices:
+            return replace(self._device, kind="cpu")
+        raise ModelmillError(
+            ErrorCode.MODEL_LOAD_FAILED,
+            f"Model {entry.name} runs on {' or '.join(entry.devices)}, "
+            f"and this worker is on {self._device.kind}.",
+        )
+
+    def _load_in_what_there_is(self, context: LoadContext) -> LoadedModel:
         """Loads, and again without the model used longest ago each time that memory runs out."""
-        context = LoadContext(entry, self._device, self._catalogue, self._settings)
+        entry = context.entry
         while True:
             try:
                 return LoadedModel(context).load()
@@ -243,7 +250,7 @@ class ModelCache:
                     raise
                 logger.warning("memory ran out while model %s was loaded: %s", entry.name, problem.message)
             # Outside of `except`: the exception holds frames, and they hold what had been loaded.
-            self._evict_oldest(entry.name)
+            self._evict_for(entry.name, next(iter(self._loaded)))
 
     def _remember(self, name: str, memory_mib: int) -> None:
         try:
@@ -254,19 +261,17 @@ class ModelCache:
 
     def _make_room(self, newcomer: str, needed: int) -> None:
         while sum(self._memory.values()) + needed > self.budget_bytes:
-            if not self._evict_oldest(newcomer):
+            # What runs on the CPU of a GPU's host takes nothing of the budget.
+            victim = next((name for name in self._loaded if name != newcomer and self._memory[name]), None)
+            if victim is None:
                 return
+            self._evict_for(newcomer, victim)
 
-    def _evict_oldest(self, newcomer: str) -> bool:
-        """Evicts the model used longest ago for ``newcomer``; False if there is none."""
-        victim = next((name for name in self._loaded if name != newcomer), None)
-        if victim is None:
-            return False
+    def _evict_for(self, newcomer: str, victim: str) -> None:
         logger.info("evicting model %s: its memory is needed for %s", victim, newcomer)
         self._evict(victim)
         metrics.model_evicted(victim)
         self._set(victim, ModelState("stopped", time.time()))
-        return True
 
     def _evict(self, name: str) -> None:
         taken = self._memory.pop(name, 0)

@@ -4,7 +4,8 @@ The rule, asked by a node that has not loaded the model whose bell it took:
 
 1. A node that cannot load the model passes the bell to one that may, whatever the backlog: to one that has
    it, else to one with room, else to any. A node cannot if its device is not among the model's, or if loading
-   failed there and it rests until it tries again.
+   failed there and it rests until it tries again. A node with a GPU also runs models for the CPU, on that of
+   its host, but leaves them to nodes of CPUs where it can.
 2. Where live nodes have the model loaded and its backlog is short, one of them gets the bell. Short is what
    they get through within ``spread_after_s`` or within the time it takes to load the model, whichever is
    longer; two batches, as long as nobody knows how fast the model is.
@@ -38,7 +39,8 @@ class Demand:
         max_batch: Its batch size.
         memory_mib: Estimate of what it takes when loaded.
         devices: The kinds of device that it runs on.
-        possible_here: Whether this node may load it now.
+        device: The kind of this node's device.
+        rests: Whether loading it failed here and is not tried again yet.
     """
 
     model: str
@@ -47,7 +49,8 @@ class Demand:
     max_batch: int
     memory_mib: int
     devices: tuple[str, ...] = ("cpu", "cuda")
-    possible_here: bool = True
+    device: str = "cpu"
+    rests: bool = False
 
 
 def better_node(
@@ -61,10 +64,10 @@ def better_node(
         nodes: All nodes that live, this one among them.
         spread_after_s: The setting.
     """
-    if not demand.possible_here:
+    if demand.rests or demand.device not in demand.devices:
         return other_node(demand, own_name, nodes)
     own = next((node for node in nodes if node.name == own_name), None)
-    others = _others(demand, own_name, nodes)
+    others = [node for node in _able(demand, own_name, nodes) if _is_at_home(demand, node)]
     loaded = [node for node in others if _has(node, demand.model)]
     has_room = own is None or _has_room(own, demand.memory_mib)
     if loaded:
@@ -87,34 +90,55 @@ def other_node(
         nodes: All nodes that live.
         retry: Whether a node counts where loading failed before and that may try again by now.
     """
-    others = _others(demand, own_name, nodes)
-    choices = [
-        [node for node in others if _has(node, demand.model)],
-        [node for node in others if _has_room(node, demand.memory_mib)],
-        others,
-    ]
-    if retry:
-        served = _served(demand, own_name, nodes)
-        choices.append([node for node in served if node.state_of(demand.model).get("retry_in_s") == 0.0])
-    return next((random.choice(found).name for found in choices if found), None)  # noqa: S311 - no secret
+    able = _able(demand, own_name, nodes)
+    groups = [[node for node in able if _is_at_home(demand, node)]]
+    if demand.rests or not _runs_on(demand.device, demand):
+        groups.append([node for node in able if not _is_at_home(demand, node)])
+        if retry:
+            groups.append(
+                [node for node in _served(demand, own_name, nodes) if _may_retry(node, demand.model)]
+            )
+    for group in groups:
+        loaded = [node for node in group if _has(node, demand.model)]
+        roomy = [node for node in group if _has_room(node, demand.memory_mib)]
+        if found := loaded or roomy or group:
+            return random.choice(found).name  # noqa: S311 - no secret
+    return None
 
 
 def _served(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
-    """Other nodes that serve the model, on a device that it runs on."""
+    """Other nodes that serve the model and whose device allows it."""
     return [
         node
         for node in nodes
         if node.name != own_name
         and demand.model in node.models
         and node.child
-        and node.child.get("device", "cpu") in demand.devices
+        and _runs_on(_device(node), demand)
     ]
 
 
-def _others(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
+def _able(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
     """Those of them where loading the model has not failed."""
-    found = _served(demand, own_name, nodes)
-    return [node for node in found if node.state_of(demand.model).get("status") != "failed"]
+    served = _served(demand, own_name, nodes)
+    return [node for node in served if node.state_of(demand.model).get("status") != "failed"]
+
+
+def _runs_on(device: str, demand: Demand) -> bool:
+    # A GPU's host has a CPU too.
+    return device in demand.devices or (device == "cuda" and "cpu" in demand.devices)
+
+
+def _device(node: NodeRecord) -> str:
+    return str(node.child.get("device", "cpu"))
+
+
+def _is_at_home(demand: Demand, node: NodeRecord) -> bool:
+    return _device(node) in demand.devices
+
+
+def _may_retry(node: NodeRecord, model: str) -> bool:
+    return bool(node.state_of(model).get("retry_in_s") == 0.0)
 
 
 def _has(node: NodeRecord, model: str) -> bool:

@@ -136,6 +136,16 @@ def test_a_model_for_gpus_fails_its_jobs_only_where_no_node_has_one(
     assert "runs on cuda, and this worker is on cpu" in (job.error or {})["message"]
 
 
+def test_a_job_says_where_it_ran_if_that_was_not_on_its_nodes_device(
+    settings: Settings, store: JobStore, make_child: MakeChild
+) -> None:
+    child = make_child("own", "cuda")
+    for model, device in (("no-gpu", "cpu"), ("noop", "cuda")):
+        ids = submit(settings, model, "a")
+        child.drain(model)
+        assert [job.details["device"] for job in records(store, ids)] == [device]
+
+
 def test_a_bell_that_comes_late_loads_nothing(
     settings: Settings, store: JobStore, make_child: MakeChild
 ) -> None:

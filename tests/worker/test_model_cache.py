@@ -111,14 +111,14 @@ def test_a_failing_model_rests_longer_each_time_and_then_is_tried_again(
         error = tried.value
         # What led to it would keep alive what had been loaded.
         assert error.__cause__ is error.__context__ is None
-        assert not models.may_load("broken")
+        assert models.rests("broken")
         assert models.describe()["broken"]["retry_in_s"] == rest_s
         now += rest_s - 0.01
         with pytest.raises(ModelmillError) as rested:
             models.get("broken")
         assert rested.value is error
         now += 0.02
-        assert models.may_load("broken")
+        assert not models.rests("broken")
         assert models.describe()["broken"]["retry_in_s"] == 0
     monkeypatch.setattr("tests.fixtures.runners.BrokenRunner.load", UniformRunner.load)
     models.get("broken")
@@ -135,7 +135,7 @@ def test_deaths_of_processes_are_forgotten_once_a_model_loads(tmp_path: Path) ->
     models.get("one")
     with pytest.raises(ModelmillError, match="died 3 times"):
         models.get("two")
-    assert not models.may_load("two")
+    assert models.rests("two")
     assert recorder.load_deaths().keys() == {"two", "other"}
 
 
@@ -194,6 +194,20 @@ def test_a_model_whose_runtime_cannot_use_the_gpu_runs_on_the_cpu(
         models.get("strict")
 
 
+def test_a_model_for_the_cpu_only_runs_on_the_host_of_a_gpu_and_takes_none_of_its_memory(
+    used: list[int],
+) -> None:
+    speech = entry("speech", 90, devices=("cpu",))
+    models = cache(speech, entry("vision", 90), entry("sound", 90), device=Device("cuda", 3))
+    models.get("speech")
+    models.get("vision")
+    assert models.get("speech").context.device == Device("cpu", 3)
+    assert statuses(models) == {"vision": "running", "speech": "running"}
+    assert models.free_bytes == 10 * MIB
+    models.get("sound")
+    assert statuses(models) == {"vision": "stopped", "speech": "running", "sound": "running"}
+
+
 def test_a_model_that_leaves_its_memory_behind_on_a_gpu_is_noticed(used: list[int]) -> None:
     models = cache(entry("clean", None), entry("leaking", None), device=Device("cuda", 1))
     used[:] = [0, 40]
@@ -219,7 +233,6 @@ def test_a_stopped_model_loads_again_when_it_is_used() -> None:
 def test_a_model_for_gpus_only_is_refused_on_the_cpu() -> None:
     models = cache(entry("big", 90, devices=("cuda",)), entry("other", 90), device=Device("cpu", 1))
     models.get("other")
-    assert not models.may_load("big")
     with pytest.raises(ModelmillError, match="runs on cuda"):
         models.get("big")
     assert statuses(models) == {"other": "running", "big": "failed"}, "nothing was evicted for it"

@@ -83,7 +83,7 @@ def test_a_node_that_does_not_serve_the_model_is_never_chosen() -> None:
 @pytest.mark.parametrize("backlog", [1, 100_000])
 def test_who_cannot_load_the_model_leaves_it_to_who_can_whatever_the_backlog(backlog: int) -> None:
     def choose_impossible(*others: NodeRecord) -> str | None:
-        return choose(node("own"), *others, backlog=backlog, possible_here=False)
+        return choose(node("own"), *others, backlog=backlog, rests=True)
 
     full = node("full", free_mib=10, other="running")
     assert choose_impossible(node("b", m="running"), node("c"), full) == "b"
@@ -101,18 +101,31 @@ def test_a_node_that_cannot_load_the_model_is_not_chosen() -> None:
     full = node("own", free_mib=10, other="running")
     assert choose(full, failed("b", 3.0)) is None
     assert choose(full, failed("b", 0.0)) is None
-    on_gpus_only: dict[str, Any] = {"devices": ("cuda",), "possible_here": False}
+    on_gpus_only: dict[str, Any] = {"devices": ("cuda",)}
     assert choose(node("own"), node("b"), **on_gpus_only) is None
     assert choose(node("own"), node("b", m="running"), node("c", device="cuda"), **on_gpus_only) == "c"
     # What failed there does not count as a copy that helps with a backlog.
     assert choose(node("own"), node("b", m="running"), failed("c", 3.0), backlog=21) is None
 
 
+def test_a_gpu_runs_what_is_for_the_cpu_only_where_no_node_of_a_cpu_does() -> None:
+    def choose_on_gpu(*others: NodeRecord, rests: bool = False) -> str | None:
+        own = node("own", device="cuda")
+        return choose(own, *others, devices=("cpu",), device="cuda", rests=rests)
+
+    gpu = node("gpu", device="cuda", m="running")
+    assert choose_on_gpu(node("b"), gpu) == "b"
+    assert choose_on_gpu(failed("b", 0.0), gpu) is None
+    assert choose_on_gpu(failed("b", 0.0), gpu, rests=True) == "gpu"
+    assert choose(node("own"), gpu, devices=("cpu",)) is None
+    assert choose(node("own"), gpu, devices=("cpu",), rests=True) == "gpu"
+
+
 def test_a_failed_load_goes_to_nodes_where_it_has_not_failed() -> None:
     nodes = [node("own", m="failed"), failed("b", 0.0), failed("c", 3.0)]
-    assert other_node(demand(), "own", nodes) == "b"
-    assert other_node(demand(), "own", nodes, retry=False) is None
-    assert other_node(demand(), "own", [*nodes, node("d", m="loading")], retry=False) == "d"
+    assert other_node(demand(rests=True), "own", nodes) == "b"
+    assert other_node(demand(rests=True), "own", nodes, retry=False) is None
+    assert other_node(demand(rests=True), "own", [*nodes, node("d", m="loading")], retry=False) == "d"
 
 
 @pytest.fixture
