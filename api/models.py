@@ -60,7 +60,7 @@ async def list_model_tasks(model: str, state: State) -> list[str]:
 )
 async def model_status(model: str, request: Request, state: State) -> ModelStatus:
     await state.directory.tasks_of(model)
-    return await _status(model, state, caller_of(request), await state.nodes_serving(model))
+    return await _status(model, state, caller_of(request))
 
 
 @router.post(
@@ -77,7 +77,7 @@ async def start_model(model: str, request: Request, state: State) -> ModelStatus
     if not all(node.state_of(model).get("status") == "running" for node in nodes):
         await state.store.mark_starting(model)
     await state.order(LOAD, model, nodes)
-    return await _status(model, state, caller_of(request), nodes)
+    return await _status(model, state, caller_of(request))
 
 
 @router.post(
@@ -92,7 +92,7 @@ async def start_model(model: str, request: Request, state: State) -> ModelStatus
 async def stop_model(model: str, request: Request, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
     await state.order(UNLOAD, model, nodes)
-    return await _status(model, state, caller_of(request), nodes)
+    return await _status(model, state, caller_of(request))
 
 
 async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
@@ -107,12 +107,13 @@ async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
     return nodes
 
 
-async def _status(model: str, state: ApiState, caller: Caller, nodes: list[NodeRecord]) -> ModelStatus:
+async def _status(model: str, state: ApiState, caller: Caller) -> ModelStatus:
     """One word over all workers: the best that any of them says, for a job needs only one."""
     jobs = await state.store.open_jobs(model, caller.id)
-    said = {node.name: node.state_of(model) for node in nodes}
-    statuses = {worker.get("status") for worker in said.values()}
+    # In this order: a worker says how it stands before it takes the order to start off.
     starting = {"starting"} if await state.store.is_starting(model) else set()
+    said = {node.name: node.state_of(model) for node in await state.nodes_serving(model)}
+    statuses = {worker.get("status") for worker in said.values()}
     order = ("running", "loading", "starting", "failed", "stopped")
     status = next((word for word in order if word in statuses | starting), "uninitialized")
     error = next((worker["error"] for worker in said.values() if worker.get("error")), None)

@@ -24,6 +24,9 @@ from tasks.contract import Task
 
 logger = logging.getLogger(__name__)
 
+ORDER_TIMEOUT_S, ORDER_RETRY_S = 5.0, 2.0
+"""How long an order to workers may take to be sent, and when to try again if it was not."""
+
 
 class Directory:
     """Which models there are and what they answer: the catalogue, and what live workers announce.
@@ -121,10 +124,24 @@ class ApiState:
         return [node for node in await self.store.nodes() if model in node.models]
 
     async def order(self, name: str, model: str, nodes: Sequence[NodeRecord]) -> None:
-        """Sends ``LOAD`` or ``UNLOAD`` to nodes; a drain that lingers there makes room for it."""
+        """Sends ``LOAD`` or ``UNLOAD`` to nodes; a drain that lingers there makes room for it.
+
+        Raises:
+            ModelmillError: ``store_unavailable``: not all of them could be told.
+        """
+        sent: dict[str, asyncio.Future[None]] = {}
         for node in nodes:
             await self.store.send_away(node.name)
-            self.bells.order(name, model, node.name)
+            sent[node.name] = asyncio.wrap_future(self.bells.order(name, model, node.name))
+        await asyncio.wait(sent.values(), timeout=ORDER_TIMEOUT_S)
+        # Those that come too late are taken back: the caller is told that they were not sent.
+        missed = [node for node, each in sent.items() if each.cancel() or each.exception()]
+        if missed:
+            raise ModelmillError(
+                ErrorCode.STORE_UNAVAILABLE,
+                f"The order could not be sent to {', '.join(missed)}. Try again shortly.",
+                retry_after_s=ORDER_RETRY_S,
+            )
 
 
 def state_of(request: Request) -> ApiState:

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 DEVICE_VARIABLE = "MODELMILL_DEVICE"
 
@@ -47,18 +47,32 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def torch_with_cuda() -> Any | None:
+    """PyTorch, if this process has imported it and it can use a GPU. Imports nothing by itself."""
+    torch = sys.modules.get("torch")
+    # Another thread may be importing it: then its name is there, and half of the rest.
+    if torch is None or getattr(getattr(torch, "__spec__", None), "_initializing", False):
+        return None
+    cuda = getattr(torch, "cuda", None)
+    return torch if cuda is not None and cuda.is_available() else None
+
+
 def used_bytes(device: Device) -> int:
-    """Memory of the device that this process uses: resident memory, or what torch has allocated on a GPU."""
-    if device.kind == "cuda" and "torch" in sys.modules:
-        return int(sys.modules["torch"].cuda.memory_allocated())
+    """Memory of the device that this process uses: resident memory, or what torch has allocated on a GPU.
+
+    0 for a GPU as long as torch has not been imported: it has allocated nothing, and of others nobody knows.
+    """
+    if device.kind == "cuda":
+        torch = torch_with_cuda()
+        return 0 if torch is None else int(torch.cuda.memory_allocated())
     with Path("/proc/self/statm").open(encoding="ascii") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def total_bytes(device: Device) -> int:
     """Memory of the device: the GPU's, or what the machine or the container allows."""
-    if device.kind == "cuda" and "torch" in sys.modules:
-        return int(sys.modules["torch"].cuda.get_device_properties(0).total_memory)
+    if device.kind == "cuda" and (torch := torch_with_cuda()) is not None:
+        return int(torch.cuda.get_device_properties(0).total_memory)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     try:
@@ -82,8 +96,7 @@ def free_memory() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if (torch := torch_with_cuda()) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):
         # glibc keeps freed pages for itself unless it is asked.

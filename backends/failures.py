@@ -35,6 +35,24 @@ def library_failed(entry: ModelEntry, library: str, folder: Path, error: Excepti
     return load_failed(entry, f"{library} cannot load it: {first_line(error, folder)}")
 
 
+class NoGpuRuntimeError(ModelmillError):
+    """``model_load_failed``: the runtime that is installed is for CPUs only, and there the model may load."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says that memory ran out.
+
+    That is MemoryError, torch's on any device, and ONNX Runtime's, which has no class of its own.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if any(words in text for words in ("Failed to allocate memory", "bad_alloc", "CUDA out of memory")):
+        return True
+    before = error.__cause__ or error.__context__
+    return before is not None and is_out_of_memory(before)
+
+
 def first_line(error: Exception, folder: Path) -> str:
     """What an error says first, without the place of ``folder`` on the server: callers see it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -11,6 +11,8 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
@@ -82,10 +84,24 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+class NotSentError(Exception):
+    """A message was not sent: the broker failed, or too many wait for the same receiver already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    name: str
+    model: str
+    queue_name: str
+    passed_on: bool
+    sent: Future[None]
+
+
 class Bells:
     """Sends Celery messages from a thread of its own, so that nobody waits for the broker.
 
-    What cannot be sent is dropped with a warning: the reaper rings again, of whichever process.
+    What cannot be sent is dropped with a warning: the reaper rings again, of whichever process. Whoever
+    counts on a message asks the future that comes back.
 
     Args:
         app: Celery's application.
@@ -95,7 +111,7 @@ class Bells:
     def __init__(self, app: Celery, unring: Callable[[str], object]) -> None:
         self._app = app
         self._unring = unring
-        self._pending: queue.Queue[tuple[str, str, str, bool] | None] = queue.Queue(maxsize=1000)
+        self._pending: queue.Queue[_Message | None] = queue.Queue(maxsize=1000)
         self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
         self._thread.start()
 
@@ -103,12 +119,15 @@ class Bells:
         """Wakes a worker for ``model``."""
         self._put(DRAIN, model, model_queue(model))
 
-    def order(self, name: str, model: str, node: str, *, passed_on: bool = False) -> None:
+    def order(self, name: str, model: str, node: str, *, passed_on: bool = False) -> Future[None]:
         """Sends ``LOAD``, ``UNLOAD`` or ``DRAIN`` for ``model`` to one node.
 
         ``passed_on`` marks a bell that came from another node, and is not to be passed on again.
+
+        Returns:
+            Done once it is sent, or with ``NotSentError``. Cancelled before, it is not sent.
         """
-        self._put(name, model, node_queue(node), passed_on=passed_on)
+        return self._put(name, model, node_queue(node), passed_on=passed_on)
 
     def close(self) -> None:
         """Sends what is pending, for two seconds at most."""
@@ -118,24 +137,37 @@ class Bells:
             return
         self._thread.join(timeout=2)
 
-    def _put(self, name: str, model: str, queue_name: str, *, passed_on: bool = False) -> None:
+    def _put(self, name: str, model: str, queue_name: str, *, passed_on: bool = False) -> Future[None]:
+        message = _Message(name, model, queue_name, passed_on, Future())
         try:
-            self._pending.put_nowait((name, model, queue_name, passed_on))
+            self._pending.put_nowait(message)
         except queue.Full:
             logger.warning("too many bells are waiting to be sent; dropped one for model %s", model)
+            message.sent.set_exception(NotSentError("too many messages are waiting to be sent"))
+        return message.sent
 
     def _run(self) -> None:
-        while (item := self._pending.get()) is not None:
-            name, model, queue_name, passed_on = item
+        while (message := self._pending.get()) is not None:
+            if not message.sent.set_running_or_notify_cancel():
+                continue
             try:
-                if self._waiting(queue_name) < MAX_WAITING_BELLS:
-                    arguments = [model, True] if passed_on else [model]
-                    self._app.send_task(
-                        name, args=arguments, queue=queue_name, retry=False, ignore_result=True
-                    )
+                self._send(message)
             except Exception as error:
-                logger.warning("the bell for model %s was not sent: %s", model, error)
-                self._give_up_turn(model)
+                logger.warning("the bell for model %s was not sent: %s", message.model, error)
+                message.sent.set_exception(NotSentError(str(error)))
+                self._give_up_turn(message.model)
+            else:
+                message.sent.set_result(None)
+
+    def _send(self, message: _Message) -> None:
+        if self._waiting(message.queue_name) >= MAX_WAITING_BELLS:
+            if message.name == DRAIN:
+                return  # one of those that wait does as well
+            raise NotSentError(f"{MAX_WAITING_BELLS} messages are waiting for that worker")
+        arguments = [message.model, True] if message.passed_on else [message.model]
+        self._app.send_task(
+            message.name, args=arguments, queue=message.queue_name, retry=False, ignore_result=True
+        )
 
     def _give_up_turn(self, model: str) -> None:
         try:

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cache
 from types import FrameType
 
@@ -25,7 +25,7 @@ from worker.config import NodeConfig, state_folder
 from worker.drain import Drain
 from worker.leases import Leases
 from worker.models import ModelCache
-from worker.placement import Demand, better_node
+from worker.placement import Demand, better_node, other_node
 from worker.recorder import Recorder
 from worker.work import DeviceLostError
 
@@ -51,7 +51,7 @@ class Child:
         self._bells = Bells(app, self._store.unring)
         self._leases = Leases(self._store)
         self._models = ModelCache(
-            self._catalogue, self._device, self._settings, self._recorder, self._announce
+            self._catalogue, self._device, self._settings, self._recorder, self._announce, self._store
         )
         self._drain = Drain(
             self._settings,
@@ -64,22 +64,22 @@ class Child:
         )
         self._stopping = threading.Event()
         self._started_at = time.time()
+        self._announcing = threading.Lock()
         threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
 
     def drain(self, model: str, *, passed_on: bool = False) -> None:
-        """Answers a bell; one that another node passed on is not passed on again."""
+        """Answers a bell; one that another node passed on is passed on again only if loading fails."""
         with self._until_sigterm():
             try:
                 self._store.unring(model)
-                if not passed_on and (node := self._somebody_better(model)):
-                    self._store.send_away(node)
-                    self._bells.order(DRAIN, model, node, passed_on=True)
+                was_loaded = self._models.is_loaded(model)
+                if not was_loaded and not self._is_wanted_here(model, passed_on):
                     return
-                started, was_loaded = time.monotonic(), self._models.is_loaded(model)
+                started = time.monotonic()
                 try:
                     loaded = self._models.get(model)
                 except ModelmillError as error:
-                    self._drain.fail_waiting(model, error)
+                    self._cannot_load(model, error, passed_on)
                     return
                 load_s = 0.0 if was_loaded else time.monotonic() - started
                 if self._stopping.is_set() or self._drain.run(loaded, self._stopping, load_s):
@@ -97,13 +97,14 @@ class Child:
     def load(self, model: str) -> None:
         """Loads a model ahead of its first job."""
         with self._until_sigterm():
-            try:
-                self._store.load_began(model)
+            with suppress(ModelmillError):  # logged and announced by the cache
                 self._models.get(model)
-            except ModelmillError:
-                return  # logged and announced by the cache
+            try:
+                # Not before this node says how it stands: in between nobody would know of the order.
+                self._store.load_began(model)
             except RedisError as error:
                 logger.warning("loading %s: %s", model, error)
+            self._leave_if_pinned()
 
     def unload(self, model: str) -> None:
         """Frees a model's memory."""
@@ -117,38 +118,82 @@ class Child:
             # Nothing is claimed between two tasks, and the pool starts another process.
             os._exit(0)
 
-    def _somebody_better(self, model: str) -> str | None:
-        if self._models.is_loaded(model):
-            return None
+    def _cannot_load(self, model: str, error: ModelmillError, passed_on: bool) -> None:
+        """Leaves the jobs to a node that may load the model; if there is none, they end with the reason."""
+        if self._models.pinned:
+            # With the memory that this process cannot give back it may load.
+            self._bells.ring(model)
+            self._leave_if_pinned()
+            return
+        # A bell that was passed on before goes only where loading has not failed, and so not in circles.
+        demand, nodes = self._demand(model), self._store.nodes()
+        if node := other_node(demand, self._config.name, nodes, retry=not passed_on):
+            self._pass_on(model, node)
+        else:
+            self._drain.fail_waiting(model, error)
+
+    def _pass_on(self, model: str, node: str) -> None:
+        self._store.send_away(node)
+        self._bells.order(DRAIN, model, node, passed_on=True)
+
+    def _is_wanted_here(self, model: str, passed_on: bool) -> bool:
+        """Whether to load the model for its jobs; False if a better node was called, or none are left."""
+        if passed_on:
+            return self._store.depth(model) > 0
+        demand = self._demand(model)
+        if not demand.backlog:
+            return False
+        nodes = self._store.nodes()
+        if node := better_node(demand, self._config.name, nodes, self._settings.spread_after_s):
+            self._pass_on(model, node)
+        return node is None
+
+    def _demand(self, model: str) -> Demand:
         entry = self._catalogue[model]
-        demand = Demand(
+        return Demand(
             model,
             backlog=self._store.depth(model),
             rate=self._store.rate(model),
             max_batch=entry.max_batch or self._settings.max_batch,
-            memory_mib=entry.memory_mib or 0,
+            memory_mib=self._models.estimate_mib(model),
+            devices=entry.devices,
+            device=self._device.kind,
+            rests=self._models.rests(model),
         )
-        nodes = self._store.nodes()
-        return better_node(demand, self._config.name, nodes, self._settings.spread_after_s)
 
     def _until_sigterm(self) -> AbstractContextManager[None]:
         self._stopping.clear()
         return _Finishing(self._stopping)
 
     def _pulse(self) -> None:
+        # What a predecessor said of its models does not hold any more.
+        self._announce()
         while True:
             time.sleep(self._settings.beat_s)
             try:
                 self._leases.beat()
-                self._announce()
             except Exception:
                 # This thread keeps the leases: nothing may end it.
                 logger.exception("heartbeat failed")
+            self._announce()
 
     def _announce(self) -> None:
+        """Says what this child is and has. A failure is logged: who has just loaded a model goes on."""
+        # One at a time, or the heartbeat could overwrite a state with the one before it.
+        with self._announcing:
+            try:
+                self._store.announce(
+                    self._config.name, "child", self._describe(), NODE_TTL_BEATS * self._settings.beat_s
+                )
+            except RedisError as error:
+                logger.warning("announcing this worker failed: %s", error)
+            except Exception:
+                logger.exception("announcing this worker failed")
+
+    def _describe(self) -> dict[str, object]:
         sizes = self._drain.sizes()
         models = self._models.describe()
-        document = {
+        return {
             "pid": os.getpid(),
             "device": self._device.kind,
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
@@ -157,10 +202,6 @@ class Child:
             "free_mib": self._models.free_bytes // MIB,
             "idle_s": self._models.idle_s(),
         }
-        try:
-            self._store.announce(self._config.name, "child", document, NODE_TTL_BEATS * self._settings.beat_s)
-        except RedisError as error:
-            logger.warning("announcing this worker failed: %s", error)
 
 
 class _Finishing(AbstractContextManager[None]):

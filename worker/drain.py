@@ -344,7 +344,9 @@ class Drain:
         if done:
             window.jobs = [job for job in window.jobs if not job.is_done]
             source = model.context.entry.source
-            details = self._details | ({"revision": source.revision} if source and source.revision else {})
+            # A model whose runtime cannot use a GPU runs on the CPU, also on a GPU's node.
+            details = self._details | {"device": model.context.device.kind}
+            details |= {"revision": source.revision} if source and source.revision else {}
             self._holdings.settle_behind([close_job(job, details) for job in done])
 
     def _save_parts(self, batch: Sequence[Item]) -> None:

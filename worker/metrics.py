@@ -11,7 +11,6 @@ import atexit
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from backends.device import torch_with_cuda
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -263,7 +264,6 @@ def model_evicted(to: _Instruments, model: str) -> None:
 
 
 def _note_gpu_memory(to: _Instruments) -> None:
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if (torch := torch_with_cuda()) is not None and torch.cuda.is_initialized():
         to.gpu_memory.labels("allocated").set(torch.cuda.memory_allocated())
         to.gpu_memory.labels("reserved").set(torch.cuda.memory_reserved())

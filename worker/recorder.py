@@ -176,15 +176,15 @@ class Recorder:
             return {}
         return {model: LoadDeaths(**deaths) for model, deaths in found.items()}
 
-    def forget_load_deaths(self, model: str) -> None:
-        """The model was loaded, and nobody died."""
-        deaths = self.load_deaths()
-        if deaths.pop(model, None) is not None:
-            self.write_load_deaths(deaths)
-
     def write_load_deaths(self, deaths: dict[str, LoadDeaths]) -> None:
         text = json.dumps({model: asdict(each) for model, each in deaths.items()})
         _replace(self.folder / "loads.json", text)
+
+    def forget_load_deaths(self, model: str) -> None:
+        """The model was loaded: deaths before that say nothing of it any more."""
+        deaths = self.load_deaths()
+        if deaths.pop(model, None) is not None:
+            self.write_load_deaths(deaths)
 
     @property
     def _file(self) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,9 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
 from backends.device import DEVICE_VARIABLE, available_cores
@@ -33,6 +37,7 @@ from worker.config import (
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+GPU_ADVICE = "install PyTorch for CUDA, or modelmill[gpu] in place of the CPU's onnxruntime."
 HEALTHY_AFTER_S = 60.0
 """A node that ran this long starts the next time without a wait."""
 
@@ -54,15 +59,16 @@ def plan_devices(devices: str) -> list[Slot]:
     """Slots for ``--devices``.
 
     Args:
-        devices: ``all`` (every visible GPU, or the CPU if there is none), GPU numbers or UUIDs such as
-            ``0,1``, ``cpu``, or ``cpu:2`` for two nodes that share the cores; also mixed, ``0,cpu``.
+        devices: ``all`` (every visible GPU, or the CPU if there is none or nothing installed can use it),
+            GPU numbers or UUIDs such as ``0,1``, ``cpu``, or ``cpu:2`` for two nodes that share the cores;
+            also mixed, ``0,cpu``.
 
     Raises:
         ConfigError: the text is none of these.
     """
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if names == ["all"]:
-        names = [str(index) for index in range(len(visible_gpus()))] or ["cpu"]
+        names = [str(index) for index in range(len(_usable_gpus()))] or ["cpu"]
     gpus = [name for name in names if not name.startswith("cpu")]
     cpus = sum(_cpu_count(name) for name in names if name.startswith("cpu"))
     if not gpus and not cpus:
@@ -106,6 +112,42 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
+
+
+def can_use_gpus() -> bool:
+    """Whether a runtime that can use a GPU is installed, found without importing any."""
+    return _is_installed("onnxruntime-gpu") or _torch_has_gpus()
+
+
+def _usable_gpus() -> list[str]:
+    gpus = visible_gpus()
+    if gpus and not can_use_gpus():
+        logger.warning(
+            "%d GPU(s) found that nothing installed can use; running on the CPU. To use them, %s",
+            *(len(gpus), GPU_ADVICE),
+        )
+        return []
+    return gpus
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _torch_has_gpus() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # As the build writes it: cuda: Optional[str] = '12.8', or None; hip likewise, for AMD's GPUs.
+    return re.search(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
 
 
 def _cpu_count(name: str) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.contract import LoadContext
-from backends.failures import load_failed, module_missing
+from backends.failures import NoGpuRuntimeError, load_failed, module_missing
+from modelmill.errors import ErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,8 @@ def open_session(model: Path, context: LoadContext) -> Any:
     """An ``InferenceSession`` on the context's device.
 
     Raises:
-        ModelmillError: ``model_load_failed``: no onnxruntime, or none that can use the GPU.
+        NoGpuRuntimeError: the device is a GPU, and the installed onnxruntime is for CPUs only.
+        ModelmillError: ``model_load_failed``: no onnxruntime, or it fails to use the GPU.
     """
     try:
         import onnxruntime
@@ -47,10 +49,10 @@ def _providers(onnxruntime: Any, context: LoadContext) -> list[Any]:
     if context.device.kind == "cpu":
         return [CPU]
     if CUDA not in onnxruntime.get_available_providers():
-        raise load_failed(
-            context.entry,
-            "the installed onnxruntime is for CPUs only: pip uninstall onnxruntime, "
-            "then pip install 'modelmill[gpu]'",
+        raise NoGpuRuntimeError(
+            ErrorCode.MODEL_LOAD_FAILED,
+            f"Model {context.entry.name}: the installed onnxruntime is for CPUs only: "
+            "pip uninstall onnxruntime, then pip install 'modelmill[gpu]'",
         )
     # Finds the CUDA libraries that come as Python packages, without importing torch.
     onnxruntime.preload_dlls()

@@ -264,6 +264,14 @@ class JobStore:
     def remember_sizing(self, model: str, device: str, sizing: Mapping[str, int]) -> None:
         self._redis.hset(keys.SIZING, f"{model}|{device}", json.dumps(sizing))
 
+    def recall_memory(self, model: str, device: str) -> int:
+        """The most memory that a model took when loaded on a kind of device, MiB; 0 if nobody knows yet."""
+        return int(cast("bytes | None", self._redis.hget(keys.SIZING, f"{model}|{device}|memory")) or 0)
+
+    def remember_memory(self, model: str, device: str, memory_mib: int) -> None:
+        # Apart from the batch size, which is written as a whole by who learned it.
+        self._redis.hset(keys.SIZING, f"{model}|{device}|memory", memory_mib)
+
     def rate(self, model: str) -> float | None:
         """Jobs a second that a worker of ``model`` reported last."""
         found = cast("bytes | None", self._redis.hget(keys.RATES, model))
@@ -283,7 +291,7 @@ class JobStore:
         self._redis.srem(keys.NODES, node)
 
     def load_began(self, model: str) -> None:
-        """A worker took up the request to load ``model``."""
+        """A worker took up the request to load ``model``, and says itself how that stands."""
         self._redis.delete(keys.STARTING + model)
 
     def _run_and_log(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import httpx
+import threading
 
+import httpx
+import pytest
+import redis
+from kombu.exceptions import OperationalError
+
+from modelmill.broker import MAX_WAITING_BELLS, Bells, node_queue
 from modelmill.store import JobStore
+from tests.conftest import wait_until
 
 
 def announce(store: JobStore, node: str, status: str | None, **more: object) -> None:
@@ -79,6 +86,51 @@ def test_starting_and_stopping_need_a_live_worker(api: httpx.Client, store: JobS
     announce(store, "n1", None)
     started = api.post("/api/models/noop/start")
     assert (started.status_code, started.json()["status"]) == (202, "starting")
+
+
+def test_an_order_that_does_not_fit_into_a_workers_queue_is_refused(
+    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+) -> None:
+    announce(store, "n1", None)
+    announce(store, "n2", None)
+    raw_redis.lpush(node_queue("n2"), *["{}"] * MAX_WAITING_BELLS)
+    for order in ("start", "stop"):
+        refused = api.post(f"/api/models/noop/{order}")
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert "could not be sent to n2." in refused.json()["detail"]
+        assert refused.headers["Retry-After"] == "2"
+    raw_redis.delete(node_queue("n2"))
+    assert api.post("/api/models/noop/stop").status_code == 202
+    # Once it is answered it has been sent.
+    assert raw_redis.llen(node_queue("n2")) == 1
+
+
+def test_an_order_that_the_broker_does_not_take_is_refused(
+    api: httpx.Client, store: JobStore, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(store, "n1", None)
+    announce(store, "n2", None)
+    answers = threading.Event()
+
+    def fail(*_: object) -> int:
+        raise OperationalError("connection refused")
+
+    def hang(*_: object) -> int:
+        answers.wait(30)
+        return 0
+
+    monkeypatch.setattr("api.state.ORDER_TIMEOUT_S", 0.2)
+    for broken in (fail, hang):
+        monkeypatch.setattr(Bells, "_waiting", broken)
+        refused = api.post("/api/models/noop/start")
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert "could not be sent to n1, n2." in refused.json()["detail"]
+        assert "connection refused" not in refused.text
+    # The broker answers again. What nobody counts on any more, and had not been begun, is not sent.
+    answers.set()
+    wait_until(lambda: raw_redis.llen(node_queue("n1")), what="the order that was being sent")
+    assert api.post("/api/models/noop/stop").status_code == 202
+    assert raw_redis.llen(node_queue("n2")) == 1
 
 
 def test_readiness_tells_the_store_and_apart_from_it_the_workers(api: httpx.Client, store: JobStore) -> None:

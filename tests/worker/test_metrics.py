@@ -117,6 +117,7 @@ def test_a_child_that_was_killed_while_it_made_its_files_breaks_nothing(node: No
 def test_memory_of_a_dead_child_is_not_in_use(node: Node) -> None:
     use = """
 class cuda:
+    is_available = staticmethod(lambda: True)
     is_initialized = staticmethod(lambda: True)
     memory_allocated = staticmethod(lambda: 1000)
     memory_reserved = staticmethod(lambda: 3000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,47 @@ from backends.device import Device, current_device
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
+from modelmill.store import JobStore
+from tests.fixtures.loading import HungryRunner
+from tests.fixtures.runners import UniformRunner
 from worker.models import ModelCache
-from worker.recorder import Recorder
+from worker.recorder import LoadDeaths, Recorder
 
 
-def entry(name: str, memory_mib: int, runner: str = "UniformRunner", **more: Any) -> ModelEntry:
+def entry(name: str, memory_mib: int | None, runner: str = "UniformRunner", **more: Any) -> ModelEntry:
     return ModelEntry(
         name=name,
         backend="test",
-        runner=f"tests.fixtures.runners:{runner}",
+        runner=runner if ":" in runner else f"tests.fixtures.runners:{runner}",
         tasks=("zero-shot-image-classification",),
         memory_mib=memory_mib,
         **more,
     )
 
 
-def cache(*entries: ModelEntry, budget_mib: int = 100, device: Device | None = None) -> ModelCache:
+def cache(
+    *entries: ModelEntry,
+    budget_mib: int = 100,
+    device: Device | None = None,
+    recorder: Recorder | None = None,
+    store: JobStore | None = None,
+) -> ModelCache:
     settings = Settings(model_memory_bytes=budget_mib * MIB)
     catalogue = Catalogue({each.name: each for each in entries})
-    recorder = Recorder(Path(tempfile.mkdtemp()))
-    return ModelCache(catalogue, device or current_device(), settings, recorder, changed=lambda: None)
+    recorder = recorder or Recorder(Path(tempfile.mkdtemp()))
+    return ModelCache(catalogue, device or current_device(), settings, recorder, lambda: None, store)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the device says is used, MiB, each time that it is asked; the last word stays."""
+    said: list[int] = [0]
+
+    def pop(_: Device) -> int:
+        return (said.pop(0) if len(said) > 1 else said[0]) * MIB
+
+    monkeypatch.setattr("worker.models.used_bytes", pop)
+    return said
 
 
 def statuses(models: ModelCache) -> dict[str, str]:
@@ -75,6 +97,131 @@ def test_a_failing_model_says_why_and_is_not_tried_again_at_once() -> None:
     assert statuses(models) == {"broken": "failed", "fine": "running"}
 
 
+def test_a_failing_model_rests_longer_each_time_and_then_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("worker.models.time.monotonic", lambda: now)
+    models = cache(entry("broken", 10, "BrokenRunner"))
+    error: ModelmillError | None = None
+    for rest_s in (5, 10, 20, 40, 80, 160, 300, 300):
+        with pytest.raises(ModelmillError) as tried:
+            models.get("broken")
+        assert tried.value is not error
+        error = tried.value
+        # What led to it would keep alive what had been loaded.
+        assert error.__cause__ is error.__context__ is None
+        assert models.rests("broken")
+        assert models.describe()["broken"]["retry_in_s"] == rest_s
+        now += rest_s - 0.01
+        with pytest.raises(ModelmillError) as rested:
+            models.get("broken")
+        assert rested.value is error
+        now += 0.02
+        assert not models.rests("broken")
+        assert models.describe()["broken"]["retry_in_s"] == 0
+    monkeypatch.setattr("tests.fixtures.runners.BrokenRunner.load", UniformRunner.load)
+    models.get("broken")
+    assert statuses(models) == {"broken": "running"}
+    assert "retry_in_s" not in models.describe()["broken"]
+
+
+def test_deaths_of_processes_are_forgotten_once_a_model_loads(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path)
+    recorder.write_load_deaths(
+        {"one": LoadDeaths(2), "two": LoadDeaths(3, time.monotonic() + 60), "other": LoadDeaths(1)}
+    )
+    models = cache(entry("one", 10), entry("two", 10), recorder=recorder)
+    models.get("one")
+    with pytest.raises(ModelmillError, match="died 3 times"):
+        models.get("two")
+    assert models.rests("two")
+    assert recorder.load_deaths().keys() == {"two", "other"}
+
+
+def test_what_a_model_takes_is_measured_and_known_to_the_next_worker(
+    store: JobStore, used: list[int]
+) -> None:
+    used[:] = [10, 70]
+    models = cache(entry("large", None), entry("small", 50), store=store)
+    assert models.estimate_mib("large") == 0
+    models.get("large")
+    assert models.states["large"].memory_mib == 60
+    # The batch sizes of the model are remembered beside it.
+    store.remember_sizing("large", models._device.kind, {"best": 4})
+    following = cache(entry("large", None), entry("small", 50), store=store)
+    used[:] = [10]
+    following.get("small")
+    assert following.estimate_mib("large") == 60
+    following.get("large")
+    assert statuses(following) == {"small": "stopped", "large": "running"}
+    assert following.free_bytes == 40 * MIB
+    assert store.recall_sizing("large", models._device.kind) == {"best": 4}
+    assert cache(entry("large", 30), store=store).estimate_mib("large") == 30, "the entry's word counts"
+
+
+def test_memory_that_runs_out_while_loading_is_taken_from_the_models_used_longest_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hungry = "tests.fixtures.loading:HungryRunner"
+    monkeypatch.setattr(HungryRunner, "places", 2)
+    models = cache(*(entry(name, None, hungry) for name in ("one", "two", "three")), entry("tiny", None))
+    for name in ("one", "tiny", "two", "three"):
+        models.get(name)
+    assert statuses(models) == {"one": "stopped", "tiny": "running", "two": "running", "three": "running"}
+    monkeypatch.setattr(HungryRunner, "places", -5)
+    with pytest.raises(ModelmillError, match="MemoryError"):
+        models.get("one")
+    assert statuses(models) == {"one": "failed"} | dict.fromkeys(("tiny", "two", "three"), "stopped")
+
+
+def test_a_model_whose_runtime_cannot_use_the_gpu_runs_on_the_cpu(
+    used: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    no_gpu = "tests.fixtures.loading:NoGpuRunner"
+    models = cache(
+        entry("either", 10, no_gpu), entry("strict", 10, no_gpu, devices=("cuda",)), device=Device("cuda", 1)
+    )
+    assert models.get("either").context.device == Device("cpu", 1)
+    assert models.describe()["either"]["device"] == "cpu"
+    assert models.free_bytes == 100 * MIB
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "the runtime is for CPUs only. Until then it runs on the CPU"
+    ]
+    models.unload("either")
+    assert not models.pinned
+    with pytest.raises(ModelmillError, match="for CPUs only"):
+        models.get("strict")
+
+
+def test_a_model_for_the_cpu_only_runs_on_the_host_of_a_gpu_and_takes_none_of_its_memory(
+    used: list[int],
+) -> None:
+    speech = entry("speech", 90, devices=("cpu",))
+    models = cache(speech, entry("vision", 90), entry("sound", 90), device=Device("cuda", 3))
+    models.get("speech")
+    models.get("vision")
+    assert models.get("speech").context.device == Device("cpu", 3)
+    assert statuses(models) == {"vision": "running", "speech": "running"}
+    assert models.free_bytes == 10 * MIB
+    models.get("sound")
+    assert statuses(models) == {"vision": "stopped", "speech": "running", "sound": "running"}
+
+
+def test_a_model_that_leaves_its_memory_behind_on_a_gpu_is_noticed(used: list[int]) -> None:
+    models = cache(entry("clean", None), entry("leaking", None), device=Device("cuda", 1))
+    used[:] = [0, 40]
+    models.get("clean")
+    used[:] = [40, 0]
+    models.unload("clean")
+    assert not models.pinned
+    used[:] = [0, 40]
+    models.get("leaking")
+    used[:] = [40, 30]
+    models.unload("leaking")
+    assert models.pinned
+
+
 def test_a_stopped_model_loads_again_when_it_is_used() -> None:
     models = cache(entry("one", 10))
     before = models.get("one")
@@ -84,9 +231,11 @@ def test_a_stopped_model_loads_again_when_it_is_used() -> None:
 
 
 def test_a_model_for_gpus_only_is_refused_on_the_cpu() -> None:
-    models = cache(entry("big", 10, devices=("cuda",)), device=Device("cpu", 1))
+    models = cache(entry("big", 90, devices=("cuda",)), entry("other", 90), device=Device("cpu", 1))
+    models.get("other")
     with pytest.raises(ModelmillError, match="runs on cuda"):
         models.get("big")
+    assert statuses(models) == {"other": "running", "big": "failed"}, "nothing was evicted for it"
 
 
 def test_unloading_gives_the_memory_back(cache_dir: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,17 @@ import httpx
 import pytest
 import redis
 
+from backends.contract import LoadContext
+from backends.device import current_device
+from backends.loader import LoadedModel
+from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings
-from modelmill.store import keys
+from modelmill.store import JobStore, keys
 from tasks.examples import CAT
-from tests.conftest import Workers, environment_of, is_running, live_nodes, wait_until
+from tests.conftest import TEST_MODELS, Workers, environment_of, is_running, live_nodes, wait_until
+from worker.drain import Drain
+from worker.leases import Leases
+from worker.recorder import Recorder
 
 TASK = "/api/tasks/zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
@@ -27,6 +35,14 @@ StartWorkers = Callable[..., Workers]
 def submit(api: httpx.Client, model: str, count: int = 1) -> list[str]:
     body = {"image": CAT, "classes": ["cat", "dog"]}
     return [api.post(f"{TASK}/{model}/jobs", json=body).json()["id"] for _ in range(count)]
+
+
+def submit_at_once(api: httpx.Client, model: str, count: int) -> list[str]:
+    def one(_: int) -> list[str]:
+        return submit(api, model)
+
+    with ThreadPoolExecutor(8) as threads:
+        return [job_id for ids in threads.map(one, range(count)) for job_id in ids]
 
 
 def documents(api: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
@@ -192,6 +208,25 @@ def test_a_model_that_fails_to_load_fails_its_jobs_and_others_go_on(
     assert "no such file" in status["error"]
 
 
+def test_jobs_run_on_the_node_that_can_load_their_model(
+    api: httpx.Client, start_workers: StartWorkers
+) -> None:
+    # A pretended GPU: nothing runs on it, and these models load on its node only.
+    workers = start_workers(devices="cpu,0")
+    # So many that the nodes would share them if both could.
+    ids = {model: submit_at_once(api, model, 150) for model in ("gpu-only", "gpu-weights")}
+    ids["broken"] = submit(api, "broken", 3)
+    for model in ("gpu-only", "gpu-weights"):
+        done = wait_all(api, ids[model])
+        assert {(each["status"], each["node"]) for each in done} == {("complete", f"{workers.name}-cuda0")}
+    # A model that no node can load does not keep its callers waiting.
+    for each in wait_all(api, ids["broken"]):
+        assert each["error"]["code"] == "model_load_failed"
+        assert "no such file" in each["error"]["message"]
+    said = api.get("/api/models/broken/status").json()["workers"]
+    assert {each["status"] for each in said.values()} == {"failed"}
+
+
 def test_models_load_when_told_and_unload_when_told(api: httpx.Client, start_workers: StartWorkers) -> None:
     start_workers("--preload", "noop")
 
@@ -205,6 +240,62 @@ def test_models_load_when_told_and_unload_when_told(api: httpx.Client, start_wor
     api.post("/api/models/noop/stop")
     wait_until(lambda: status("noop") == "stopped", what="the stop")
     assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+
+
+def test_orders_reach_every_node_and_a_batch_that_runs_is_finished_first(
+    api: httpx.Client, start_workers: StartWorkers
+) -> None:
+    workers = start_workers(devices="cpu:2")
+
+    def states() -> dict[str, str]:
+        said = api.get("/api/models/slow/status").json()["workers"]
+        return {name: each["status"] for name, each in said.items()}
+
+    running, stopped = (
+        {f"{workers.name}-cpu{index}": status for index in range(2)} for status in ("running", "stopped")
+    )
+    assert api.post("/api/models/slow/start").status_code == 202
+    wait_until(lambda: states() == running, what="both copies")
+    ids = submit(api, "slow", 4)
+    wait_until(lambda: documents(api, ids[:1])[0]["status"] == "running", what="a batch that runs")
+    assert api.post("/api/models/slow/stop").status_code == 202
+    wait_until(lambda: states() == stopped, what="both stops")
+    done = wait_all(api, ids)
+    assert {(each["status"], each["deliveries"]) for each in done} == {("complete", 1)}
+    assert states() == stopped, "a bell that came late loaded it again"
+
+
+def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_for_the_next(
+    settings: Settings,
+    store: JobStore,
+    api: httpx.Client,
+    start_workers: StartWorkers,
+    raw_redis: redis.Redis,
+    tmp_path: Path,
+) -> None:
+    workers = start_workers(MODELMILL_TEST_MARKER=str(tmp_path / "lost"))
+    child = only_node(raw_redis, workers)["child"]["pid"]
+    (lost,) = wait_all(api, submit(api, "losing"))
+    assert (lost["status"], lost["deliveries"]) == ("complete", 2)
+    assert only_node(raw_redis, workers)["child"]["pid"] != child
+    log = workers.log.read_text()
+    assert "the device is lost, ending this process" in log
+    assert "exitcode 70" in log
+
+    wait_all(api, submit(api, "small-batches", 24))
+
+    def learned() -> bool:
+        (said,) = api.get("/api/models/small-batches/status").json()["workers"].values()
+        return bool(said.get("batch_size") == 1 and said["items_per_s"]["1"] > said["items_per_s"]["2"])
+
+    wait_until(learned, what="the best batch size")
+    # Told when the drain is over; the next worker begins with it.
+    wait_until(lambda: store.recall_sizing("small-batches", "cpu") == {"best": 1}, what="the memory of it")
+    catalogue = Catalogue.load(TEST_MODELS)
+    following = Drain(settings, store, Leases(store), Recorder(tmp_path), "next", "cpu")
+    context = LoadContext(catalogue["small-batches"], current_device(), catalogue, settings)
+    assert following.sizer(LoadedModel(context)).size == 1
+    following.close()
 
 
 def test_a_worker_serves_only_the_models_it_is_given(

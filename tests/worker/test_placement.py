@@ -13,18 +13,29 @@ from modelmill.settings import MIB, Settings
 from modelmill.store import NodeRecord
 from tests.conftest import Workers, live_nodes, wait_until
 from tests.worker.test_node import submit, wait_all
-from worker.placement import Demand, better_node
+from worker.placement import Demand, better_node, other_node
 
 
-def node(name: str, free_mib: int = 100, idle_s: float = 0.0, **models: str) -> NodeRecord:
+def node(
+    name: str, free_mib: int = 100, idle_s: float = 0.0, device: str = "cpu", **models: str
+) -> NodeRecord:
     states = {model: {"status": status, "load_s": 1.0} for model, status in models.items()}
-    child = {"models": states, "free_mib": free_mib, "idle_s": idle_s}
+    child = {"models": states, "free_mib": free_mib, "idle_s": idle_s, "device": device}
     return NodeRecord(name, {"models": {"m": ["t"], "other": ["t"]}}, child)
 
 
-def choose(*nodes: NodeRecord, backlog: int = 1, rate: float | None = 10.0) -> str | None:
-    demand = Demand("m", backlog, rate, max_batch=4, memory_mib=60)
-    return better_node(demand, "own", nodes, spread_after_s=2.0)
+def demand(backlog: int = 1, rate: float | None = 10.0, **more: Any) -> Demand:
+    return Demand("m", backlog, rate, max_batch=4, memory_mib=60, **more)
+
+
+def choose(*nodes: NodeRecord, **more: Any) -> str | None:
+    return better_node(demand(**more), "own", nodes, spread_after_s=2.0)
+
+
+def failed(name: str, retry_in_s: float) -> NodeRecord:
+    found = node(name, m="failed")
+    found.child["models"]["m"]["retry_in_s"] = retry_in_s
+    return found
 
 
 def test_a_short_backlog_stays_with_the_node_that_has_the_model() -> None:
@@ -67,6 +78,54 @@ def test_a_model_that_nobody_has_goes_where_there_is_room() -> None:
 def test_a_node_that_does_not_serve_the_model_is_never_chosen() -> None:
     stranger = NodeRecord("b", {"models": {"other": ["t"]}}, {"models": {}, "free_mib": 1000})
     assert choose(node("own", free_mib=10, other="running"), stranger) is None
+
+
+@pytest.mark.parametrize("backlog", [1, 100_000])
+def test_who_cannot_load_the_model_leaves_it_to_who_can_whatever_the_backlog(backlog: int) -> None:
+    def choose_impossible(*others: NodeRecord) -> str | None:
+        return choose(node("own"), *others, backlog=backlog, rests=True)
+
+    full = node("full", free_mib=10, other="running")
+    assert choose_impossible(node("b", m="running"), node("c"), full) == "b"
+    assert choose_impossible(node("b", m="loading"), node("c"), full) == "b"
+    assert choose_impossible(node("c"), full) == "c"
+    assert choose_impossible(full) == "full"
+    assert choose_impossible(failed("d", 0.0), full) == "full"
+    # Who may try again is a last hope, who rests is none.
+    assert choose_impossible(failed("d", 0.0), failed("e", 3.0)) == "d"
+    assert choose_impossible(failed("e", 3.0)) is None
+    assert choose_impossible() is None
+
+
+def test_a_node_that_cannot_load_the_model_is_not_chosen() -> None:
+    full = node("own", free_mib=10, other="running")
+    assert choose(full, failed("b", 3.0)) is None
+    assert choose(full, failed("b", 0.0)) is None
+    on_gpus_only: dict[str, Any] = {"devices": ("cuda",)}
+    assert choose(node("own"), node("b"), **on_gpus_only) is None
+    assert choose(node("own"), node("b", m="running"), node("c", device="cuda"), **on_gpus_only) == "c"
+    # What failed there does not count as a copy that helps with a backlog.
+    assert choose(node("own"), node("b", m="running"), failed("c", 3.0), backlog=21) is None
+
+
+def test_a_gpu_runs_what_is_for_the_cpu_only_where_no_node_of_a_cpu_does() -> None:
+    def choose_on_gpu(*others: NodeRecord, rests: bool = False) -> str | None:
+        own = node("own", device="cuda")
+        return choose(own, *others, devices=("cpu",), device="cuda", rests=rests)
+
+    gpu = node("gpu", device="cuda", m="running")
+    assert choose_on_gpu(node("b"), gpu) == "b"
+    assert choose_on_gpu(failed("b", 0.0), gpu) is None
+    assert choose_on_gpu(failed("b", 0.0), gpu, rests=True) == "gpu"
+    assert choose(node("own"), gpu, devices=("cpu",)) is None
+    assert choose(node("own"), gpu, devices=("cpu",), rests=True) == "gpu"
+
+
+def test_a_failed_load_goes_to_nodes_where_it_has_not_failed() -> None:
+    nodes = [node("own", m="failed"), failed("b", 0.0), failed("c", 3.0)]
+    assert other_node(demand(rests=True), "own", nodes) == "b"
+    assert other_node(demand(rests=True), "own", nodes, retry=False) is None
+    assert other_node(demand(rests=True), "own", [*nodes, node("d", m="loading")], retry=False) == "d"
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from backends.device import available_cores
@@ -26,10 +29,49 @@ def test_each_gpu_gets_a_node_that_sees_only_it() -> None:
     assert pins("GPU-5f3c") == [("cudaGPU-5f3c", "cuda", "GPU-5f3c")]
 
 
-def test_all_means_every_visible_gpu_or_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def install(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, torch_cuda: str | None, *distributions: str
+) -> None:
+    """Pretends that only these are installed: PyTorch, built for a version of CUDA, and distributions."""
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text("raise SystemExit('imported by the supervisor')\n")
+    (folder / "torch" / "version.py").write_text(
+        f"from typing import Optional\ncuda: Optional[str] = {torch_cuda!r}\nhip: Optional[str] = None\n"
+    )
+    for name in distributions:
+        metadata = folder / f"{name.replace('-', '_')}-1.0.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(sys, "path", [str(folder)])
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "distributions"),
+    [("12.8", ()), ("12.8", ("onnxruntime",)), (None, ("onnxruntime-gpu",))],
+)
+def test_all_means_every_visible_gpu_or_else_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torch_cuda: str | None, distributions: tuple[str, ...]
+) -> None:
+    install(monkeypatch, tmp_path, torch_cuda, *distributions)
     assert pins("all") == [("cpu0", "cpu", "")]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert pins("all") == [("cuda0", "cuda", "2"), ("cuda1", "cuda", "5")]
+
+
+def test_all_means_the_cpu_where_nothing_installed_can_use_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch, tmp_path, None, "onnxruntime")
+    assert pins("all") == [("cpu0", "cpu", "")]
+    assert not caplog.messages
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert pins("all") == [("cpu0", "cpu", "")]
+    (message,) = caplog.messages
+    assert "1 GPU(s) found" in message
+    assert "modelmill[gpu]" in message
+    # Whoever names one knows why.
+    assert pins("0") == [("cuda0", "cuda", "0")]
 
 
 def test_cpu_nodes_share_the_cores_and_see_no_gpu() -> None:
