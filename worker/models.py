@@ -198,9 +198,10 @@ class ModelCache:
         self._recorder.loading(name)
         self._set(name, ModelState("loading", time.time()))
         logger.info("loading model %s on %s", name, device.kind)
-        before, started = used_bytes(self._device), time.monotonic()
+        started = time.monotonic()
         try:
-            model = self._load_in_what_there_is(LoadContext(entry, device, self._catalogue, self._settings))
+            context = LoadContext(entry, device, self._catalogue, self._settings)
+            model, before = self._load_in_what_there_is(context)
         finally:
             self._recorder.idle()
         load_s = time.monotonic() - started
@@ -233,12 +234,17 @@ class ModelCache:
             f"and this worker is on {self._device.kind}.",
         )
 
-    def _load_in_what_there_is(self, context: LoadContext) -> LoadedModel:
-        """Loads, and again without the model used longest ago each time that memory runs out."""
+    def _load_in_what_there_is(self, context: LoadContext) -> tuple[LoadedModel, int]:
+        """Loads, and again without the model used longest ago each time that memory runs out.
+
+        Returns:
+            The model, and the bytes of the device that were used before it came.
+        """
         entry = context.entry
         while True:
+            before = used_bytes(self._device)
             try:
-                return LoadedModel(context).load()
+                return LoadedModel(context).load(), before
             except NoGpuRuntimeError as problem:
                 if "cpu" not in entry.devices:
                     raise

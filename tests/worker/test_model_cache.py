@@ -161,13 +161,17 @@ def test_what_a_model_takes_is_measured_and_known_to_the_next_worker(
 
 
 def test_memory_that_runs_out_while_loading_is_taken_from_the_models_used_longest_ago(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, used: list[int]
 ) -> None:
     hungry = "tests.fixtures.loading:HungryRunner"
     monkeypatch.setattr(HungryRunner, "places", 2)
     models = cache(*(entry(name, None, hungry) for name in ("one", "two", "three")), entry("tiny", None))
-    for name in ("one", "tiny", "two", "three"):
+    for name in ("one", "tiny", "two"):
         models.get(name)
+    # Before, before and after the eviction, before the second attempt, and after it.
+    used[:] = [50, 50, 20, 20, 60]
+    models.get("three")
+    assert models.states["three"].memory_mib == 40
     assert statuses(models) == {"one": "stopped", "tiny": "running", "two": "running", "three": "running"}
     monkeypatch.setattr(HungryRunner, "places", -5)
     with pytest.raises(ModelmillError, match="MemoryError"):
