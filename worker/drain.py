@@ -84,7 +84,6 @@ class Drain:
         self._leases = leases
         self._recorder = recorder
         self._node = node
-        self._device = device
         self._holdings = Holdings(settings, store, leases, recorder, node, served)
         self._preparer = Preparer(store, recorder, settings.preprocess_threads)
         self._sizers: dict[str, BatchSizer] = {}
@@ -126,14 +125,14 @@ class Drain:
             self._holdings.abandon()
         self._recorder.idle()
         jobs = self._holdings.settled - settled
-        self._remember(model.name, jobs, time.monotonic() - started - self._idle_s)
+        self._remember(model, jobs, time.monotonic() - started - self._idle_s)
         return remaining > 0 or self._broke_off
 
     def sizer(self, model: LoadedModel) -> BatchSizer:
         """The batch size of ``model`` on this device, with what was learned before."""
         if model.name not in self._sizers:
             cap = model.context.entry.max_batch or self._settings.max_batch
-            known = self._store.recall_sizing(model.name, self._device)
+            known = self._store.recall_sizing(model.name, model.context.device.kind)
             self._remembered[model.name] = known
             self._sizers[model.name] = BatchSizer(
                 min(cap, known.get("cap", cap)), known.get("best", 0), lowered="cap" in known
@@ -151,12 +150,12 @@ class Drain:
             for name, sizer in dict(self._sizers).items()
         }
 
-    def _remember(self, model: str, jobs: int, seconds: float) -> None:
-        sizer = self._sizers[model]
-        learned = sizer.learned
+    def _remember(self, loaded: LoadedModel, jobs: int, seconds: float) -> None:
+        model = loaded.name
+        learned = self._sizers[model].learned
         try:
             if learned != self._remembered[model]:
-                self._store.remember_sizing(model, self._device, learned)
+                self._store.remember_sizing(model, loaded.context.device.kind, learned)
                 self._remembered[model] = learned
             # One job alone says how long a bell takes, and nothing of what a queue would do.
             if jobs > 1:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from backends.contract import Prepared, Runner
+from backends.failures import is_out_of_memory
 from backends.progress import Progress
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
@@ -190,7 +191,7 @@ def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObs
     except Exception as error:
         if _is_device_lost(error):
             raise DeviceLostError(str(error)) from error
-        raw, out_of_memory = None, _is_out_of_memory(error)
+        raw, out_of_memory = None, is_out_of_memory(error)
         if len(batch) == 1:
             batch[0].error = as_item_error(error, batch[0])
             return out_of_memory
@@ -232,7 +233,7 @@ def as_item_error(error: Exception, item: Item) -> ModelmillError:
     if isinstance(error, ModelmillError):
         return error
     logger.error("job %s: the runner failed", item.job.claimed.id, exc_info=error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ModelmillError(
             ErrorCode.OUT_OF_MEMORY, "This input does not fit the device's memory, even alone in its batch."
         )
@@ -240,14 +241,6 @@ def as_item_error(error: Exception, item: Item) -> ModelmillError:
     return ModelmillError(
         ErrorCode.INFERENCE_FAILED, f"The model failed on this input: {type(error).__name__}: {text}"
     )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """MemoryError, torch's on any device, and ONNX Runtime's, which has no class of its own."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return "Failed to allocate memory" in text or "bad_alloc" in text or "CUDA out of memory" in text
 
 
 def _is_device_lost(error: Exception) -> bool:
