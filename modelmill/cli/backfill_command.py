@@ -70,7 +70,9 @@ def backfill(
     from modelmill.cli.backfill import Display, show_summary
     from modelmill.client.wire import Options
 
-    # A service manager stops it as Ctrl-C does.
+    # A service manager stops it as Ctrl-C does, also where a script started it in the background, whose shell
+    # has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     connection = Options.make(url, None, 60.0, 0, 0)
     display = Display(f"{task} {model}", is_quiet=quiet)
