@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ConfigError
+from tasks.registry import all_tasks
 
 NODE_VARIABLE = "MODELMILL_NODE"
 MODELS_VARIABLE = "MODELMILL_WORKER_MODELS"
@@ -40,7 +41,8 @@ class NodeConfig:
         """Reads the environment.
 
         Raises:
-            ConfigError: a variable names a model that the catalogue does not have.
+            ConfigError: a variable names a model that the catalogue does not have, or a task that there is
+                not; or no model is left to be served.
         """
         # The child is a fresh interpreter: through the environment it gets its parent's name.
         name = os.environ.setdefault(NODE_VARIABLE, f"{socket.gethostname()}-{os.getpid()}")
@@ -50,12 +52,17 @@ class NodeConfig:
         for variable, names in ((MODELS_VARIABLE, wanted), (PRELOAD_VARIABLE, preload)):
             if unknown := [model for model in names if model not in catalogue]:
                 raise ConfigError(f"{variable} names unknown models: {', '.join(unknown)}")
+        if unknown := [task for task in tasks if task not in all_tasks()]:
+            raise ConfigError(f"{TASKS_VARIABLE} names unknown tasks: {', '.join(unknown)}")
         models = {
             model: tuple(task for task in entry.tasks if not tasks or task in tasks)
             for model, entry in catalogue.items()
             if not wanted or model in wanted
         }
-        return cls(name, {model: served for model, served in models.items() if served}, tuple(preload))
+        served = {model: answered for model, answered in models.items() if answered}
+        if not served:
+            raise ConfigError("None of the models that this worker is to serve answers one of its tasks.")
+        return cls(name, served, tuple(preload))
 
 
 def state_folder() -> Path:

@@ -33,7 +33,9 @@ Devices = Annotated[
 DataDir = Annotated[
     Path | None, typer.Option(help="The store of the `modelmill up` that runs over this folder.")
 ]
-Preload = Annotated[str, typer.Option(help="Models to load at start, separated by commas.")]
+Preload = Annotated[
+    str, typer.Option(envvar="MODELMILL_PRELOAD", help="Models to load at start, separated by commas.")
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -133,8 +135,10 @@ def api(
 @for_people
 def worker(
     devices: Devices = "all",
-    models: Annotated[str, typer.Option(help="Serve only these models.")] = "",
-    tasks: Annotated[str, typer.Option(help="Serve only these tasks.")] = "",
+    models: Annotated[
+        str, typer.Option(envvar="MODELMILL_WORKER_MODELS", help="Serve only these models.")
+    ] = "",
+    tasks: Annotated[str, typer.Option(envvar="MODELMILL_WORKER_TASKS", help="Serve only these tasks.")] = "",
     preload: Preload = "",
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,

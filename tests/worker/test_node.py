@@ -306,7 +306,7 @@ def test_a_worker_serves_only_the_models_it_is_given(
     waiting, done = submit(api, "slow"), submit(api, "noop")
     assert [each["status"] for each in wait_all(api, done)] == ["complete"]
     assert [each["status"] for each in documents(api, waiting)] == ["starting"]
-    start_workers("--tasks", "zero-shot-image-classification", "--models", "slow")
+    start_workers("--tasks", "zero-shot-image-classification", MODELMILL_WORKER_MODELS="slow")
     assert [each["status"] for each in wait_all(api, waiting)] == ["complete"]
 
 
