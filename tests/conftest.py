@@ -203,7 +203,7 @@ class QuickServer(uvicorn.Server):
 
 
 class ApiServer:
-    """The API on a real socket, served by a thread of the test process."""
+    """The API on a real socket, served by a thread of the test process. Leaving it closes it."""
 
     def __init__(self, settings: Settings) -> None:
         config = uvicorn.Config(
@@ -216,6 +216,12 @@ class ApiServer:
         port = self._server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
 
+    def __enter__(self) -> ApiServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._server.should_exit = True
         self._thread.join(timeout=10)
@@ -224,10 +230,8 @@ class ApiServer:
 @pytest.fixture
 def api(settings: Settings) -> Iterator[httpx.Client]:
     """A client of the API; no worker runs."""
-    server = ApiServer(settings)
-    with httpx.Client(base_url=server.url, timeout=30) as client:
+    with ApiServer(settings) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         yield client
-    server.close()
 
 
 @dataclass

@@ -177,13 +177,12 @@ def test_no_store_is_no_reason_to_let_anybody_in(settings: Settings, own_valkey:
     on = settings.model_copy(update={"auth": "on", "redis_url": own_valkey.url})
     with KeyRing(own_valkey.url) as ring:
         token = ring.create("app")
-    server = ApiServer(on)
-    own_valkey.stop()
-    headers = {"Authorization": f"Bearer {token}"}
-    refused = httpx.get(f"{server.url}/api/tasks", headers=headers, timeout=30)
+    with ApiServer(on) as server:
+        own_valkey.stop()
+        headers = {"Authorization": f"Bearer {token}"}
+        refused = httpx.get(f"{server.url}/api/tasks", headers=headers, timeout=30)
     assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
     assert refused.headers["retry-after"] == "2"
-    server.close()
 
 
 def test_admin_keys_manage_and_others_do_not(people: People) -> None:

@@ -120,8 +120,7 @@ def test_keys_are_not_turned_off_beyond_loopback_by_mistake(settings: Settings) 
 def test_web_pages_that_are_named_may_call(settings: Settings, ring: KeyRing) -> None:
     app, other = "https://app.example", "https://evil.example"
     on = settings.model_copy(update={"auth": "on", "cors_origins": f" {app} ,https://b.example"})
-    server = ApiServer(on)
-    with httpx.Client(base_url=server.url) as client:
+    with ApiServer(on) as server, httpx.Client(base_url=server.url) as client:
         asked = {
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization,idempotency-key,prefer,last-event-id",
@@ -140,17 +139,17 @@ def test_web_pages_that_are_named_may_call(settings: Settings, ring: KeyRing) ->
         assert client.get("/api/tasks", headers={"Origin": app}).headers["access-control-allow-origin"] == app
         refused = client.get("/api/tasks", headers={"Origin": other} | token)
         assert "access-control-allow-origin" not in refused.headers
-    server.close()
 
 
 def test_without_keys_pages_that_are_named_may_submit(settings: Settings) -> None:
-    server = ApiServer(settings.model_copy(update={"cors_origins": "http://localhost:3000"}))
-    with httpx.Client(base_url=server.url) as client:
+    with (
+        ApiServer(settings.model_copy(update={"cors_origins": "http://localhost:3000"})) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
         headers = {"Origin": "http://localhost:3000", "Sec-Fetch-Site": "same-site"}
         assert client.post(JOBS, json=BODY, headers=headers).status_code == 202
         headers["Origin"] = "http://localhost:3001"
         assert client.post(JOBS, json=BODY, headers=headers).status_code == 403
-    server.close()
 
 
 @pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "https://*.example", "null"])

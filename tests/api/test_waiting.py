@@ -212,10 +212,11 @@ def test_a_client_that_leaves_waits_no_more(api: httpx.Client) -> None:
 
 @pytest.fixture
 def own_api(own_valkey: Valkey, settings: Settings) -> Iterator[httpx.Client]:
-    server = ApiServer(settings.model_copy(update={"redis_url": own_valkey.url}))
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with (
+        ApiServer(settings.model_copy(update={"redis_url": own_valkey.url})) as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
         yield client
-    server.close()
 
 
 def test_a_waiter_outlives_a_restart_of_redis(

@@ -213,8 +213,10 @@ def test_redirects_are_not_followed(api: httpx.Client, store: JobStore, receiver
 def test_where_webhooks_may_not_go_they_are_given_up_at_once(
     settings: Settings, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
-    server = ApiServer(settings.model_copy(update={"private_networks": ""}))
-    with httpx.Client(base_url=server.url) as api:
+    with (
+        ApiServer(settings.model_copy(update={"private_networks": ""})) as server,
+        httpx.Client(base_url=server.url) as api,
+    ):
         # A name: only whoever asks for its address knows where it leads.
         job_id = submit(api, receiver.url.replace("127.0.0.1", "localhost"))
         finish(store)
@@ -223,12 +225,13 @@ def test_where_webhooks_may_not_go_they_are_given_up_at_once(
         assert "127.0.0.1" not in attempt["error"]
         assert outbox(raw_redis) == []
         assert receiver.nothing_more()
-    server.close()
 
 
 def test_a_webhook_that_cannot_be_sent_is_refused_with_its_job(settings: Settings) -> None:
-    server = ApiServer(settings.model_copy(update={"webhook_hosts": "*.example.com, 10.0.0.1"}))
-    with httpx.Client(base_url=server.url) as api:
+    with (
+        ApiServer(settings.model_copy(update={"webhook_hosts": "*.example.com, 10.0.0.1"})) as server,
+        httpx.Client(base_url=server.url) as api,
+    ):
         for url in (
             "http://10.0.0.1/hook",
             "http://elsewhere.example.org/hook",
@@ -241,7 +244,6 @@ def test_a_webhook_that_cannot_be_sent_is_refused_with_its_job(settings: Setting
             assert problem.json()["errors"][0]["field"] == "webhook"
             assert "secret" not in problem.text
         assert api.post(JOBS, json=body | {"webhook": "https://app.example.com/hook"}).status_code == 202
-    server.close()
 
 
 def test_nobody_at_the_address_is_a_failure_that_is_retried(api: httpx.Client, store: JobStore) -> None:
@@ -265,12 +267,10 @@ def test_retries_go_on_after_the_api_was_killed(
         process.wait()
     receiver.status = 204
     hasten(raw_redis)
-    server = ApiServer(settings)
-    with httpx.Client(base_url=server.url) as api:
+    with ApiServer(settings) as server, httpx.Client(base_url=server.url) as api:
         again = receiver.next()
         assert (again.id, again.body) == (first.id, first.body)
         assert [attempt["outcome"] for attempt in log(api, job_id, 2)] == ["failed", "delivered"]
-    server.close()
 
 
 def test_several_processes_send_each_webhook_once(
