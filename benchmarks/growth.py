@@ -35,7 +35,7 @@ NOTE = (
     "Each depth has a server of its own; the rounds take the depths in turn, and as many jobs are "
     f"claimed, {CLAIM} at a time, as were submitted. What the scripts take is the server's own "
     "figure (`INFO commandstats`); the rest of a submit or a claim is the round trip. Bytes a job "
-    "are the growth of `used_memory`, less what was sent. Of the systems of the last two tables, "
+    "are the growth of `used_memory`, less what was sent; a finished job keeps its request for a rerun. Of the systems of the last two tables, "
     "those that are not measured are idle."
 )
 
@@ -128,7 +128,7 @@ def _bytes(options: Options) -> tuple[Table, list[Figure]]:
             jobs.fill(count, b"x" * size, [MODEL])
             queued = (jobs.used_bytes() - empty) / count - size
             end(claims)
-            # The request is dropped with the end.
+            # The request is kept with it, up to a size, to be run again.
             finished = (jobs.used_bytes() - empty) / count - len(jobs.result)
         rows.append([size, count, queued, finished])
         name = f"bytes of a queued job of {size:,} beyond its body"
