@@ -35,7 +35,8 @@ NOTE = (
     "Each depth has a server of its own; the rounds take the depths in turn, and as many jobs are "
     f"claimed, {CLAIM} at a time, as were submitted. What the scripts take is the server's own "
     "figure (`INFO commandstats`); the rest of a submit or a claim is the round trip. Bytes a job "
-    "are the growth of `used_memory`, less what was sent; a finished job keeps its request for a rerun. Of the systems of the last two tables, "
+    "are the growth of `used_memory`, less what was sent; a finished job keeps its request for a rerun. "
+    "Of the systems of the last two tables, "
     "those that are not measured are idle."
 )
 
