@@ -61,7 +61,7 @@ class Undertaker:
         }
         if flight.age_s > limits_s.get(flight.phase, float("inf")):
             return flight.phase.value
-        # Nothing of it waits for the job store, which may be away for hours.
+        # It waits for the job store for a minute at most, unlike the rest of a drain, which waits for hours.
         return "preparing" if flight.preparing_s > self._settings.batch_timeout_s else ""
 
     def _mourn(self, flight: Flight) -> None:

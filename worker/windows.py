@@ -84,11 +84,14 @@ class Preparer:
         try:
             bodies = self._store.inputs(claimed)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claimed]
-        except (RedisError, BlobError):
+            keys = model.context.entry.config_keys
+            opened = [
+                open_job(*job, keys, self._read_file) for job in zip(claimed, bodies, parts, strict=True)
+            ]
+        except Exception:
+            # Or the parent would take a child that is idle by then for one that hangs here.
             self._recorder.prepared()
             raise
-        keys = model.context.entry.config_keys
-        opened = [open_job(*job, keys, self._read_file) for job in zip(claimed, bodies, parts, strict=True)]
         window.jobs += opened
         window.pending += [item for job in opened for item in job.items if not item.is_done]
 
