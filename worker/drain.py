@@ -183,8 +183,7 @@ class Drain:
                 self._moderate(taken)
                 window = self._fetch(model, linger_s=linger_s)
                 continue
-            if window.claimed:
-                self._open(model, window)
+            self._open(model, window)
             if fill_up and not window.pending:
                 self._fill_up(model, window)
             if not window.pending and (time.monotonic() >= deadline or self._stopping.is_set()):
@@ -299,7 +298,7 @@ class Drain:
         return window
 
     def _open(self, model: LoadedModel, window: Window) -> None:
-        """Opens what was claimed, and prepares the first portion."""
+        """Opens what was claimed, if it is not yet, and prepares the first portion."""
         if not window.claimed:
             return
         try:

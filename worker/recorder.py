@@ -118,8 +118,11 @@ class Recorder:
 
     def preparing(self, items: Iterable[Member]) -> None:
         """These ``items``, and no others, are about to be opened or prepared."""
+        named = tuple(items)
         with self._lock:
-            self._write(replace(self._last, preparing=tuple(items), preparing_since=time.monotonic()))
+            # Plain jobs are named alike when they are opened and when they are prepared, at once after.
+            if named != self._last.preparing:
+                self._write(replace(self._last, preparing=named, preparing_since=time.monotonic()))
 
     def prepared(self) -> None:
         """All of them are."""

@@ -19,6 +19,7 @@ from backends.progress import Progress
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import Claimed, Ended, Settlement
+from modelmill.store.ends import end_line
 from tasks.contract import TaskInput
 from tasks.registry import find_task
 from tasks.sources import OpenedSources
@@ -305,5 +306,4 @@ def log_end(outcome: Ended, claimed: Claimed, model: str, verdict: Settlement) -
         "batch_size": outcome.details.get("batch_size"),
         **timings,
     }
-    line = " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
-    logger.log(logging.INFO if verdict is Settlement.OK else logging.WARNING, "job_end %s", line)
+    logger.log(logging.INFO if verdict is Settlement.OK else logging.WARNING, "%s", end_line(pairs))

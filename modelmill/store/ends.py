@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from modelmill.store.records import Finished
 
@@ -21,5 +21,9 @@ def log_ends(ends: Iterable[Finished]) -> None:
             "code": end.code,
             "deliveries": end.deliveries,
         }
-        line = " ".join(f"{key}={value}" for key, value in pairs.items() if value is not None)
-        logger.info("job_end %s", line)
+        logger.info("%s", end_line(pairs))
+
+
+def end_line(pairs: Mapping[str, object]) -> str:
+    """The line of a job's end, whoever brought it about; without what is None."""
+    return " ".join(["job_end", *(f"{key}={value}" for key, value in pairs.items() if value is not None)])
