@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import subprocess
 import sys
 import uuid
@@ -15,13 +13,11 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Claimed, JobStore, Submission, keys
-from tasks.examples import CAT
+from modelmill.store import Claimed, JobStore, keys
 from tests.conftest import is_running, wait_until
+from tests.worker.test_drain import submit
 from worker.recorder import Recorder
 from worker.undertaker import MAX_LOAD_DEATHS, Undertaker
-
-TASK = "zero-shot-image-classification"
 
 CHILD = """
 import sys, time
@@ -50,17 +46,6 @@ def say(folder: Path, words: str, hang_s: float = 0.0) -> subprocess.Popen[str]:
 @pytest.fixture
 def undertaker(settings: Settings, store: JobStore, tmp_path: Path) -> Undertaker:
     return Undertaker(settings.model_copy(update={"batch_timeout_s": 0.2}), store, Recorder(tmp_path))
-
-
-def submit(settings: Settings, count: int) -> None:
-    async def act() -> None:
-        async_store = AsyncJobStore(settings)
-        for _ in range(count):
-            body = json.dumps({"image": CAT, "classes": ["a"]}).encode()
-            await async_store.submit(Submission(str(uuid.uuid4()), TASK, "noop", body))
-        await async_store.close()
-
-    asyncio.run(act())
 
 
 def claim(store: JobStore, count: int) -> list[Claimed]:
@@ -97,7 +82,7 @@ def standing(raw_redis: redis.Redis, jobs: Sequence[Claimed]) -> list[str]:
 def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it(
     settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    submit(settings, 3)
+    submit(settings, "noop", *["a"] * 3)
     jobs = claim(store, 3)
     say(tmp_path, words(jobs, preparing=jobs[:1])).wait()
     undertaker.tend()
@@ -117,7 +102,7 @@ def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it
 def test_one_in_forward_and_one_in_preparation_are_both_in_doubt_and_neither_is_charged(
     settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    submit(settings, 4)
+    submit(settings, "noop", *["a"] * 4)
     running, ahead = claim(store, 1), claim(store, 3)
     say(tmp_path, words([*running, *ahead], forward=running, preparing=ahead[:1])).wait()
     undertaker.tend()
@@ -127,7 +112,7 @@ def test_one_in_forward_and_one_in_preparation_are_both_in_doubt_and_neither_is_
 def test_what_was_prepared_before_the_death_is_not_in_doubt(
     settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    submit(settings, 2)
+    submit(settings, "noop", *["a"] * 2)
     running, ahead = claim(store, 1), claim(store, 1)
     said = words([*running, *ahead], forward=running, preparing=ahead) + "; recorder.prepared()"
     say(tmp_path, said).wait()
@@ -138,7 +123,7 @@ def test_what_was_prepared_before_the_death_is_not_in_doubt(
 def test_a_child_that_does_not_get_on_with_its_preparations_is_killed(
     settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    submit(settings, 1)
+    submit(settings, "noop", *["a"] * 1)
     jobs = claim(store, 1)
     child = say(tmp_path, words(jobs, preparing=jobs), hang_s=60)
 
