@@ -28,11 +28,11 @@ bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its pe
 	$(BIN)/python -m benchmarks --output bench.md
 
 audit: $(VENV)/.installed-dev ## Look for unsafe code, and for packages with known vulnerabilities
-	$(BIN)/bandit -q -ll -r api backends modelmill tasks worker
+	$(BIN)/bandit -q -ll -r modelmill api/modelmill_api backends/modelmill_backends cli/modelmill_cli tasks/modelmill_tasks worker/modelmill_worker
 	$(BIN)/pip-audit --skip-editable
 
 docs: $(VENV)/.installed-dev ## Write docs/tasks from the contracts of the tasks
-	$(BIN)/python -m tasks.pages docs/tasks
+	$(BIN)/python -m tools.task_pages docs/tasks
 
 lint: $(VENV)/.installed-dev ## Style and common mistakes
 	$(BIN)/ruff check .

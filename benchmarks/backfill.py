@@ -121,7 +121,7 @@ def backfill(
     """Runs ``modelmill backfill`` until it is through, killed on the way, and looks at what it wrote."""
     seen = Backfill()
     command = processes.python(
-        *("-m", "modelmill.cli", "backfill", TASK, model, "--url", system.url, "--output", str(output)),
+        *("-m", "modelmill_cli", "backfill", TASK, model, "--url", system.url, "--output", str(output)),
         *("--resume", "--json", *options),
     )
     places = sorted((chance or random).sample(range(1, int(rows * 0.9)), kills))

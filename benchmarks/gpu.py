@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from backends.device import Device, available_cores, free_memory
 from benchmarks import load
 from benchmarks.engine import drain, jobs_per_s, span
 from benchmarks.gpu_models import CASES, TINY_CASES, Case, Forward, forward_only, write_models_file
@@ -28,6 +27,7 @@ from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import running
 from modelmill.states import Status
 from modelmill.store import JobRecord, Submission
+from modelmill_backends.device import Device, available_cores, free_memory
 
 TITLE = "On a GPU"
 TARGET_SHARE = 0.85

@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backends.contract import LoadContext
-from backends.device import Device, free_memory
-from backends.loader import LoadedModel
 from benchmarks.photo import inputs
 from modelmill.catalogue import Catalogue
 from modelmill.settings import get_settings
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device, free_memory
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
 
 PRINTABLE = [chr(code) for code in range(33, 127)]
 START, END = "<|startoftext|>", "<|endoftext|>"

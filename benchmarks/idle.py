@@ -22,8 +22,8 @@ PAUSES_S = {"at once": 0.0, "after 0.1 s": 0.1, "after 1.5 s": 1.5}
 
 def measure(options: Options) -> Section:
     """``Prefer: wait`` with one job at a time, for pauses of several lengths between two."""
-    from backends.loader import load
     from modelmill.catalogue import Catalogue
+    from modelmill_backends.loader import load
 
     direct_model = load(NOOP, Catalogue.load(MODELS))
     added: dict[str, list[float]] = {name: [] for name in PAUSES_S}

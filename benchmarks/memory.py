@@ -16,7 +16,7 @@ from benchmarks.system import System, running, small_body
 from modelmill.catalogue import Catalogue
 from modelmill.settings import MIB, Settings
 from modelmill.store import JobStore
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
 
 JOBS, CONNECTIONS, STEPS = 100_000, 32, 10
 RESULT_TTL_S = 20

@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 import time
 
-from backends.loader import load
-from backends.onnx.imagenet import pixels
 from benchmarks.photo import photo
-from tasks.media import open_image
+from modelmill_backends.loader import load
+from modelmill_backends.onnx.imagenet import pixels
+from modelmill_tasks.shared.media import open_image
 
 
 def main(name: str) -> None:

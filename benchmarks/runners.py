@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from backends.contract import Prepared
-from backends.noop import NoopRunner
-from tasks.zero_shot_image_classification import Input
+from modelmill_backends.contract import Prepared
+from modelmill_backends.noop import NoopRunner
+from modelmill_tasks.zero_shot_image_classification import Input
 
 
 class SleepRunner(NoopRunner):

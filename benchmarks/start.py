@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backends.device import available_cores
 from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import MODELS
 from modelmill import processes
@@ -26,7 +25,8 @@ from modelmill.broker import Bells, make_celery
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
 from modelmill.store import AsyncJobStore, JobStore, Submission
-from tasks.registry import find_task
+from modelmill_backends.device import available_cores
+from modelmill_tasks.registry import find_task
 
 LOADED = ("conse-lite0", "efficientnet-lite0", "minilm")
 LOAD_ROUNDS = 3
@@ -53,7 +53,7 @@ class Tokenizer:
 onnxruntime.InferenceSession = spied("session", onnxruntime.InferenceSession)
 numpy.load = spied("array", numpy.load)
 tokenizers.Tokenizer = Tokenizer
-from backends.loader import load
+from modelmill_backends.loader import load
 load(sys.argv[1])
 print(json.dumps(opened))
 """
@@ -65,11 +65,11 @@ OURS = (
     + """
 import tempfile
 from pathlib import Path
-from backends.device import current_device, free_memory
+from modelmill_backends.device import current_device, free_memory
 from modelmill.catalogue import Catalogue
 from modelmill.settings import get_settings
-from worker.models import ModelCache
-from worker.recorder import Recorder
+from modelmill_worker.models.cache import ModelCache
+from modelmill_worker.child_state import Recorder
 
 settings = get_settings()
 recorder = Recorder(Path(tempfile.mkdtemp()))
@@ -96,7 +96,7 @@ The clock starts where a bell finds a child that waits: what it makes at its sta
 ALONE = (
     RUNTIMES
     + """
-from backends.loader import load
+from modelmill_backends.loader import load
 started = time.perf_counter()
 load(sys.argv[1])
 print(time.perf_counter() - started)
@@ -107,7 +107,7 @@ print(time.perf_counter() - started)
 BARE = (
     RUNTIMES
     + """
-from backends.device import free_memory
+from modelmill_backends.device import free_memory
 
 def session(path):
     options = onnxruntime.SessionOptions()
@@ -129,14 +129,14 @@ def once():
 print(json.dumps([once() for _ in range(6)]))
 """
 )
-"""The same with the runtimes alone, and the options of ``backends.onnx.session``."""
+"""The same with the runtimes alone, and the options of ``modelmill_backends.onnx.session``."""
 NOTE = (
     "Medians of the rounds, after one that warms the caches of the disk, of the models and of compiled "
     "Python; each round starts every process anew. A load is the worker's: `ModelCache.get`, in a process "
     "that has made the cache as a worker's child does when it starts, without a store to announce to. A "
     "bare load opens the same files with the same options in a process of its own. Both have imported "
     "numpy, onnxruntime and tokenizers before, and both free memory first as an eviction does. Alone is "
-    "`backends.loader.load` in a process that has done nothing else: it also reads the catalogue and the "
+    "`modelmill.load` in a process that has done nothing else: it also reads the catalogue and the "
     "settings, and finds and imports the runner."
 )
 
@@ -174,7 +174,7 @@ def _starts(rounds: int) -> Table:
         start = partial(processes.start, environment=environment, log=log)
         steps: dict[str, Callable[[], float]] = {
             "`python -c pass`, for comparison": lambda: _until_it_ends(["-c", "pass"]),
-            "`modelmill --help`": lambda: _until_it_ends(["-m", "modelmill.cli", "--help"]),
+            "`modelmill --help`": lambda: _until_it_ends(["-m", "modelmill_cli", "--help"]),
             "API, to the first 200 of /health/live": lambda: _api(start),
             "worker, to the first result of a queued job, noop": lambda: _worker(start, server.url, "noop"),
             "the same, conse-lite0": lambda: _worker(start, server.url, "conse-lite0"),
@@ -200,7 +200,7 @@ def _api(start: Callable[[Sequence[str]], subprocess.Popen[bytes]]) -> float:
             return True
         return False
 
-    return _until(lives, lambda: start(processes.python("-m", "modelmill.cli", "api", "--port", str(port))))
+    return _until(lives, lambda: start(processes.python("-m", "modelmill_cli", "api", "--port", str(port))))
 
 
 def _worker(start: Callable[[Sequence[str]], subprocess.Popen[bytes]], url: str, model: str) -> float:
@@ -226,7 +226,7 @@ def _worker(start: Callable[[Sequence[str]], subprocess.Popen[bytes]], url: str,
         assert record.status == "complete", record.error
         return True
 
-    command = processes.python("-m", "modelmill.cli", "worker", "--devices", "cpu")
+    command = processes.python("-m", "modelmill_cli", "worker", "--devices", "cpu")
     seconds = _until(ended, lambda: start(command))
     store.close()
     return seconds

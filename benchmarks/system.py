@@ -75,7 +75,7 @@ def running(
             ["api", "--port", str(port)],
             ["worker", "--devices", devices, "--preload", preload, "--models", served],
         ):
-            process = processes.start(processes.python("-m", "modelmill.cli", *command), environment, log)
+            process = processes.start(processes.python("-m", "modelmill_cli", *command), environment, log)
             cleanup.callback(processes.stop, process, 40)
             pids.append(process.pid)
         url = f"http://127.0.0.1:{port}"

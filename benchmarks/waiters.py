@@ -90,7 +90,7 @@ def one_api() -> Iterator[Parts]:
         port = processes.free_port()
         environment = {"MODELMILL_REDIS_URL": server.url, "MODELMILL_MODELS_FILE": str(MODELS)}
         with (folder / "log").open("ab") as log:
-            command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
+            command = processes.python("-m", "modelmill_cli", "api", "--port", str(port))
             process = processes.start(command, environment, log)
         cleanup.callback(processes.stop, process, 20)
         parts = Parts(
@@ -174,7 +174,7 @@ async def measure(parts: Parts, clients: int) -> Round:
     all_wait = await asyncio.to_thread(parts.moment, "all wait")
     with parts.log.open("ab") as log:
         options = ("--devices", "cpu", "--models", MODEL, "--preload", MODEL)
-        command = processes.python("-m", "modelmill.cli", "worker", *options)
+        command = processes.python("-m", "modelmill_cli", "worker", *options)
         worker = processes.start(command, parts.environment, log)
     try:
         told_at = sorted(await asyncio.gather(*calls))

@@ -36,7 +36,7 @@ def load(name: str) -> Run:
     """
     if name == NOOP:
         return _uniform
-    from backends.loader import load as load_model
+    from modelmill_backends.loader import load as load_model
 
     model = load_model(name)
 

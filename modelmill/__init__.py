@@ -1,4 +1,7 @@
-"""Modelmill: AI jobs over HTTP, queued, and run in batches on workers pinned to GPUs."""
+"""Modelmill: AI jobs over HTTP, queued, and run in batches on workers pinned to GPUs.
+
+``Client`` and ``AsyncClient`` talk to a server. ``load`` and ``list_models`` run a model in this process.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -6,6 +9,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from modelmill.client import AsyncClient as AsyncClient
     from modelmill.client import Client as Client
+    from modelmill_backends.loader import list_models as list_models
+    from modelmill_backends.loader import load as load
+
+_MODULES = {
+    "AsyncClient": "modelmill.client",
+    "Client": "modelmill.client",
+    "list_models": "modelmill_backends.loader",
+    "load": "modelmill_backends.loader",
+}
+
+__all__ = ["AsyncClient", "Client", "__version__", "list_models", "load"]
 
 try:
     __version__ = version("modelmill")
@@ -14,9 +28,9 @@ except PackageNotFoundError:  # a source tree that was never installed
 
 
 def __getattr__(name: str) -> object:
-    """``Client`` and ``AsyncClient``, loaded when they are asked for."""
-    if name in ("AsyncClient", "Client"):
-        from importlib import import_module
+    """Imports a name's module when the name is first asked for: ``import modelmill`` stays cheap."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'modelmill' has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(import_module("modelmill.client"), name)
-    raise AttributeError(f"module 'modelmill' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,7 +1,7 @@
 """The catalogue of models: what callers may name, read from TOML by API and worker alike.
 
-The built-in entries lie in ``backends/catalogue.toml``. An installed plugin adds entries with a file of the
-same form that it names by an entry point in the group ``modelmill.models``, as ``package:models.toml``; an
+The built-in entries lie in ``backends/modelmill_backends/catalogue.toml``. An installed plugin adds
+entries with a file of the same form that it names by an entry point in the group ``modelmill.models``, as ``package:models.toml``; an
 operator adds or replaces entries with one more (``--models-file``). Reading it imports no runtime.
 """
 
@@ -13,7 +13,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -149,9 +148,7 @@ class Catalogue(Mapping[str, ModelEntry]):
             ConfigError: the file is missing, is not TOML, or an entry is wrong; names file and line. Or
                 two entries claim one alias; names both.
         """
-        # Found as a resource and not imported: the catalogue is data, and the kernel stands below backends.
-        built_in = Path(str(files("backends"))) / "catalogue.toml"
-        entries = read_models_file(built_in)
+        entries = read_models_file(_built_in_file())
         for plugin in _plugin_files():
             entries = _extended(entries, plugin)
         if models_file is not None:
@@ -202,16 +199,36 @@ def _plugin_files() -> list[Path]:
     return [_plugin_file(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
 
 
-def _plugin_file(point: EntryPoint) -> Path:
+def _built_in_file() -> Path:
+    """The catalogue that comes with the runners.
+
+    Raises:
+        ConfigError: the installation is incomplete.
+    """
+    file = _file_of_package("modelmill_backends", "catalogue.toml")
+    if file is None:
+        raise ConfigError(
+            "The package modelmill_backends, which holds the catalogue of models, is not installed. "
+            "Install modelmill again."
+        )
+    return file
+
+
+def _file_of_package(package: str, name: str) -> Path | None:
+    """A file beside a package's modules. A top-level package is located without being imported."""
     try:
-        # Looked up and not imported: the catalogue is data.
-        spec = find_spec(point.module)
+        spec = find_spec(package)
     except ImportError:
         spec = None
     folders = (spec.submodule_search_locations if spec else None) or []
-    for folder in folders:
-        if (file := Path(folder, point.attr or "models.toml")).is_file():
-            return file
+    files = (Path(folder, name) for folder in folders)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _plugin_file(point: EntryPoint) -> Path:
+    file = _file_of_package(point.module, point.attr or "models.toml")
+    if file is not None:
+        return file
     of = f" of {point.dist.name}" if point.dist else ""
     raise ConfigError(
         f"The entry point {point.name!r}{of} in the group {ENTRY_POINT_GROUP} names {point.value!r}: "

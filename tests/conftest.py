@@ -21,10 +21,10 @@ import pytest
 import redis
 import uvicorn
 
-from api.app import create_app
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.store import JobStore
+from modelmill_api.app import create_app
 
 REPOSITORY = Path(__file__).parent.parent
 TEST_MODELS = REPOSITORY / "tests" / "fixtures" / "models.toml"
@@ -262,7 +262,7 @@ def start_workers(
             name = f"w{count}"
             log = tmp_path / f"{name}.log"
             command = processes.python(
-                "-m", "modelmill.cli", "worker", "--devices", devices, "--name", name, *options
+                "-m", "modelmill_cli", "worker", "--devices", devices, "--name", name, *options
             )
             with log.open("ab") as output, pytest.MonkeyPatch.context() as patch:
                 if cwd is not None:

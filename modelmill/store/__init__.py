@@ -4,7 +4,8 @@
 alone change a job's state. See ``docs/architecture.md`` for a job's way through them.
 """
 
-from modelmill.store.aio import AsyncJobStore, QueueState, Snapshot, Standing
+from modelmill.store.api_store import AsyncJobStore, QueueState, Snapshot, Standing
+from modelmill.store.news import EndWatch
 from modelmill.store.records import (
     OPENING,
     Accepted,
@@ -24,8 +25,7 @@ from modelmill.store.records import (
     Submission,
     Verdict,
 )
-from modelmill.store.sync import JobStore
-from modelmill.store.waiting import EndWatch
+from modelmill.store.worker_store import JobStore
 
 __all__ = [
     "OPENING",

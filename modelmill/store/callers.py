@@ -20,7 +20,7 @@ import redis
 from modelmill.errors import ConfigError
 from modelmill.states import Lane
 from modelmill.store import keys
-from modelmill.store.aio import AsyncJobStore
+from modelmill.store.api_store import AsyncJobStore
 from modelmill.store.records import Accepted, Limits, Verdict
 
 ID_LENGTH = 12

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from modelmill.store import keys
-from modelmill.store.aio import AsyncJobStore
+from modelmill.store.api_store import AsyncJobStore
 
 AT_ONCE = 100
 """At most so many events are read at once."""

@@ -17,7 +17,7 @@ from modelmill.blobs import CHUNK_BYTES, BlobStore
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
-from modelmill.store.aio import AsyncJobStore
+from modelmill.store.api_store import AsyncJobStore
 from modelmill.store.scripts import MEMORY_SHARE, Argument
 
 WRITE_S = 3600

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelmill.states import Status
 from modelmill.store import keys
-from modelmill.store.aio import AsyncJobStore
+from modelmill.store.api_store import AsyncJobStore
 from modelmill.store.records import JobRecord
 
 MAX_SCANNED = 2000

@@ -29,7 +29,7 @@ def api_process(settings: Settings, folder: Path) -> Iterator[tuple[subprocess.P
         except httpx.TransportError:
             return False
 
-    command = processes.python("-m", "modelmill.cli", "api", "--port", str(port))
+    command = processes.python("-m", "modelmill_cli", "api", "--port", str(port))
     with (folder / "api.log").open("ab") as log:
         process = processes.start(command, environment_of(settings), log)
     try:

@@ -16,13 +16,13 @@ import httpx
 import pytest
 import redis
 
-from api import auth
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import AsyncJobStore, Ended, JobStore, keys
 from modelmill.store.callers import KeyRing, parse_token
-from tasks.examples import CAT
+from modelmill_api.middleware import auth
+from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import People
 from tests.conftest import ApiServer, Valkey, wait_until
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from modelmill.settings import Settings
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
 TASK = "/api/tasks/zero-shot-image-classification"

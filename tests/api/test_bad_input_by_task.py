@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
-from backends.conformance.samples import kind_of
 from modelmill.settings import Settings
-from tasks.contract import Task
-from tasks.pages import built_in_tasks
+from modelmill_backends.conformance.samples import kind_of
+from modelmill_tasks.contract import Task
 from tests.conftest import ApiServer, Valkey
+from tools.task_pages import built_in_tasks
 
 TASKS = built_in_tasks()
 NO_MEDIA = "data:image/png;base64," + base64.b64encode(b"neither an image nor a sound " * 10).decode()

@@ -19,11 +19,11 @@ import psutil
 import pytest
 import redis
 
-from api.bulk import LineSplitter
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
-from tasks.examples import CAT
+from modelmill_api.routes.bulk import LineSplitter
+from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import api_process
 from tests.conftest import ApiServer, wait_until
 
@@ -179,7 +179,7 @@ def test_a_client_that_hangs_up_keeps_what_was_accepted(api: httpx.Client, raw_r
 def test_a_client_that_reads_nothing_is_not_read_for_ever(
     api: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.bulk.MAX_UNREAD_BYTES", 256 * 1024)
+    monkeypatch.setattr("modelmill_api.routes.bulk.MAX_UNREAD_BYTES", 256 * 1024)
     wrong = chunk((b"x" * 40 + b"\n") * 1500)
     before, sent = psutil.Process().memory_info().rss, 0
     with connect(api) as connection:

@@ -20,7 +20,6 @@ import redis
 from httpx_sse import ServerSentEvent, connect_sse
 from starlette.types import Message, Scope
 
-from api.events import EventStream
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import (
@@ -34,6 +33,7 @@ from modelmill.store import (
     Return,
     keys,
 )
+from modelmill_api.routes.events import EventStream
 from tests.api.conftest import api_process
 from tests.api.test_waiting import BODY, RESULT, TASK, submit, waiting
 from tests.conftest import ApiServer, Valkey, wait_until
@@ -246,7 +246,7 @@ def test_it_is_told_why_a_job_waits_again(api: httpx.Client, store: JobStore, ra
 def test_a_quiet_stream_shows_that_it_lives(
     api: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.events.KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr("modelmill_api.routes.events.KEEP_ALIVE_S", 0.05)
     job_id = submit(api)
     with api.stream("GET", address(job_id)) as response:
         text = response.iter_lines()
@@ -263,7 +263,7 @@ def test_a_quiet_stream_shows_that_it_lives(
 def test_signs_of_life_are_no_events(
     api: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.events.KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr("modelmill_api.routes.events.KEEP_ALIVE_S", 0.01)
     job_id = submit(api)
     with following(api, job_id) as follower:
         for _ in range(3):
@@ -358,7 +358,7 @@ def test_a_client_that_leaves_is_followed_for_no_more(api: httpx.Client) -> None
 def test_a_stream_outlives_a_restart_of_redis(
     own_valkey: Valkey, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.events.RETRY_S", 0.2)
+    monkeypatch.setattr("modelmill_api.routes.events.RETRY_S", 0.2)
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "lease_s": 30.0})
     server, store = ApiServer(settings), JobStore(settings)
     try:

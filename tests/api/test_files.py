@@ -20,7 +20,7 @@ from modelmill.states import Status
 from modelmill.store import AsyncJobStore, Ended, JobStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill.store.files import FileStore
-from tasks.examples import CAT, SPEECH
+from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.conftest import ApiServer, Valkey, wait_until
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
@@ -343,8 +343,8 @@ def test_the_body_of_a_refused_job_does_not_stay(settings: Settings) -> None:
 def test_the_api_sweeps_by_itself(
     settings: Settings, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.sweeping.BUSY_S", 0.05)
-    monkeypatch.setattr("api.sweeping.IDLE_S", 0.05)
+    monkeypatch.setattr("modelmill_api.background.sweeper.BUSY_S", 0.05)
+    monkeypatch.setattr("modelmill_api.background.sweeper.IDLE_S", 0.05)
     server = ApiServer(settings)
     try:
         with httpx.Client(base_url=server.url) as client:

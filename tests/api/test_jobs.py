@@ -12,7 +12,7 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
 TASK = "/api/tasks/zero-shot-image-classification"

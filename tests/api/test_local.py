@@ -8,12 +8,12 @@ import httpx
 import pytest
 import redis
 
-from api import auth
-from api.app import create_app
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
 from modelmill.store.callers import KeyRing
+from modelmill_api.app import create_app
+from modelmill_api.middleware import auth
 from tests.api.test_auth import BODY, JOBS
 from tests.conftest import ApiServer
 

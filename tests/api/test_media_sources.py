@@ -15,7 +15,7 @@ from PIL import Image
 
 from modelmill.settings import Settings
 from modelmill.store import JobStore, Limits, keys
-from tasks.examples import CAT, SPEECH
+from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.api.conftest import People
 from tests.conftest import ApiServer
 from tests.fixtures.web import Web

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
 TASK = "/api/tasks/zero-shot-image-classification"

@@ -10,7 +10,7 @@ import redis
 
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"

@@ -15,7 +15,7 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
 from modelmill.store.listing import MAX_SCANNED
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
 load_all_checks()

@@ -17,12 +17,12 @@ import httpx
 import pytest
 import redis
 
-from api.waiting import preferred_wait
 from modelmill.client import Client
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore, keys
-from tasks.examples import CAT
+from modelmill_api.waiting import preferred_wait
+from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import api_process
 from tests.conftest import ApiServer, Valkey, wait_until
 
@@ -247,7 +247,7 @@ def test_a_silent_subscription_is_kept_and_a_broken_one_replaced(
     def subscriber() -> list[str]:
         return [client["id"] for client in raw_redis.client_list(_type="pubsub")]
 
-    monkeypatch.setattr("modelmill.store.waiting.SILENCE_S", 0.05)
+    monkeypatch.setattr("modelmill.store.news.SILENCE_S", 0.05)
     server = ApiServer(settings)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:

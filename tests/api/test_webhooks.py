@@ -19,13 +19,13 @@ import redis
 from standardwebhooks import Webhook
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from api.delivering import SCHEDULE_S, compose
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import AsyncJobStore, Ended, JobStore, Progress, keys
-from modelmill.store.hooks import Delivery
-from tasks.examples import CAT
+from modelmill.store.webhooks import Delivery
+from modelmill_api.background.webhooks import SCHEDULE_S, compose
+from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import api_process
 from tests.conftest import ApiServer, wait_until
 from tests.fixtures.receiver import Receiver

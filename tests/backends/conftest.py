@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.settings import Settings
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
 from tests.fixtures import tiny_models
 from tests.fixtures.tiny.embeddings import exported_dual_encoder
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backends.audio import open_audio, pieces
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import get_settings
+from modelmill_backends.shared.audio import open_audio, pieces
 from tests.fixtures.sounds import RATE, encoded, sound_url, speech, tone
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.examples import SPEECH
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.shared.examples import SPEECH
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.sounds import RATE, sound_url, speech, tone
 from tests.fixtures.tiny.audio import LABELS, tiny_ast, tiny_wav2vec2_classifier

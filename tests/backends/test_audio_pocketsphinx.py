@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode
-from tasks.examples import SPEECH
-from tasks.registry import find_task
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import SPEECH
 from tests.backends.conftest import OpenModel
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, sound_url, speech
@@ -102,7 +102,7 @@ def test_english_only_says_so(sphinx: LoadedModel) -> None:
 def test_no_sound_card_is_looked_for() -> None:
     program = (
         "import sys, backends\n"
-        "model = backends.load('pocketsphinx-en')\n"
+        "model = modelmill.load('pocketsphinx-en')\n"
         "assert 'pocketsphinx' in sys.modules and 'sounddevice' not in sys.modules\n"
     )
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.audio import pieces
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.examples import SPEECH
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.shared.audio import pieces
+from modelmill_tasks.shared.examples import SPEECH
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, speech, tone

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.media import source_bytes
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.shared.media import source_bytes
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 

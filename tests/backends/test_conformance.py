@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from backends.conformance import CHECKS, Bench, SkippedError, Specimen
-from backends.device import Device
-from backends.registry import all_runners, find_runner
 from modelmill.catalogue import ModelEntry
 from modelmill.settings import Settings
+from modelmill_backends.conformance import CHECKS, Bench, SkippedError, Specimen
+from modelmill_backends.device import Device
+from modelmill_backends.registry import all_runners, find_runner
 from tests.fixtures.specimens import all_specimens
 
 SPECIMENS = all_specimens()
@@ -54,7 +54,7 @@ def test_every_runner_has_a_specimen(
     without = {
         f"{backend} {task} {name}"
         for (backend, task, name), runner in all_runners().items()
-        if runner.__module__.startswith("backends.") and backend != "noop"
+        if runner.__module__.startswith("modelmill_backends.") and backend != "noop"
     }
     for specimen in SPECIMENS:
         entry = built.get(specimen.name) or specimen.build(tmp_path_factory.mktemp("entry"))

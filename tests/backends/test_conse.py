@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.onnx.conse import Options
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from tasks.zero_shot_image_classification import TASK as CONTRACT
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.onnx.conse import Options
+from modelmill_tasks.zero_shot_image_classification import TASK as CONTRACT
 from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import SUBJECTS, data_url, photo
 
@@ -173,12 +173,12 @@ def test_a_warm_worker_imports_neither_torch_nor_transformers(
     code = f"""
 import json, sys
 from pathlib import Path
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
 
 catalogue = Catalogue.load()
 entry = catalogue.find({model!r})

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from backends.contract import Prepared
-from backends.loader import LoadedModel
-from backends.noop import NoopRunner
 from modelmill.catalogue import ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import Claimed
-from tasks.examples import CAT
-from tasks.registry import find_task
-from tasks.zero_shot_image_classification import Input
+from modelmill_backends.contract import Prepared
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.noop import NoopRunner
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.zero_shot_image_classification import Input
+from modelmill_worker.drain.batches import form_batches, item_json, open_job, preprocess, run_batch
 from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.callables import Scaler
-from worker.work import form_batches, item_json, open_job, preprocess, run_batch
 
 TASK = "custom"
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.device import Device, free_memory, torch_with_cuda, total_bytes, used_bytes
-from backends.failures import NoGpuRuntimeError
-from backends.onnx.session import open_session
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.settings import MIB, Settings
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device, free_memory, torch_with_cuda, total_bytes, used_bytes
+from modelmill_backends.failures import NoGpuRuntimeError
+from modelmill_backends.onnx.session import open_session
 
 CPU, GPU = Device("cpu", 1), Device("cuda", 1)
 

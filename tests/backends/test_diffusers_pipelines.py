@@ -13,13 +13,13 @@ import pytest
 from huggingface_hub.utils._paths import filter_repo_objects
 from numpy.typing import NDArray
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.diffusers import pipelines
-from backends.loader import LoadedModel
-from backends.source import SETTINGS_FILES
 from modelmill.catalogue import Source
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.diffusers import pipelines
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.source import SETTINGS_FILES
 from tests.backends.test_text_to_image import draw, entry, pixels
 from tests.fixtures.tiny.text_to_image import tiny_sd
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.onnx.efficientnet_lite import load_network, same_padding
-from backends.onnx.imagenet import labels, pixels
-from backends.source import locate
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.onnx.efficientnet_lite import load_network, same_padding
+from modelmill_backends.onnx.imagenet import labels, pixels
+from modelmill_backends.source import locate
 from tests.backends.conftest import OpenModel
 from tests.fixtures.photos import data_url, photo
 

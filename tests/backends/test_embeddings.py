@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny.embeddings import tiny_dinov2, tiny_vit_with_pooler
@@ -174,7 +174,7 @@ def test_all_tasks_of_a_catalogued_model_share_its_weights(open_model: OpenModel
 
 @pytest.mark.parametrize("name", ["clip-vit-base-patch32", "clip-vit-large-patch14", "siglip-base"])
 def test_the_catalogues_dual_encoders_name_runners_that_share_a_load(name: str) -> None:
-    from backends.registry import find_runner
+    from modelmill_backends.registry import find_runner
 
     entry = Catalogue.load().find(name)
     runners: list[Any] = [find_runner(entry, task) for task in entry.tasks]

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from backends.artifacts import fingerprint, made_once
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.onnx import export
-from backends.onnx.export import open_exported
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
+from modelmill_backends.artifacts import fingerprint, made_once
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.onnx import export
+from modelmill_backends.onnx.export import open_exported
 from tests.backends.conftest import CPU, OpenModel
 
 
@@ -152,7 +152,9 @@ def test_damaged_weights_give_the_reason_and_no_file(
     source.write_bytes(b"not a state dict")
 
     with pytest.raises(ModelmillError, match="cannot be exported to ONNX: UnpicklingError") as caught:
-        open_exported(context_of("efficientnet-lite0"), source, "backends.onnx.efficientnet_lite:to_export")
+        open_exported(
+            context_of("efficientnet-lite0"), source, "modelmill_backends.onnx.efficientnet_lite:to_export"
+        )
 
     assert caught.value.code is ErrorCode.MODEL_LOAD_FAILED
     assert not list((settings.cache_dir / "onnx").glob("damaged-*/model.onnx"))
@@ -171,7 +173,9 @@ def test_a_pickle_with_code_is_not_run(context_of: Callable[..., LoadContext], t
     subprocess.run([sys.executable, "-c", code, source, trap], check=True, timeout=60)
 
     with pytest.raises(ModelmillError):
-        open_exported(context_of("efficientnet-lite0"), source, "backends.onnx.efficientnet_lite:to_export")
+        open_exported(
+            context_of("efficientnet-lite0"), source, "modelmill_backends.onnx.efficientnet_lite:to_export"
+        )
 
     assert not trap.exists()
 
@@ -185,7 +189,9 @@ def test_the_export_process_runs_no_file_of_the_working_directory(
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(ModelmillError, match="UnpicklingError"):
-        open_exported(context_of("efficientnet-lite0"), source, "backends.onnx.efficientnet_lite:to_export")
+        open_exported(
+            context_of("efficientnet-lite0"), source, "modelmill_backends.onnx.efficientnet_lite:to_export"
+        )
 
 
 def test_the_version_is_part_of_the_key(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.onnx.faces import ALIGNED, aligned, similarity
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.onnx.faces import ALIGNED, aligned, similarity
+from modelmill_tasks.registry import find_task
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.specimens.faces import opencv_rows

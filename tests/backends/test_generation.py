@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
-from backends.progress import Progress
-from backends.transformers.generation import Request, plan
-from backends.transformers.settings import Settings
 from modelmill.catalogue import ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.text_generation import Input
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.progress import Progress
+from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.transformers.generation import Request, plan
+from modelmill_tasks.text_generation import Input
 from tests.fixtures.tiny import generation as tiny
 
 TEXT = "text-generation"

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from backends.conformance import samples_of
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
-from backends.registry import find_runner
-from backends.transformers.languages import MarkedLanguages, OnePair, Way
-from backends.transformers.stopping import continuation
 from modelmill.catalogue import ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.examples import CAT
-from tasks.registry import find_task
-from tasks.translation import Input
+from modelmill_backends.conformance import samples_of
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.registry import find_runner
+from modelmill_backends.transformers.languages import MarkedLanguages, OnePair, Way
+from modelmill_backends.transformers.stopping import continuation
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.translation import Input
 from tests.fixtures.tiny import generation as tiny
 
 TEXT, CHAT, SUMMARY, TRANSLATION = "text-generation", "chat-completion", "summarization", "translation"

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
 
 TEXT, CHAT = "text-generation", "chat-completion"
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
@@ -93,7 +93,7 @@ def test_its_weights_are_those_of_the_file(smollm2: LoadedModel, catalogue: Cata
     import numpy as np
     from gguf import GGUFReader, dequantize
 
-    from backends.source import locate
+    from modelmill_backends.source import locate
 
     name = "blk.3.ffn_down.weight"
     tensor = next(one for one in GGUFReader(locate(catalogue.find("smollm2"))).tensors if one.name == name)

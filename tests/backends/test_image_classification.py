@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.loader import LoadedModel
+from modelmill_backends.loader import LoadedModel
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 

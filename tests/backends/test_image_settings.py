@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backends.image_settings import UnknownStepsError, image_settings
+from modelmill_backends.shared.image_settings import UnknownStepsError, image_settings
 
 HALF: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 CLIP = {**HALF, "image_processor_type": "CLIPImageProcessor"}

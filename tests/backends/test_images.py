@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.image_settings import read_image_settings
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.shared.image_settings import read_image_settings
 from tests.backends.conftest import ZERO_SHOT, OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 
@@ -227,7 +227,7 @@ def test_an_image_too_narrow_to_scale_is_refused(open_model: OpenModel, shapeles
 
 
 def _input(task: str, item: dict[str, Any]) -> Any:
-    from tasks.registry import find_task
+    from modelmill_tasks.registry import find_task
 
     fields = find_task(task).input.model_fields
     return find_task(task).input.model_validate({name: item[name] for name in item if name in fields})

@@ -15,14 +15,14 @@ import pybase64
 import pytest
 from PIL import Image
 
-import backends
-from backends.contract import LoadContext, Prepared, Runner
-from backends.inputs import parse
-from backends.loader import LoadedModel
+import modelmill
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
-from tasks.text_embedding import Input, Output
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.inputs import parse
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.text_embedding import Input, Output
 from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import data_url, photo
 
@@ -79,8 +79,8 @@ def letters(context_of: Callable[..., LoadContext]) -> Callable[..., LoadedModel
 
 @pytest.fixture
 def in_session_cache(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``backends.load`` finds the exports of this session."""
-    monkeypatch.setattr("backends.loader.get_settings", lambda: settings)
+    """``modelmill.load`` finds the exports of this session."""
+    monkeypatch.setattr("modelmill_backends.loader.get_settings", lambda: settings)
 
 
 def refusal(call: Callable[[], Any]) -> ModelmillError:
@@ -95,18 +95,18 @@ def batches(model: LoadedModel) -> list[list[str]]:
 
 
 def test_importing_backends_imports_next_to_nothing() -> None:
-    code = "import backends, json, sys; print(json.dumps(list(sys.modules)))"
+    code = "import modelmill_backends, json, sys; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
 
     imported = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert {"torch", "transformers", "onnxruntime", "numpy", "PIL", "pydantic"}.isdisjoint(imported)
 
 
-def test_what_backends_offers_is_there_and_nothing_else() -> None:
-    for name in backends.__all__:
-        assert getattr(backends, name).__doc__
+def test_what_modelmill_offers_is_there_and_nothing_else() -> None:
+    for name in modelmill.__all__:
+        assert getattr(modelmill, name)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
-        backends.lod  # noqa: B018
+        modelmill.lod  # noqa: B018
 
 
 def test_one_input_gives_one_output_and_a_list_a_list(letters: Callable[..., LoadedModel]) -> None:
@@ -303,7 +303,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_a_sound_may_be_samples_with_their_rate() -> None:
     import soundfile
 
-    from tasks.media import source_bytes
+    from modelmill_tasks.shared.media import source_bytes
 
     samples = np.sin(np.linspace(0, 100, 8000, dtype=np.float32))
     task = find_task("audio-classification")
@@ -318,7 +318,7 @@ def test_a_sound_may_be_samples_with_their_rate() -> None:
 
 
 def test_messages_hold_images_and_several_conversations_are_lists_of_lists() -> None:
-    from backends.inputs import items
+    from modelmill_backends.inputs import items
 
     task = find_task("chat-completion")
     messages = [
@@ -333,7 +333,7 @@ def test_messages_hold_images_and_several_conversations_are_lists_of_lists() -> 
 
 @pytest.mark.usefixtures("in_session_cache")
 def test_a_model_is_loaded_by_its_name_or_its_alias_and_closed_with_its_block() -> None:
-    with backends.load("sentence-transformers/all-MiniLM-L6-v2") as model:
+    with modelmill.load("sentence-transformers/all-MiniLM-L6-v2") as model:
         assert model.name == "minilm"
         assert repr(model) == "<LoadedModel minilm>"
         outputs = model.run("text-embedding", text=["a cat", "a kitten", "stocks fell"])
@@ -345,7 +345,7 @@ def test_a_model_is_loaded_by_its_name_or_its_alias_and_closed_with_its_block() 
 
 @pytest.mark.usefixtures("in_session_cache")
 def test_a_lazy_model_loads_when_it_is_asked() -> None:
-    with backends.load("minilm", lazy=True) as model:
+    with modelmill.load("minilm", lazy=True) as model:
         assert not model._weights
         model.run("text-embedding", text="x")
         assert model._weights
@@ -355,7 +355,7 @@ def test_a_folder_is_a_model_of_all_tasks_of_its_backend(tiny: Callable[..., Pat
     folder = tmp_path / "My ViT (new)"
     shutil.copytree(tiny("vit"), folder)
 
-    with backends.load(str(folder), options={"dtype": "float32"}) as model, backends.load(folder) as again:
+    with modelmill.load(str(folder), options={"dtype": "float32"}) as model, modelmill.load(folder) as again:
         assert model.name == "my-vit-new"
         assert {"image-classification", "text-embedding"} <= set(model.tasks)
         assert not model._weights, "nothing is loaded before it is known for which task"
@@ -365,7 +365,7 @@ def test_a_folder_is_a_model_of_all_tasks_of_its_backend(tiny: Callable[..., Pat
 
 
 def test_a_folder_in_onnx_form_is_known_by_its_file(exported: Callable[[str], Path]) -> None:
-    with backends.load(exported("clip")) as model:
+    with modelmill.load(exported("clip")) as model:
         assert model.context.entry.backend == "onnx"
         output = model.run(ZERO_SHOT, image=[CAT], classes=["cat", "dog"])[0]
     assert sum(output.probabilities) == pytest.approx(1)
@@ -375,7 +375,7 @@ def test_a_gguf_file_is_a_model_too(tmp_path: Path) -> None:
     file = tmp_path / "Tiny.Q4_1.gguf"
     file.write_bytes(b"GGUF")
 
-    model = backends.load(str(file))
+    model = modelmill.load(str(file))
 
     assert (model.name, model.context.entry.backend) == ("tiny-q4_1-gguf", "transformers")
     assert {"text-generation", "chat-completion"} <= set(model.tasks)
@@ -407,14 +407,14 @@ def test_a_model_that_cannot_be_loaded_is_told_in_a_sentence(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
-    assert said in refusal(lambda: backends.load(name, **arguments)).message
+    assert said in refusal(lambda: modelmill.load(name, **arguments)).message
 
 
 def test_models_are_listed_by_task_in_the_catalogues_order() -> None:
     catalogue = Catalogue.load()
 
-    assert backends.list_models() == list(catalogue)
-    assert backends.list_models(limit=2) == list(catalogue)[:2]
-    assert backends.list_models("image-classification", limit=1) == ["efficientnet-lite0"]
-    assert set(backends.list_models(ZERO_SHOT)) >= {"conse-lite0", "clip-vit-base-patch32"}
-    assert refusal(lambda: backends.list_models("image-clasification")).code is ErrorCode.TASK_NOT_FOUND
+    assert modelmill.list_models() == list(catalogue)
+    assert modelmill.list_models(limit=2) == list(catalogue)[:2]
+    assert modelmill.list_models("image-classification", limit=1) == ["efficientnet-lite0"]
+    assert set(modelmill.list_models(ZERO_SHOT)) >= {"conse-lite0", "clip-vit-base-patch32"}
+    assert refusal(lambda: modelmill.list_models("image-clasification")).code is ErrorCode.TASK_NOT_FOUND

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from pycocotools import mask as coco
 
-from backends.masks import decode_rle, encode_rle, png_map, png_mask, tight_box
+from modelmill_backends.shared.masks import decode_rle, encode_rle, png_map, png_mask, tight_box
 
 # pycocotools' own, about numpy's arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
-from backends.rapidocr.networks import PASS_WIDTH, _chunks, _padded_width
-from backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.rapidocr.networks import PASS_WIDTH, _chunks, _padded_width
+from modelmill_backends.rapidocr.reading import Piece, in_reading_order, text_of
+from modelmill_tasks.registry import find_task
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.specimens.ocr import rapidocr
 
@@ -329,8 +329,8 @@ def refuse(*_):
     raise OSError("no network here")
 
 socket.socket.connect = refuse
-from backends.loader import load
-from tasks.registry import find_task
+from modelmill_backends.loader import load
+from modelmill_tasks.registry import find_task
 
 model = load("rapidocr")
 task = find_task("optical-character-recognition")

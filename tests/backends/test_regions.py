@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.masks import decode_rle, tight_box
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from tasks.regions import PixelBox
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.shared.masks import decode_rle, tight_box
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.regions import PixelBox
 from tests.backends.conftest import CPU
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny import regions

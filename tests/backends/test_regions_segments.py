@@ -16,8 +16,8 @@ from transformers import (
     SegformerImageProcessorPil,
 )
 
-from backends.transformers.segments import FAMILIES, OVERLAP, instances, panoptic, semantic
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.transformers.segments import FAMILIES, OVERLAP, instances, panoptic, semantic
 
 PROCESSORS = {
     "detr": DetrImageProcessorPil,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.onnx.object_detection import kept_boxes, letterboxed
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.onnx.object_detection import kept_boxes, letterboxed
 from tests.backends.conftest import CPU
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny.yolo import constant_yolo

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-import backends
-from backends import registry
-from backends.noop import NoopRunner
-from backends.onnx.text_embedding import TextEmbeddingRunner
-from backends.registry import all_runners, find_runner, prepare
+import modelmill_backends
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import all_tasks
+from modelmill_backends import registry
+from modelmill_backends.noop import NoopRunner
+from modelmill_backends.onnx.text_embedding import TextEmbeddingRunner
+from modelmill_backends.registry import all_runners, find_runner, prepare
+from modelmill_tasks.registry import all_tasks
 from tests.backends.conftest import ZERO_SHOT
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_every_task_has_a_runner() -> None:
 
 
 def test_finding_runners_imports_no_runtime() -> None:
-    imported = modules_after("from backends.registry import all_runners; all_runners()")
+    imported = modules_after("from modelmill_backends.registry import all_runners; all_runners()")
 
     heavy = {"torch", "transformers", "onnxruntime", "tokenizers", "numpy", "PIL"}
     assert heavy.isdisjoint(imported)
@@ -94,25 +94,27 @@ def test_finding_runners_imports_no_runtime() -> None:
 
 def test_finding_one_runner_imports_no_other_backend() -> None:
     imported = modules_after(
-        "from backends.registry import find_runner\n"
+        "from modelmill_backends.registry import find_runner\n"
         "from modelmill.catalogue import Catalogue\n"
         "find_runner(Catalogue.load()['efficientnet-lite0'], 'image-classification')"
     )
 
-    assert "backends.onnx.image_classification" in imported
+    assert "modelmill_backends.onnx.image_classification" in imported
     assert not {
-        name for name in imported if name.startswith(("backends.transformers.", "backends.onnx.text"))
+        name
+        for name in imported
+        if name.startswith(("modelmill_backends.transformers.", "modelmill_backends.onnx.text"))
     }
 
 
 def test_preparing_imports_the_runners_of_all_models_and_no_runtime() -> None:
     imported = modules_after(
-        "from backends.registry import prepare\n"
+        "from modelmill_backends.registry import prepare\n"
         "from modelmill.catalogue import Catalogue\n"
         "prepare(Catalogue.load().values())"
     )
 
-    assert {"backends.onnx.conse", "backends.onnx.text_embedding"} <= set(imported)
+    assert {"modelmill_backends.onnx.conse", "modelmill_backends.onnx.text_embedding"} <= set(imported)
     assert {"torch", "transformers", "onnxruntime", "numpy"}.isdisjoint(imported)
 
 
@@ -130,16 +132,16 @@ def test_a_runner_is_found_whatever_its_module_is_called(
     forgetful: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_new_file.py").write_text(
-        "from backends.noop import NoopRunner\n"
+        "from modelmill_backends.noop import NoopRunner\n"
         "class Another(NoopRunner):\n"
         "    backend = 'brand-new'\n"
         "    name = 'another'\n"
     )
-    monkeypatch.setattr(backends, "__path__", [*backends.__path__, str(tmp_path)])
+    monkeypatch.setattr(modelmill_backends, "__path__", [*modelmill_backends.__path__, str(tmp_path)])
 
     assert find_runner(an_entry("brand-new", "another"), ZERO_SHOT).__name__ == "Another"
     assert ("brand-new", ZERO_SHOT, "another") in all_runners()
-    del sys.modules["backends.a_new_file"]
+    del sys.modules["modelmill_backends.a_new_file"]
 
 
 @pytest.mark.parametrize("value", [f"{__name__}:PluginRunner", __name__])

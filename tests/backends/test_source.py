@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.loader import LoadedModel
-from backends.source import locate
 from modelmill.catalogue import ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.source import locate
 from tests.backends.conftest import ZERO_SHOT, folder_entry
 
 CUDA = Device("cuda", 1)

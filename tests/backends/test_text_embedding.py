@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.numerics import normalise
-from backends.source import locate
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from tasks.text_embedding import TASK as CONTRACT
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.shared.numerics import normalise
+from modelmill_backends.source import locate
+from modelmill_tasks.text_embedding import TASK as CONTRACT
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.tiny.embeddings import shared_encoder
 

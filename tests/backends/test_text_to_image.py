@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.device import Device
-from backends.diffusers.text_to_image import sides_of
-from backends.loader import LoadedModel
-from backends.progress import Progress
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.diffusers.text_to_image import sides_of
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.progress import Progress
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines

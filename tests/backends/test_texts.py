@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
-from backends.transformers.texts import TextInputs
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
-from tasks.text_classification import TASK as CONTRACT
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.transformers.texts import TextInputs
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.text_classification import TASK as CONTRACT
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.specimens.texts import classified, pieces, pipeline
 from tests.fixtures.tiny import texts as tiny

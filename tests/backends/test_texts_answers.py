@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.backends.test_texts import LONG, ask, made, refusal
 from tests.fixtures.specimens.texts import answered, looked_up, pieces
@@ -110,7 +110,7 @@ class TestTexts:
 
 
 def open_item(item: dict[str, Any]) -> Any:
-    from tasks.question_answering import TASK
+    from modelmill_tasks.question_answering import TASK
 
     return TASK.input.model_validate(item)
 
@@ -136,7 +136,7 @@ class TestTables:
         self, open_model: OpenModel, made: Callable[..., Path]
     ) -> None:
         model = open_model(folder_entry(made("tapas"), LOOK_UP))
-        from tasks.table_question_answering import samples
+        from modelmill_tasks.table_question_answering import samples
 
         answers = ask(model, LOOK_UP, *samples(5))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
 from modelmill.catalogue import ModelEntry, Source
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.registry import find_task
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.backends.test_texts import LONG, ask
 from tests.fixtures.tiny_models import tiny_encoder

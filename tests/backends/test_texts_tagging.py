@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backends.entities import Token, entities
-from tasks.token_classification import AggregationStrategy
+from modelmill_backends.shared.entities import Token, entities
+from modelmill_tasks.token_classification import AggregationStrategy
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.backends.test_texts import LONG, ask, made, refusal
 from tests.fixtures.specimens.texts import STRATEGIES, filled, pieces, pipeline, tagged

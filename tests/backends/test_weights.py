@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.contract import LoadContext
-from backends.loader import LoadedModel
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
 from tests.backends.conftest import folder_entry
 
 

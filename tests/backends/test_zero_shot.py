@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backends.contract import LoadContext
-from backends.image_settings import read_image_settings
-from backends.loader import LoadedModel
-from backends.onnx.clip import ClipRunner
-from backends.text_vectors import TextVectors
-from backends.zero_shot import Scoring
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.loader import LoadedModel
+from modelmill_backends.onnx.clip import ClipRunner
+from modelmill_backends.shared.image_settings import read_image_settings
+from modelmill_backends.shared.text_vectors import TextVectors
+from modelmill_backends.shared.zero_shot import Scoring
 from tests.backends.conftest import ZERO_SHOT, OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 

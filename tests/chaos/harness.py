@@ -93,7 +93,7 @@ class Api:
 
     def launch(self) -> None:
         with self._log.open("ab") as log:
-            command = processes.python("-m", "modelmill.cli", "api", "--port", str(self.port))
+            command = processes.python("-m", "modelmill_cli", "api", "--port", str(self.port))
             self._process = processes.start(command, self._environment, log)
 
     def kill(self) -> None:
@@ -122,7 +122,7 @@ class Worker:
 
     def launch(self) -> None:
         command = processes.python(
-            *("-m", "modelmill.cli", "worker", "--devices", self._devices, "--name", self.name)
+            *("-m", "modelmill_cli", "worker", "--devices", self._devices, "--name", self.name)
         )
         with self.log.open("ab") as log:
             self.process = processes.start(command, self._environment, log)

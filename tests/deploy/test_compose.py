@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from api.auth import keys_are_on
 from modelmill.settings import ENV_PREFIX, Settings
+from modelmill_api.middleware.auth import keys_are_on
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"

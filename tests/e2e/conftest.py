@@ -30,7 +30,7 @@ def start_up(folder: Path, cache_dir: Path, *options: str) -> Up:
     """Starts `modelmill up` on a free port, with its data in ``folder``."""
     port = processes.free_port()
     log = folder / f"up-{port}.log"
-    command = processes.python("-m", "modelmill.cli", "up", "--data-dir", str(folder / "data"))
+    command = processes.python("-m", "modelmill_cli", "up", "--data-dir", str(folder / "data"))
     environment = {"MODELMILL_CACHE_DIR": str(cache_dir), "MODELMILL_PORT": str(port)}
     with log.open("ab") as output:
         process = processes.start([*command, *options], environment, output)

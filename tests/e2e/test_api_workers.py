@@ -14,7 +14,7 @@ from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import environment_of, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
@@ -23,7 +23,7 @@ TASK = "/api/tasks/zero-shot-image-classification"
 def test_two_processes_answer_on_one_port(settings: Settings, store: JobStore, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{(port := processes.free_port())}"
     with (tmp_path / "log").open("wb") as log:
-        command = processes.python("-m", "modelmill.cli", "api", "--workers", "2", "--port", str(port))
+        command = processes.python("-m", "modelmill_cli", "api", "--workers", "2", "--port", str(port))
         process = processes.start(command, environment_of(settings), log)
 
     def submit(_: int) -> httpx.Response:

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from backends.conformance.compare import difference
-from backends.loader import load
 from modelmill import processes
 from modelmill.catalogue import Catalogue, ModelEntry, Source
-from modelmill.cli.models import State, has_extra, state_of
-from modelmill.cli.run import read_fields, show_task
 from modelmill.errors import ConfigError
-from tasks.registry import all_tasks, find_task
+from modelmill_backends.conformance.compare import difference
+from modelmill_backends.loader import load
+from modelmill_cli.models import State, has_extra, state_of
+from modelmill_cli.run import read_fields, show_task
+from modelmill_tasks.registry import all_tasks, find_task
 from tests.conftest import REPOSITORY
 from tests.fixtures.hub import GATED, Hub, commit_of, serving
 from tests.fixtures.tiny.faces import tiny_faces
@@ -55,7 +55,7 @@ def run(cache_dir: Path) -> Run:
 
     def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            processes.python("-m", "modelmill.cli", *arguments),
+            processes.python("-m", "modelmill_cli", *arguments),
             env=os.environ
             | {"MODELMILL_CACHE_DIR": str(cache_dir), "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
             | environment,
@@ -189,7 +189,7 @@ def test_a_hub_id_runs_without_an_entry(run: Run, hub: Hub, vit: Path, tmp_path:
 
 def test_a_hub_that_gives_nothing_is_told_in_a_sentence(hub: Hub, tmp_path: Path) -> None:
     code = f"""
-from backends.source import locate
+from modelmill_backends.source import locate
 from modelmill.catalogue import Catalogue, ModelEntry, Source
 from modelmill.errors import ModelmillError
 for hub, revision in (("no/such", None), ("{GATED}", None), ("{VIT}", "0" * 40), ("{VIT}", "v2")):

@@ -11,7 +11,7 @@ from modelmill import processes
 
 
 def test_the_demo_classifies_a_real_photo_and_leaves_nothing_running(cache_dir: Path) -> None:
-    command = processes.python("-m", "modelmill.cli", "demo")
+    command = processes.python("-m", "modelmill_cli", "demo")
     environment = {"MODELMILL_CACHE_DIR": str(cache_dir)}
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr

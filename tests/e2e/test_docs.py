@@ -12,10 +12,10 @@ import pytest
 
 from modelmill.catalogue import Catalogue, read_models_file
 from modelmill.settings import ENV_PREFIX, Settings
-from tasks.pages import built_in_tasks, example_files, index
-from tasks.pages import page as page_of
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import Up
+from tools.task_pages import built_in_tasks, example_files, index
+from tools.task_pages import page as page_of
 
 PAGES = sorted(
     [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "deploy").glob("*.md")]

@@ -18,7 +18,7 @@ from tests.e2e.conftest import start_up
 
 
 def keys(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill.cli", "keys", *arguments)
+    command = processes.python("-m", "modelmill_cli", "keys", *arguments)
     return subprocess.run(
         command, env=os.environ | {"COLUMNS": "200"} | environment, capture_output=True, text=True, timeout=60
     )
@@ -98,7 +98,7 @@ def test_keys_are_not_turned_off_for_others_by_mistake(command: str, tmp_path: P
     if command == "up":
         arguments += ["--data-dir", str(tmp_path)]
     done = subprocess.run(
-        processes.python("-m", "modelmill.cli", command, *arguments),
+        processes.python("-m", "modelmill_cli", command, *arguments),
         env=os.environ | {"MODELMILL_AUTH": "off", "COLUMNS": "200"},
         capture_output=True,
         text=True,

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from modelmill import processes
-from modelmill.cli.check import check_package
 from modelmill.client import Client
 from modelmill.errors import ConfigError
+from modelmill_cli.check import check_package
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import start_up
 
 EXAMPLE = REPOSITORY / "examples" / "modelmill-readability"
 
 BROKEN_RUNNERS = '''
-from backends.contract import LoadContext, Prepared, Runner
-from tasks.text_embedding import Input, Output
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_tasks.text_embedding import Input, Output
 
 
 class Sloppy(Runner[Input, None]):
@@ -61,7 +61,7 @@ class Unloadable(Sloppy):
 '''
 
 BROKEN_SPECIMENS = """
-from backends.conformance import Specimen
+from modelmill_backends.conformance import Specimen
 from modelmill.catalogue import ModelEntry
 
 
@@ -76,7 +76,7 @@ SPECIMENS = (
 """
 
 BUILT_IN_SPECIMENS = """
-from backends.conformance import Specimen
+from modelmill_backends.conformance import Specimen
 from modelmill.catalogue import ModelEntry
 
 TASK = "zero-shot-image-classification"
@@ -112,7 +112,7 @@ def a_package(site: Path, name: str, entry_points: str, **modules: str) -> Path:
 
 def modelmill(site: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(site or "")}
-    command = processes.python("-m", "modelmill.cli", *arguments)
+    command = processes.python("-m", "modelmill_cli", *arguments)
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -171,8 +171,8 @@ def test_an_installed_plugin_and_the_function_of_the_docs_answer_jobs(
 
 def test_its_task_s_example_is_what_its_model_answers(installed: Path) -> None:
     code = (
-        "import backends.loader as loader\n"
-        "from tasks.registry import find_task\n"
+        "import modelmill_backends.loader as loader\n"
+        "from modelmill_tasks.registry import find_task\n"
         "example = find_task('readability').example\n"
         "(output,) = loader.load(example.model).answer('readability', example.input)\n"
         "assert output.model_dump() == example.output, output\n"

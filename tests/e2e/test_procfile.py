@@ -14,7 +14,7 @@ import pytest
 from modelmill import processes
 from modelmill.client import Client
 from modelmill.settings import Settings
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import REPOSITORY, environment_of, wait_until
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from backends.conformance import Bench, difference, samples_of
-from backends.conformance.samples import as_batched, truncated
 from modelmill.settings import Settings
-from tasks.pages import built_in_tasks
+from modelmill_backends.conformance import Bench, difference, samples_of
+from modelmill_backends.conformance.samples import as_batched, truncated
 from tests.e2e.conftest import Up
 from tests.fixtures.stand_ins import Mill, proving
+from tools.task_pages import built_in_tasks
 
 TASKS = built_in_tasks()
 ITEMS = 4

@@ -109,7 +109,7 @@ def test_the_client_runs_a_task(up: Up) -> None:
 
 
 def modelmill(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill.cli", *arguments)
+    command = processes.python("-m", "modelmill_cli", *arguments)
     environment = os.environ | {"MODELMILL_URL": up.url, "COLUMNS": "160"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -138,7 +138,7 @@ def test_the_command_line_lists_models_and_says_what_is_wrong(up: Up) -> None:
     assert "Did you mean conse-lite0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
     nowhere = subprocess.run(
-        processes.python("-m", "modelmill.cli", "job", "x", "--url", "http://127.0.0.1:1"),
+        processes.python("-m", "modelmill_cli", "job", "x", "--url", "http://127.0.0.1:1"),
         capture_output=True,
         text=True,
         timeout=60,
@@ -170,7 +170,7 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, 
 
 
 def up_to_end(*options: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill.cli", "up", *options)
+    command = processes.python("-m", "modelmill_cli", "up", *options)
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
@@ -182,7 +182,7 @@ def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(
 
     models = tmp_path / "models.toml"
     models.write_text(f'[models.only-here]\nbackend = "noop"\ntasks = ["{TASK}"]\n')
-    command = processes.python("-m", "modelmill.cli", "worker", "--devices", "cpu", "--models", "only-here")
+    command = processes.python("-m", "modelmill_cli", "worker", "--devices", "cpu", "--models", "only-here")
     options = ("--models-file", str(models), "--data-dir", str(tmp_path / "data"))
     with (tmp_path / "worker.log").open("wb") as log:
         joined = processes.start([*command, *options], log=log)
@@ -223,7 +223,7 @@ def test_a_wrong_models_file_is_told_once_and_nothing_is_started(tmp_path: Path)
 def test_up_that_is_stopped_while_it_starts_stops_at_once(tmp_path: Path) -> None:
     log = tmp_path / "up.log"
     command = processes.python(
-        "-m", "modelmill.cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")
+        "-m", "modelmill_cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")
     )
     with log.open("wb") as output:
         process = processes.start(command, log=output)

@@ -8,8 +8,8 @@ import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import get_settings
-from tasks.examples import CAT, SPEECH
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.fixtures.sounds import RATE, as_url, encoded, sound_url, speech, tone
 
 LISTENING = ["automatic-speech-recognition", "audio-classification"]

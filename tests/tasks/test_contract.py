@@ -12,9 +12,9 @@ from pydantic import Field
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Lane
-from tasks.contract import MAX_ITEMS, Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
-from tasks.examples import CAT
-from tasks.registry import all_tasks, find_task
+from modelmill_tasks.contract import MAX_ITEMS, Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.registry import all_tasks, find_task
+from modelmill_tasks.shared.examples import CAT
 
 ZERO_SHOT = find_task("zero-shot-image-classification")
 EMBEDDING = find_task("text-embedding")

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.contract import TaskInput
-from tasks.registry import find_task
+from modelmill_tasks.contract import TaskInput
+from modelmill_tasks.registry import find_task
 
 TASK = find_task("custom")
 VALUES = [None, True, 0, -1.5, 10**30, "text", "", [], ["a", ["b"]], {}, {"deep": [{"er": None}]}]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.examples import CAT
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT
 
 CONTENT = "multimodal-embedding"
 OCR = "optical-character-recognition"
@@ -88,7 +88,7 @@ def test_lists_of_languages_are_shared_or_one_an_item() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_samples_are_unequal_requests(name: str) -> None:
-    from backends.conformance import samples_of
+    from modelmill_backends.conformance import samples_of
 
     task = find_task(name)
     items = samples_of(task, 16)

@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.chat_completion import Input as Chat
-from tasks.examples import CAT
-from tasks.generation import GenerationConfig
-from tasks.registry import find_task
-from tasks.text_generation import Input as Text
+from modelmill_tasks.chat_completion import Input as Chat
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.generation import GenerationConfig
+from modelmill_tasks.text_generation import Input as Text
 
 GENERATING = (
     "text-generation",

@@ -19,9 +19,9 @@ from PIL import Image as Pillow
 from PIL.Image import Image
 
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
-from tasks.examples import CAT
-from tasks.media import IMAGE_FORMATS, check_image, open_image, source_bytes
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image, open_image, source_bytes
 
 ORIENTATION, XMP_ORIENTATION = (
     0x0112,

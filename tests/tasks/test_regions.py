@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.contract import Task
-from tasks.image_segmentation import Segment
-from tasks.instance_segmentation import Instance
-from tasks.registry import find_task
+from modelmill_tasks.contract import Task
+from modelmill_tasks.image_segmentation import Segment
+from modelmill_tasks.instance_segmentation import Instance
+from modelmill_tasks.registry import find_task
 
 THRESHOLDS = ["object-detection", "zero-shot-object-detection", "keypoint-detection"]
 THRESHOLDS += ["instance-segmentation", "image-segmentation"]
@@ -131,7 +131,7 @@ def test_a_segment_may_have_no_score_but_says_so() -> None:
 
 
 def test_the_examples_run_lengths_fill_their_images_and_fit_their_boxes() -> None:
-    from backends.masks import decode_rle, tight_box
+    from modelmill_backends.shared.masks import decode_rle, tight_box
 
     mask = decode_rle(INSTANCE["rle"], INSTANCE["size"])
     assert tight_box(mask).model_dump() == INSTANCE["box"]

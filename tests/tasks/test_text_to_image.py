@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
-from tasks.text_to_image import Input
+from modelmill_tasks.registry import find_task
+from modelmill_tasks.text_to_image import Input
 
 TASK = find_task("text-to-image")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
-from tasks.registry import find_task
+from modelmill_tasks.registry import find_task
 
 TEXT = {"text": "A mill."}
 BAD = [

@@ -16,10 +16,10 @@ from modelmill.broker import make_celery, node_queue
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import JobStore
+from modelmill_worker.config import NODE_VARIABLE, STATE_VARIABLE
+from modelmill_worker.processes.child import Child
 from tests.conftest import wait_until
 from tests.worker.test_drain import records, submit
-from worker.child import Child
-from worker.config import NODE_VARIABLE, STATE_VARIABLE
 
 MODELS = ["zero-shot-image-classification"]
 MakeChild = Callable[..., Child]
@@ -29,7 +29,7 @@ MakeChild = Callable[..., Child]
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Statuses that a child wanted to end its process with."""
     seen: list[int] = []
-    monkeypatch.setattr("worker.child.os._exit", seen.append)
+    monkeypatch.setattr("modelmill_worker.processes.child.os._exit", seen.append)
     return seen
 
 
@@ -39,8 +39,8 @@ def make_child(
 ) -> Iterator[MakeChild]:
     """Children without a heartbeat, and what their parents announce."""
     brief = settings.model_copy(update={"linger_s": 0.0})
-    monkeypatch.setattr("worker.child.get_settings", lambda: brief)
-    monkeypatch.setattr("worker.child.Child._pulse", lambda _: None)
+    monkeypatch.setattr("modelmill_worker.processes.child.get_settings", lambda: brief)
+    monkeypatch.setattr("modelmill_worker.processes.child.Child._pulse", lambda _: None)
 
     made: list[Child] = []
 

@@ -6,8 +6,14 @@ import pytest
 
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ConfigError
+from modelmill_worker.config import (
+    MODELS_VARIABLE,
+    NODE_VARIABLE,
+    PRELOAD_VARIABLE,
+    TASKS_VARIABLE,
+    NodeConfig,
+)
 from tests.conftest import TEST_MODELS
-from worker.config import MODELS_VARIABLE, NODE_VARIABLE, PRELOAD_VARIABLE, TASKS_VARIABLE, NodeConfig
 
 
 @pytest.fixture

@@ -14,22 +14,22 @@ from typing import Any, cast
 import pytest
 import redis
 
-from backends.contract import LoadContext
-from backends.device import current_device
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import AsyncJobStore, JobRecord, JobStore, Released, Return, Submission, keys
-from tasks.examples import CAT
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import current_device
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.shared.examples import CAT
+from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.batches import Item, PassObserver, preprocess, run_batch
+from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.leases import Leases
+from modelmill_worker.drain.preparation import PORTION_BATCHES
 from tests.conftest import TEST_MODELS, Valkey, wait_until
 from tests.fixtures.runners import SlowRunner
-from worker.drain import Drain
-from worker.leases import Leases
-from worker.recorder import Recorder
-from worker.windows import PORTION_BATCHES
-from worker.work import Item, PassObserver, preprocess, run_batch
 
 TASK = "zero-shot-image-classification"
 
@@ -126,7 +126,7 @@ def test_a_drain_that_lingers_takes_what_comes(
 def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
     settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.drain.AHEAD_UP_TO_S", 0.2)
+    monkeypatch.setattr("modelmill_worker.drain.drain.AHEAD_UP_TO_S", 0.2)
     # Batches of four that take half a second. How long they take is not known before the first.
     ids = submit(settings, "slow", *["a"] * 16)
     running = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
@@ -310,7 +310,7 @@ def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(
         prepared.append(sum(item.prepared is not None for item in batch[0].job.items))
         return run_batch(runner, batch, observer)
 
-    monkeypatch.setattr("worker.drain.run_batch", look)
+    monkeypatch.setattr("modelmill_worker.drain.drain.run_batch", look)
     job_id = submit_batched(settings, "noop", 1000)
     drain.run(model("noop", settings), threading.Event())
     assert len(prepared) == 125
@@ -333,7 +333,7 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
         leased.append(raw_redis.zcard(keys.LEASES))
         return ended
 
-    monkeypatch.setattr("worker.drain.run_batch", look)
+    monkeypatch.setattr("modelmill_worker.drain.drain.run_batch", look)
     drain.run(model("slow", settings), threading.Event())
     assert are_complete(store, ids)
     assert leased == [1, 1, 1]
@@ -351,7 +351,7 @@ def test_who_is_being_prepared_stands_in_the_flight_recorder(
         seen.append({job_id for job_id, _, _ in flight.preparing})
         preprocess(runner, item)
 
-    monkeypatch.setattr("worker.windows.preprocess", look)
+    monkeypatch.setattr("modelmill_worker.drain.preparation.preprocess", look)
     ids = submit(settings, "noop", *["a"] * 4)
     drain.run(model("noop", settings), threading.Event())
     assert are_complete(store, ids)
@@ -372,7 +372,7 @@ def test_told_to_stop_it_prepares_no_further(
         stopping.set()
         preprocess(runner, item)
 
-    monkeypatch.setattr("worker.windows.preprocess", look)
+    monkeypatch.setattr("modelmill_worker.drain.preparation.preprocess", look)
     job_id = submit_batched(settings, "noop", 100)
     assert drain.run(model("noop", settings), stopping) is True
     assert len(prepared) <= settings.preprocess_threads

@@ -14,23 +14,23 @@ import httpx
 import pytest
 import redis
 
-from backends.contract import LoadContext
-from backends.device import current_device
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Claimed, JobStore, keys
-from tasks.examples import CAT
-from tasks.media import open_image, source_bytes
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import current_device
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.batches import FileAwayError, close_job, open_job, preprocess
+from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.leases import Leases
 from tests.conftest import Workers, wait_until
 from tests.fixtures.lookers import MODELS
 from tests.fixtures.web import Web
-from worker.drain import Drain
-from worker.leases import Leases
-from worker.recorder import Recorder
-from worker.work import FileAwayError, close_job, open_job, preprocess
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SIZE = [side / 1000 for side in open_image(PHOTO).size]

@@ -13,12 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from modelmill import processes
-from worker import metrics
+from modelmill_worker import metrics
 
 TASK = "image-classification"
 COUNT = f"""
 import sys
-from worker import metrics
+from modelmill_worker import metrics
 assert "prometheus_client" not in sys.modules
 metrics.model_loaded("m", 1.5)
 metrics.batch_ran("{TASK}", "m", 8, 0.02)

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from backends.device import Device, current_device
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
 from modelmill.store import JobStore
+from modelmill_backends.device import Device, current_device
+from modelmill_worker.child_state import LoadDeaths, Recorder
+from modelmill_worker.models.cache import ModelCache
 from tests.fixtures.loading import HungryRunner
 from tests.fixtures.runners import UniformRunner
-from worker.models import ModelCache
-from worker.recorder import LoadDeaths, Recorder
 
 
 def entry(name: str, memory_mib: int | None, runner: str = "UniformRunner", **more: Any) -> ModelEntry:
@@ -54,7 +54,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def pop(_: Device) -> int:
         return (said.pop(0) if len(said) > 1 else said[0]) * MIB
 
-    monkeypatch.setattr("worker.models.used_bytes", pop)
+    monkeypatch.setattr("modelmill_worker.models.cache.used_bytes", pop)
     return said
 
 
@@ -101,7 +101,7 @@ def test_a_failing_model_rests_longer_each_time_and_then_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("worker.models.time.monotonic", lambda: now)
+    monkeypatch.setattr("modelmill_worker.models.cache.time.monotonic", lambda: now)
     models = cache(entry("broken", 10, "BrokenRunner"))
     error: ModelmillError | None = None
     for rest_s in (5, 10, 20, 40, 80, 160, 300, 300):
@@ -246,9 +246,10 @@ def test_unloading_gives_the_memory_back(cache_dir: Path) -> None:
     # In a process of its own: what this one holds already would hide it.
     code = (
         "import sys, tempfile; from pathlib import Path\n"
-        "from backends.device import current_device, used_bytes\n"
+        "from modelmill_backends.device import current_device, used_bytes\n"
         "from modelmill.catalogue import Catalogue; from modelmill.settings import Settings\n"
-        "from worker.models import ModelCache; from worker.recorder import Recorder\n"
+        "from modelmill_worker.models.cache import ModelCache\n"
+        "from modelmill_worker.child_state import Recorder\n"
         "device, recorder = current_device(), Recorder(Path(tempfile.mkdtemp()))\n"
         "settings = Settings(cache_dir=Path(sys.argv[1]))\n"
         "models = ModelCache(Catalogue.load(), device, settings, recorder, lambda: None)\n"

@@ -16,17 +16,17 @@ import httpx
 import pytest
 import redis
 
-from backends.contract import LoadContext
-from backends.device import current_device
-from backends.loader import LoadedModel
 from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings
 from modelmill.store import JobStore, keys
-from tasks.examples import CAT
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import current_device
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.shared.examples import CAT
+from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.leases import Leases
 from tests.conftest import TEST_MODELS, Workers, environment_of, is_running, live_nodes, wait_until
-from worker.drain import Drain
-from worker.leases import Leases
-from worker.recorder import Recorder
 
 TASK = "/api/tasks/zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
@@ -329,7 +329,7 @@ def test_bells_that_nobody_answers_do_not_pile_up(api: httpx.Client, raw_redis: 
 def test_the_plain_celery_command_runs_a_node_too(
     api: httpx.Client, settings: Settings, tmp_path: Path, raw_redis: redis.Redis
 ) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "worker.app", "worker", "--loglevel", "INFO"]
+    command = [sys.executable, "-m", "celery", "-A", "modelmill_worker.app", "worker", "--loglevel", "INFO"]
     with (tmp_path / "celery.log").open("wb") as log:
         environment = os.environ | environment_of(settings)
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
@@ -344,7 +344,7 @@ def test_the_plain_celery_command_runs_a_node_too(
 def test_a_wrong_configuration_ends_the_worker_with_a_sentence(settings: Settings, tmp_path: Path) -> None:
     wrong = tmp_path / "models.toml"
     wrong.write_text('[models.mine]\nbackend = "onnx"\n')
-    command = [sys.executable, "-P", "-m", "modelmill.cli", "worker", "--models-file", str(wrong)]
+    command = [sys.executable, "-P", "-m", "modelmill_cli", "worker", "--models-file", str(wrong)]
     done = subprocess.run(
         command, env=os.environ | environment_of(settings), capture_output=True, text=True, timeout=60
     )
@@ -356,7 +356,7 @@ def test_a_wrong_configuration_ends_the_worker_with_a_sentence(settings: Setting
 def test_the_health_check_knows_the_nodes_of_this_host(
     settings: Settings, start_workers: StartWorkers
 ) -> None:
-    command = [sys.executable, "-P", "-m", "worker.health"]
+    command = [sys.executable, "-P", "-m", "modelmill_worker.health"]
     environment = os.environ | environment_of(settings)
     assert subprocess.run(command, env=environment, capture_output=True, timeout=60).returncode == 1
     start_workers()

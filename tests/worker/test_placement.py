@@ -11,9 +11,9 @@ import redis
 
 from modelmill.settings import MIB, Settings
 from modelmill.store import NodeRecord
+from modelmill_worker.models.placement import Demand, better_node, other_node
 from tests.conftest import Workers, live_nodes, wait_until
 from tests.worker.test_node import submit, wait_all
-from worker.placement import Demand, better_node, other_node
 
 
 def node(

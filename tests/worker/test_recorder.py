@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.recorder import LoadDeaths, Phase, Recorder
+from modelmill_worker.child_state import LoadDeaths, Phase, Recorder
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
 
 def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, tmp_path: Path) -> None:
     another = (
-        "import sys; from pathlib import Path; from worker.recorder import Recorder\n"
+        "import sys; from pathlib import Path; from modelmill_worker.child_state import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1])); recorder.child_started(); recorder.claiming('f1')\n"
     )
     subprocess.run([sys.executable, "-c", another, str(tmp_path)], check=True)

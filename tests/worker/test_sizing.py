@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.sizing import BatchSizer
+from modelmill_worker.drain.sizing import BatchSizer
 
 
 def run(sizer: BatchSizer, seconds_for: Callable[[int], float], batches: int = 400) -> BatchSizer:

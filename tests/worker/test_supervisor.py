@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.device import available_cores
 from modelmill.errors import ConfigError
-from worker.supervisor import plan_devices
+from modelmill_backends.device import available_cores
+from modelmill_worker.processes.supervisor import plan_devices
 
 
 @pytest.fixture(autouse=True)

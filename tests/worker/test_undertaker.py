@@ -14,15 +14,15 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Claimed, JobStore, keys
+from modelmill_worker.child_state import Recorder
+from modelmill_worker.processes.watchdog import MAX_LOAD_DEATHS, Undertaker
 from tests.conftest import is_running, wait_until
 from tests.worker.test_drain import submit
-from worker.recorder import Recorder
-from worker.undertaker import MAX_LOAD_DEATHS, Undertaker
 
 CHILD = """
 import sys, time
 from pathlib import Path
-from worker.recorder import Recorder
+from modelmill_worker.child_state import Recorder
 
 recorder = Recorder(Path(sys.argv[1]))
 recorder.child_started()

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 
-from backends.contract import LoadContext, Prepared
-from backends.device import current_device
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Claimed, Ended
-from tasks.examples import CAT
-from tests.conftest import TEST_MODELS
-from tests.fixtures.runners import PickyRunner
-from worker.sizing import BatchSizer
-from worker.work import (
+from modelmill_backends.contract import LoadContext, Prepared
+from modelmill_backends.device import current_device
+from modelmill_tasks.shared.examples import CAT
+from modelmill_worker.drain.batches import (
     DeviceLostError,
     Job,
     PassObserver,
@@ -29,6 +26,9 @@ from worker.work import (
     preprocess,
     run_batch,
 )
+from modelmill_worker.drain.sizing import BatchSizer
+from tests.conftest import TEST_MODELS
+from tests.fixtures.runners import PickyRunner
 
 TASK = "zero-shot-image-classification"
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from api.app import create_app
 from modelmill.settings import Settings
+from modelmill_api.app import create_app
 from tests.modelmill.backfill.stub import Stub
 
 

@@ -17,10 +17,10 @@ import pytest
 
 from modelmill import processes
 from modelmill.backfill.stats import Stats, Summary
-from modelmill.cli import backfill as display
-from modelmill.cli.console import err
-from tasks.examples import CAT
-from tasks.media import source_bytes
+from modelmill_cli import backfill as display
+from modelmill_cli.console import err
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.media import source_bytes
 from tests.conftest import Workers, wait_until
 from tests.modelmill.backfill.stub import Stub
 
@@ -29,7 +29,7 @@ StartWorkers = Callable[..., Workers]
 
 
 def command(url: object, model: str, *options: str) -> list[str]:
-    return processes.python("-m", "modelmill.cli", "backfill", TASK, model, "--url", str(url), *options)
+    return processes.python("-m", "modelmill_cli", "backfill", TASK, model, "--url", str(url), *options)
 
 
 def run(url: object, model: str, *options: str) -> subprocess.CompletedProcess[str]:

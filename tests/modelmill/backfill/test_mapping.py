@@ -16,8 +16,8 @@ from modelmill.backfill.mapping import Mapper, read_columns
 from modelmill.backfill.schema import TaskSchema
 from modelmill.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
-from tasks.media import source_bytes
-from tasks.registry import all_tasks
+from modelmill_tasks.registry import all_tasks
+from modelmill_tasks.shared.media import source_bytes
 
 ZERO_SHOT = "zero-shot-image-classification"
 

@@ -21,7 +21,7 @@ from modelmill.client import Client
 from modelmill.client import protocol as client_protocol
 from modelmill.states import Status
 from modelmill.store import Ended, JobStore
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import QuickServer, wait_until
 
 TASK = "zero-shot-image-classification"

@@ -21,8 +21,8 @@ from modelmill.client import (
     NotFoundError,
 )
 from modelmill.store import JobStore
-from tasks.examples import CAT
-from tasks.media import source_bytes
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.media import source_bytes
 from tests.conftest import wait_until
 from tests.modelmill.client.conftest import INPUTS, TASK, finish
 

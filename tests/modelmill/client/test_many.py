@@ -24,8 +24,8 @@ from modelmill.client import (
 from modelmill.client.flows import Source
 from modelmill.errors import ErrorCode
 from modelmill.store import JobStore
-from tasks.examples import CAT
-from tasks.media import source_bytes
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.media import source_bytes
 from tests.modelmill.client.conftest import TASK, Play, broken_stream, finish
 
 NDJSON = "application/x-ndjson"

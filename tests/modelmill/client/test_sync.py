@@ -25,7 +25,7 @@ from modelmill.client import (
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from tasks.examples import CAT
+from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 from tests.modelmill.client.conftest import INPUTS, TASK, Play
 

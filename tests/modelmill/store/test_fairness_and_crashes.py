@@ -9,17 +9,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Lane, Status
-from modelmill.store import (
-    OPENING,
-    Claims,
-    JobRecord,
-    JobStore,
-    Released,
-    Return,
-    Settlement,
-    Verdict,
-    keys,
-)
+from modelmill.store import OPENING, Claims, JobRecord, JobStore, Released, Return, Settlement, Verdict, keys
 from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
 
 

@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.store import AsyncJobStore, keys
-from modelmill.store.hooks import Attempt, Delivery, HookStore, Outcome
+from modelmill.store.webhooks import Attempt, Delivery, HookStore, Outcome
 
 
 async def with_store(settings: Settings, call: Callable[[AsyncJobStore], Any]) -> Any:

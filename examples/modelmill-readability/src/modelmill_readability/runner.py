@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from backends.contract import LoadContext, Prepared, Runner
-from backends.options import RunnerOptions, read_options
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_readability.formula import Counts, Language, count, reading_ease, split
 from modelmill_readability.task import Input, Output, Sentence
 

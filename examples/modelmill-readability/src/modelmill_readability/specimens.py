@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.conformance import Specimen
-from backends.conformance.specimen import Inputs
 from modelmill.catalogue import ModelEntry
+from modelmill_backends.conformance import Specimen
+from modelmill_backends.conformance.specimen import Inputs
 
 ENGLISH = {
     "The cat sat on the mat.": (6, 1, 6),

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
-from tasks.fields import Part, Text
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.shared.fields import Part, Text
 
 
 class Config(TaskConfig):

@@ -1,0 +1,63 @@
+"""When a job may end, and what it waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from modelmill.states import Status
+from modelmill.store import JobRecord, NodeRecord, Progress, Standing
+from modelmill_api.state import ApiState
+
+
+async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
+    """What the document of a job that has not ended says beside the record."""
+    if record.status is Status.STARTING:
+        standing = await state.store.standing(record)
+        return _queued(record.model, standing, await state.directory.nodes_serving(record.model))
+    if not record.batched and record.progress is None:
+        return _document(None, None, "running")
+    standing = await state.store.standing(record)
+    # A worker tells of the steps of plain jobs only.
+    progress = record.progress or Progress(standing.items_done, record.items, "items")
+    return _document(None, _rest(record, standing, progress), "running") | {"progress": asdict(progress)}
+
+
+def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict[str, Any]:
+    position = standing.position
+    if not nodes:
+        return _document(position, None, "no live worker")
+    statuses = [node.state_of(model).get("status") for node in nodes]
+    able = statuses.count("running")
+    if not able:
+        if "loading" in statuses:
+            reason = "loading model"
+        elif set(statuses) == {"failed"}:
+            reason = "model failed to load"
+        else:
+            reason = "model not loaded"
+        return _document(position, None, reason)
+    if position is None:
+        # A worker took it since the record was read.
+        return _document(None, None, "running")
+    eta_s = (position + 1) / (standing.jobs_per_s * able) if standing.jobs_per_s else None
+    if position == 0:
+        return _document(position, eta_s, "next")
+    return _document(position, eta_s, f"behind {position} job{'s' if position > 1 else ''}")
+
+
+def _rest(record: JobRecord, standing: Standing, progress: Progress) -> float | None:
+    """As long for each item, token or step that is left as for those that are done."""
+    if not progress.done or record.started_at is None:
+        return None
+    spent_s = max(0.0, standing.now - record.started_at)
+    return spent_s / progress.done * (progress.total - progress.done)
+
+
+def _document(position: int | None, eta_s: float | None, reason: str) -> dict[str, Any]:
+    return {
+        "position": position,
+        "eta_seconds": None if eta_s is None else round(eta_s, 2),
+        "eta_reason": reason,
+    }

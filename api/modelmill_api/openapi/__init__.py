@@ -1,0 +1,1 @@
+"""The OpenAPI document: schemas and routes that exist only to describe."""

@@ -1,0 +1,241 @@
+"""Many jobs in one request: a line in is a job, a line out its id, while the request is still being read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.states import Status
+from modelmill.store import Submission
+from modelmill_api.body import too_large
+from modelmill_api.callers import Caller, caller_of
+from modelmill_api.middleware.metrics import name_route
+from modelmill_api.openapi.routes import bulk_path
+from modelmill_api.state import ApiState, state_of
+from modelmill_api.submitting import accept_many, prepare
+from modelmill_tasks.contract import Task
+from modelmill_tasks.registry import find_task
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/x-ndjson"
+GROUP = 32
+"""Lines that are prepared at once and go to the job store in one round trip."""
+AHEAD = 4
+"""Groups that are prepared while an earlier one is on its way to the store."""
+LARGE_BYTES = 1024 * 1024
+"""After a larger line no other is read before this one is done."""
+MAX_UNREAD_BYTES = 4 * 1024 * 1024
+"""Answers that are kept for a client which writes all before it reads any; then it is read no further."""
+
+Prepared = Submission | ModelmillError
+
+
+def add_routes(app: FastAPI) -> None:
+    """The route of every task, for plain jobs. A plain Starlette route, as those in ``jobs.py``."""
+    app.add_route(bulk_path("{task}"), _submit_many, ["POST"])
+
+
+async def _submit_many(request: Request) -> Response:
+    state, model = state_of(request), request.path_params["model"]
+    task = find_task(request.path_params["task"])
+    name_route(request.scope, bulk_path(task.name))
+    await state.directory.check(task, model)
+    return _BulkResponse(request, state, caller_of(request), task, model)
+
+
+class LineSplitter:
+    """Bytes in, lines out. A line over the limit comes out as None, and is never held.
+
+    Args:
+        limit_bytes: The longest line, without its end.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._begun = bytearray()
+        self._too_long = False
+
+    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
+        """The lines that end in ``chunk``."""
+        *ended, rest = chunk.split(b"\n")
+        for part in ended:
+            self._add(part)
+            yield from self.end()
+        self._add(rest)
+
+    def end(self) -> Iterator[bytes | None]:
+        """The line that was begun, unless it is empty."""
+        if self._too_long:
+            yield None
+        elif line := bytes(self._begun).strip():
+            yield line
+        self._begun, self._too_long = bytearray(), False
+
+    def _add(self, part: bytes) -> None:
+        if self._too_long or len(self._begun) + len(part) > self._limit_bytes:
+            self._begun, self._too_long = bytearray(), True
+        else:
+            self._begun += part
+
+
+class _BulkResponse(Response):
+    """Reads lines, has them accepted, and answers, all three at once and each bounded.
+
+    Not Starlette's ``StreamingResponse``: that one listens for a client that hangs up, and would swallow
+    the rest of the request.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, request: Request, state: ApiState, caller: Caller, task: Task, model: str) -> None:
+        # Proxies such as nginx would keep the answers back.
+        super().__init__(headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._request = request
+        self._state = state
+        self._caller = caller
+        self._task = task
+        self._model = model
+        self._groups: asyncio.Queue[asyncio.Task[list[Prepared]] | None] = asyncio.Queue(AHEAD)
+        self._is_gone = False
+        """Whether the client has hung up. What was accepted stays accepted."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Such a request takes as long as its client likes, which is no latency of ours.
+        scope["modelmill.waited"] = True
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        unread = _Unread(send)
+        reading = asyncio.create_task(self._read())
+        sending = asyncio.create_task(unread.send())
+        try:
+            # A server that is to stop reads no further; the lines that have no answer were not accepted.
+            with self._state.ends.watch_release() as stopping:
+                stopping.add_done_callback(lambda _: reading.cancel())
+                while (group := await self._groups.get()) is not None:
+                    answers = await self._accept(await group)
+                    if self._is_gone:
+                        return
+                    await unread.put(answers)
+            await asyncio.wait((reading,))
+            if not reading.cancelled():
+                reading.result()
+            if not self._is_gone:
+                await unread.close()
+                await sending
+        finally:
+            await self._leave(reading, sending)
+
+    async def _leave(self, *running: asyncio.Task[None]) -> None:
+        groups = [group for group in _now_in(self._groups) if group is not None]
+        for task in (*running, *groups):
+            task.cancel()
+        await asyncio.gather(*running, *groups, return_exceptions=True)
+
+    async def _read(self) -> None:
+        """Splits the request into groups of lines, and begins to prepare each."""
+        splitter = LineSplitter(self._state.settings.max_body_bytes)
+        try:
+            async for chunk in self._request.stream():
+                await self._begin(list(splitter.feed(chunk)))
+            await self._begin(list(splitter.end()))
+        except ClientDisconnect:
+            self._is_gone = True
+        finally:
+            await self._groups.put(None)
+
+    async def _begin(self, lines: Sequence[bytes | None]) -> None:
+        for start in range(0, len(lines), GROUP):
+            some = lines[start : start + GROUP]
+            group = asyncio.create_task(self._prepare(some))
+            await self._groups.put(group)
+            if sum(len(line or b"") for line in some) > LARGE_BYTES:
+                await asyncio.wait((group,))
+
+    async def _prepare(self, lines: Sequence[bytes | None]) -> list[Prepared]:
+        return await asyncio.gather(*(self._prepare_one(line) for line in lines))
+
+    async def _prepare_one(self, line: bytes | None) -> Prepared:
+        if line is None:
+            return too_large(self._state.settings.max_body_bytes)
+        try:
+            return await prepare(self._state, self._caller, self._task, self._model, line)
+        except ModelmillError as error:
+            return error
+        except Exception:
+            logger.exception("a line of a bulk submit could not be prepared")
+            return ModelmillError(ErrorCode.INTERNAL, "An error inside the server. It was logged.")
+
+    async def _accept(self, prepared: Sequence[Prepared]) -> bytes:
+        """The answers to a group, one a line."""
+        jobs = [job for job in prepared if isinstance(job, Submission)]
+        answers = iter(await accept_many(self._state, self._model, jobs) if jobs else ())
+        verdicts = [next(answers) if isinstance(job, Submission) else job for job in prepared]
+        return b"".join(
+            _refused(verdict)
+            if isinstance(verdict, ModelmillError)
+            else b'{"id":"%b","status":"%b"}\n' % (verdict.id.encode(), Status.STARTING.value.encode())
+            for verdict in verdicts
+        )
+
+
+class _Unread:
+    """Answers that the client has not taken yet."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._data = bytearray()
+        self._changed = asyncio.Condition()
+        self._is_closed = False
+
+    async def put(self, data: bytes) -> None:
+        """Adds an answer; waits while very much is unread."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._data) < MAX_UNREAD_BYTES or self._is_closed)
+            self._data += data
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    async def send(self) -> None:
+        """Sends what comes until it is closed."""
+        try:
+            more = True
+            while more:
+                async with self._changed:
+                    await self._changed.wait_for(lambda: bool(self._data) or self._is_closed)
+                    data, self._data = bytes(self._data), bytearray()
+                    more = not self._is_closed
+                    self._changed.notify_all()
+                await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        finally:
+            # Should sending fail, nobody is to wait for it.
+            await self.close()
+
+
+def _now_in(queue: asyncio.Queue[Any]) -> Iterator[Any]:
+    """What lies in ``queue`` now."""
+    with suppress(asyncio.QueueEmpty):
+        while True:
+            yield queue.get_nowait()
+
+
+def _refused(error: ModelmillError) -> bytes:
+    data = error.as_data()
+    if error.retry_after_s is not None:
+        data["retry_after_s"] = round(error.retry_after_s, 3)
+    if error.fields:
+        data["errors"] = [{"field": item.field, "message": item.message} for item in error.fields]
+    return json.dumps({"error": data}, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,104 @@
+"""The ends of many jobs in one request, for clients that have many on their way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ValidationError
+
+from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.states import Status
+from modelmill.store.listing import own_statuses, read_jobs
+from modelmill_api.body import read_body
+from modelmill_api.callers import caller_of
+from modelmill_api.lookup import no_such_job
+from modelmill_api.openapi.schemas import COLLECT
+from modelmill_api.problems import responses
+from modelmill_api.responses import CollectInput, job_json
+from modelmill_api.routes.bulk import MEDIA_TYPE
+from modelmill_api.routes.jobs import applied_wait
+from modelmill_api.state import ApiState, State
+from modelmill_api.waiting import Prefer, preferred_wait, wait_for_end
+
+router = APIRouter(tags=["jobs"])
+
+MAX_BODY_BYTES = 64 * 1024
+CHUNK_BYTES = 64 * 1024
+"""Small documents go out together."""
+DELETED_AT_ONCE = 100
+"""Ids that one script removes: nobody else is served meanwhile."""
+
+
+@router.post(
+    "/api/jobs:collect",
+    summary="Read many jobs that have ended",
+    description="One line of JSON for each of the jobs that has ended, its whole document, as soon as at "
+    "least one has, or when the time is over that `Prefer: wait` gives. A job that does not exist has "
+    "`status` null and an `error`.",
+    response_class=Response,
+    responses=responses(ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE),
+    openapi_extra=COLLECT,
+)
+async def collect(request: Request, state: State, prefer: Prefer = None) -> Response:
+    wanted = _parse(await read_body(request, min(MAX_BODY_BYTES, state.settings.max_body_bytes)))
+    caller, ids = caller_of(request).id, list(dict.fromkeys(wanted.ids))
+    if wanted.delete:
+        return JSONResponse({"deleted": await _delete(state, caller, ids)})
+    wait_s = preferred_wait(prefer)
+    headers = {"Vary": "Prefer", **({} if wait_s is None else applied_wait(wait_s))}
+    # First on the list, then a look: an end in between is seen by one or the other.
+    with state.ends.watch_any(ids) as ended:
+        statuses = await own_statuses(state.store, caller, ids)
+        if wait_s and not any(_is_news(status) for status in statuses.values()):
+            await wait_for_end(request, ended, wait_s)
+            statuses = await own_statuses(state.store, caller, ids)
+    return StreamingResponse(_lines(state, statuses), headers=headers, media_type=MEDIA_TYPE)
+
+
+def _is_news(status: Status | None) -> bool:
+    return status is None or status.is_terminal
+
+
+async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> AsyncIterator[bytes]:
+    missing = [job_id for job_id, status in statuses.items() if status is None]
+    ended = [job_id for job_id, status in statuses.items() if status is not None and status.is_terminal]
+    error = no_such_job(state).as_data()
+    if missing:
+        yield b"".join(
+            json.dumps({"id": job_id, "status": None, "error": error}, separators=(",", ":")).encode() + b"\n"
+            for job_id in missing
+        )
+    lines = bytearray()
+    async for record in read_jobs(state.store, ended):
+        # A line break in JSON stands between two of its parts, where a space does as well.
+        lines += job_json(record, {}).replace(b"\n", b" ") + b"\n"
+        if len(lines) >= CHUNK_BYTES:
+            yield bytes(lines)
+            lines.clear()
+    if lines:
+        yield bytes(lines)
+
+
+async def _delete(state: ApiState, caller: str, ids: Sequence[str]) -> int:
+    statuses = await own_statuses(state.store, caller, ids)
+    own = [job_id for job_id, status in statuses.items() if status is not None]
+    count = 0
+    for start in range(0, len(own), DELETED_AT_ONCE):
+        verdicts = await state.store.delete(own[start : start + DELETED_AT_ONCE])
+        count += sum(verdict != "missing" for verdict in verdicts)
+    return count
+
+
+def _parse(body: bytes) -> CollectInput:
+    try:
+        return CollectInput.model_validate_json(body)
+    except ValidationError as error:
+        fields = [
+            FieldError(".".join(map(str, item["loc"]))[:200] or "body", item["msg"])
+            for item in error.errors(include_input=False, include_url=False)[:20]
+        ]
+        message = f"{fields[0].field}: {fields[0].message}"
+        raise ModelmillError(ErrorCode.INVALID_INPUT, message, fields=fields) from None

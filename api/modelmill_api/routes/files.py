@@ -1,0 +1,286 @@
+"""Files: uploaded once, and named by any number of jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import IO, Any, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.store.files import FileRecord, NewFile, file_gone
+from modelmill_api.callers import caller_of
+from modelmill_api.problems import responses
+from modelmill_api.state import ApiState, State
+from modelmill_tasks.shared.sniffing import sniff
+from modelmill_tasks.shared.sources import FILE_SCHEME
+
+IN_MEMORY_BYTES = 1024 * 1024
+"""Uploads up to this size do not touch the disk on their way."""
+AROUND_BYTES = 16 * 1024
+"""What a multipart body may hold beside the file itself."""
+
+router = APIRouter(tags=["files"])
+
+
+class FileDocument(BaseModel):
+    """A file that was uploaded. Its ``id`` may stand wherever a task takes an image or audio."""
+
+    id: str = Field(examples=["file:0c6e4c5b-5f0e-4f5c-9a39-0d5f0c1f7f55"])
+    bytes: int
+    media_type: str = Field(description="What it is by its own bytes; what the upload says does not count.")
+    sha256: str = Field(description="Of the bytes, in hexadecimal.")
+    name: str | None = Field(description="As the upload says.")
+    created_at: datetime
+    expires_at: datetime = Field(description="When it goes; later, if a job needs it still.")
+
+
+class _Upload:
+    """The one part of a multipart body, on its way into ``file``."""
+
+    def __init__(self, content_type: str, file: IO[bytes], limit_bytes: int) -> None:
+        kind, options = parse_options_header(content_type)
+        if kind != b"multipart/form-data" or not options.get(b"boundary"):
+            raise _not_this("Send multipart/form-data with one part that is named file.")
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            cast(
+                "Any",
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._on_field,
+                    "on_header_value": self._on_value,
+                    "on_header_end": self._on_header,
+                    "on_headers_finished": self._on_headers,
+                    "on_part_data": self._on_data,
+                    "on_end": self._on_end,
+                },
+            ),
+        )
+        self._file = file
+        self._limit = limit_bytes
+        self._field = self._value = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts = 0
+        self._done = False
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+        self.name: str | None = None
+
+    def write(self, data: bytes) -> None:
+        """Takes more of the body. Blocks while it writes.
+
+        Raises:
+            ModelmillError: the body is not what it should be, or the file is too large.
+        """
+        try:
+            self._parser.write(data)
+        except FormParserError:
+            raise _not_this("The body is not multipart/form-data as its Content-Type says.") from None
+
+    def finish(self) -> None:
+        """The body has ended.
+
+        Raises:
+            ModelmillError: before the file did, or there was none.
+        """
+        if not self._done or not self._parts:
+            raise _not_this("The body ends too early: it holds no whole part that is named file.")
+        if not self.size:
+            raise _not_this("The file is empty.")
+
+    def describe(self, owner: str) -> NewFile:
+        media_type, error = sniff(cast("Any", self._file))
+        self._file.seek(0)
+        problem = None if error is None else (error.code.value, error.message)
+        return NewFile(owner, self.size, self._sha256.hexdigest(), media_type, self.name, problem)
+
+    def _begin(self) -> None:
+        self._parts += 1
+        self._headers = {}
+        if self._parts > 1:
+            raise _not_this("Send one part only, which is named file.")
+
+    def _on_field(self, data: bytes, start: int, end: int) -> None:
+        self._field += data[start:end]
+
+    def _on_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _on_header(self) -> None:
+        self._headers[self._field.lower()] = self._value
+        self._field = self._value = b""
+
+    def _on_headers(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if options.get(b"name") != b"file":
+            raise _not_this("Send one part only, which is named file.")
+        self.name = _plain_name(options.get(b"filename", b""))
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        self.size += end - start
+        if self.size > self._limit:
+            raise _too_large(self._limit)
+        piece = memoryview(data)[start:end]
+        self._sha256.update(piece)
+        self._file.write(piece)
+
+    def _on_end(self) -> None:
+        self._done = True
+
+
+@router.post(
+    "/api/files",
+    status_code=201,
+    response_model=FileDocument,
+    responses=responses(
+        ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
+    ),
+    summary="Upload a file",
+    description="As multipart/form-data with one part, `file`. The answer's `id` may then stand wherever "
+    "a task takes an image or audio.",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"file": {"type": "string", "format": "binary"}},
+                        "required": ["file"],
+                    }
+                }
+            },
+        },
+        "responses": {"201": {"headers": {"Location": {"schema": {"type": "string"}}}}},
+    },
+)
+async def upload(request: Request, response: Response, state: State) -> FileDocument:
+    record = await _receive(request, state, caller_of(request).id)
+    document = _document(record)
+    response.headers["Location"] = f"/api/files/{document.id}"
+    return document
+
+
+async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
+    limit = state.settings.max_file_bytes
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit + AROUND_BYTES:
+        raise _too_large(limit)
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
+        parts = _Upload(request.headers.get("content-type", ""), file, limit)
+        taken, waiting = 0, bytearray()
+        async for chunk in request.stream():
+            taken += len(chunk)
+            if taken > limit + AROUND_BYTES:
+                raise _too_large(limit)
+            waiting += chunk
+            if len(waiting) >= IN_MEMORY_BYTES:
+                await run_in_threadpool(parts.write, bytes(waiting))
+                waiting.clear()
+        await run_in_threadpool(parts.write, bytes(waiting))
+        parts.finish()
+        return await state.files.add(await run_in_threadpool(parts.describe, owner), file)
+
+
+_FILE_PROBLEMS = responses(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+_CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The bytes",
+        "content": {
+            media_type: {"schema": {"type": "string", "format": "binary"}}
+            for media_type in ("application/octet-stream", "image/*", "audio/*")
+        },
+    }
+}
+
+
+@router.get(
+    "/api/files/{id}",
+    response_class=StreamingResponse,
+    responses=_CONTENT | _FILE_PROBLEMS,
+    summary="Download a file",
+    description="With the media type that its bytes have. The id may be written with or without `file:`.",
+)
+async def download(id: str, request: Request, state: State) -> Response:
+    file = await _find(id, request, state)
+    return StreamingResponse(state.files.read(file), 200, _headers(file), file.media_type)
+
+
+@router.head(
+    "/api/files/{id}",
+    response_class=Response,
+    responses={200: {"description": "It is there"}, **_FILE_PROBLEMS},
+    summary="Look at a file without its bytes",
+)
+async def look(id: str, request: Request, state: State) -> Response:
+    file = await _find(id, request, state)
+    return Response(None, 200, _headers(file), file.media_type)
+
+
+@router.delete(
+    "/api/files/{id}",
+    status_code=204,
+    responses=_FILE_PROBLEMS,
+    summary="Delete a file",
+    description="It cannot be named or read any more. Jobs that were accepted with it still run.",
+)
+async def delete(id: str, request: Request, state: State) -> Response:
+    if not await state.files.delete(_plain_id(id), caller_of(request).id):
+        raise file_gone()
+    return Response(status_code=204)
+
+
+async def _find(id: str, request: Request, state: ApiState) -> FileRecord:
+    file = await state.files.find(_plain_id(id), caller_of(request).id)
+    if file is None:
+        raise file_gone()
+    return file
+
+
+def _plain_id(id: str) -> str:
+    return id.removeprefix(FILE_SCHEME)
+
+
+def _headers(file: FileRecord) -> Mapping[str, str]:
+    return {
+        "Content-Length": str(file.size),
+        # Never shown as a page of ours, whatever its bytes are.
+        "Content-Disposition": "attachment",
+        "X-Content-Type-Options": "nosniff",
+    }
+
+
+def _document(record: FileRecord) -> FileDocument:
+    return FileDocument(
+        id=FILE_SCHEME + record.id,
+        bytes=record.size,
+        media_type=record.media_type,
+        sha256=record.sha256,
+        name=record.name,
+        created_at=datetime.fromtimestamp(record.created_at, UTC),
+        expires_at=datetime.fromtimestamp(record.expires_at, UTC),
+    )
+
+
+def _plain_name(name: bytes) -> str | None:
+    """The last part of a file's name, as text that can be shown."""
+    text = re.split(r"[/\\]", name.decode(errors="replace"))[-1]
+    return "".join(character for character in text if character.isprintable()).strip()[:255] or None
+
+
+def _not_this(message: str) -> ModelmillError:
+    return ModelmillError(ErrorCode.INVALID_INPUT, message)
+
+
+def _too_large(limit_bytes: int) -> ModelmillError:
+    return ModelmillError(ErrorCode.BODY_TOO_LARGE, f"The file is over the limit of {limit_bytes} bytes.")

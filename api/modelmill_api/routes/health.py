@@ -1,0 +1,36 @@
+"""Health, for whoever restarts or routes."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from modelmill.errors import ModelmillError
+from modelmill_api.responses import Readiness
+from modelmill_api.state import State
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+
+@router.get("/live", summary="The process answers")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@router.get(
+    "/ready",
+    summary="Jobs are accepted",
+    responses={503: {"model": Readiness, "description": "The job store does not answer."}},
+)
+async def ready(state: State, response: Response) -> Readiness:
+    try:
+        await state.store.ping()
+        nodes = await state.store.nodes()
+    except ModelmillError:
+        response.status_code = 503
+        response.headers["Retry-After"] = "2"
+        return Readiness(status="unavailable", redis="down", models={})
+    workers: dict[str, int] = {}
+    for node in nodes:
+        for model in node.models:
+            workers[model] = workers.get(model, 0) + 1
+    return Readiness(status="ready", redis="up", models=workers)

@@ -1,0 +1,125 @@
+"""What can be asked of whom: the listings, and starting and stopping models."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Request
+
+from modelmill.broker import LOAD, UNLOAD
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.states import Status
+from modelmill.store import NodeRecord
+from modelmill_api.callers import Caller, admin_only, caller_of
+from modelmill_api.problems import responses
+from modelmill_api.responses import ModelJob, ModelStatus
+from modelmill_api.state import ApiState, State
+from modelmill_tasks.registry import all_tasks, find_task
+
+router = APIRouter()
+
+MODEL_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+ORDER_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_LIVE_WORKER, ErrorCode.STORE_UNAVAILABLE)
+
+
+@router.get("/api/tasks", summary="List tasks", tags=["tasks"])
+async def list_tasks() -> list[str]:
+    return list(all_tasks())
+
+
+@router.get(
+    "/api/tasks/{task}/models",
+    summary="List the models that answer a task",
+    tags=["tasks"],
+    responses=responses(ErrorCode.TASK_NOT_FOUND),
+)
+async def list_task_models(task: str, state: State) -> list[str]:
+    name = find_task(task).name
+    return [model for model, tasks in (await state.directory.models()).items() if name in tasks]
+
+
+@router.get("/api/models", summary="List models", tags=["models"])
+async def list_models(state: State) -> list[str]:
+    return list(await state.directory.models())
+
+
+@router.get(
+    "/api/models/{model}/tasks",
+    tags=["models"],
+    summary="List the tasks that a model answers",
+    responses=responses(ErrorCode.MODEL_NOT_FOUND),
+)
+async def list_model_tasks(model: str, state: State) -> list[str]:
+    return list(await state.directory.tasks_of(model))
+
+
+@router.get(
+    "/api/models/{model}/status",
+    tags=["models"],
+    summary="Where a model stands",
+    responses=MODEL_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def model_status(model: str, request: Request, state: State) -> ModelStatus:
+    await state.directory.tasks_of(model)
+    return await _status(model, state, caller_of(request))
+
+
+@router.post(
+    "/api/models/{model}/start",
+    dependencies=[Depends(admin_only)],
+    tags=["models"],
+    status_code=202,
+    summary="Load a model on every worker that serves it",
+    responses=ORDER_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def start_model(model: str, request: Request, state: State) -> ModelStatus:
+    nodes = await _workers_of(model, state)
+    if not all(node.state_of(model).get("status") == "running" for node in nodes):
+        await state.store.mark_starting(model)
+    await state.order(LOAD, model, nodes)
+    return await _status(model, state, caller_of(request))
+
+
+@router.post(
+    "/api/models/{model}/stop",
+    dependencies=[Depends(admin_only)],
+    tags=["models"],
+    status_code=202,
+    summary="Unload a model on every worker; its next job loads it again",
+    responses=ORDER_PROBLEMS,
+    response_model_exclude_none=True,
+)
+async def stop_model(model: str, request: Request, state: State) -> ModelStatus:
+    nodes = await _workers_of(model, state)
+    await state.order(UNLOAD, model, nodes)
+    return await _status(model, state, caller_of(request))
+
+
+async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
+    await state.directory.tasks_of(model)
+    nodes = await state.nodes_serving(model)
+    if not nodes:
+        raise ModelmillError(
+            ErrorCode.NO_LIVE_WORKER,
+            f"No live worker serves {model!r}. Start one with: modelmill worker",
+            retry_after_s=5,
+        )
+    return nodes
+
+
+async def _status(model: str, state: ApiState, caller: Caller) -> ModelStatus:
+    """One word over all workers: the best that any of them says, for a job needs only one."""
+    jobs = await state.store.open_jobs(model, caller.id)
+    # In this order: a worker says how it stands before it takes the order to start off.
+    starting = {"starting"} if await state.store.is_starting(model) else set()
+    said = {node.name: node.state_of(model) for node in await state.nodes_serving(model)}
+    statuses = {worker.get("status") for worker in said.values()}
+    order = ("running", "loading", "starting", "failed", "stopped")
+    status = next((word for word in order if word in statuses | starting), "uninitialized")
+    error = next((worker["error"] for worker in said.values() if worker.get("error")), None)
+    return ModelStatus(
+        status=status,
+        jobs=[ModelJob(id=job, status=Status(word)) for job, word in jobs],
+        error=error if status == "failed" else None,
+        workers={name: worker for name, worker in said.items() if worker},
+    )

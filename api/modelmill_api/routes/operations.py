@@ -1,0 +1,77 @@
+"""What an operator looks at: the workers, and the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Depends, Response
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.store import NodeRecord
+from modelmill_api.callers import admin_only
+from modelmill_api.middleware.metrics import MEDIA_TYPE, Exposition
+from modelmill_api.problems import responses
+from modelmill_api.responses import Worker, WorkerModel
+from modelmill_api.state import State
+
+logger = logging.getLogger(__name__)
+
+
+router = APIRouter(tags=["operations"], dependencies=[Depends(admin_only)])
+
+SNAPSHOT_TIMEOUT_S = 5.0
+"""A scraper gives up after ten seconds by default; before that it is to hear that the store is away."""
+
+
+@router.get(
+    "/api/workers",
+    summary="List the worker nodes that live",
+    responses=responses(ErrorCode.STORE_UNAVAILABLE),
+    response_model_exclude_none=True,
+)
+async def list_workers(state: State) -> list[Worker]:
+    return [_worker(node) for node in await state.store.nodes()]
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    description="Numbers of the whole system are read from the job store, and are the same from every API "
+    "process; `modelmill_http_*` and `process_*` are of the process that answers.",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "The text format, version 0.0.4."}},
+)
+async def metrics(state: State) -> Response:
+    try:
+        async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+            snapshot = await state.store.snapshot()
+    except (ModelmillError, TimeoutError) as error:
+        logger.warning("metrics without the job store: %s", error)
+        snapshot = None
+    state.requests.waiting.set(state.ends.waiting)
+    return Response(Exposition(state.requests, snapshot).text(), media_type=MEDIA_TYPE)
+
+
+def _worker(node: NodeRecord) -> Worker:
+    started_at = node.parent.get("started_at")
+    about: dict[str, Any] = {
+        name: node.parent.get(name) for name in ("host", "device", "cuda_visible_devices", "pid", "version")
+    }
+    return Worker(
+        name=node.name,
+        **about,
+        child_pid=node.child.get("pid"),
+        started_at=None if started_at is None else datetime.fromtimestamp(started_at, UTC),
+        models=[_model(node, model, tasks) for model, tasks in node.parent.get("models", {}).items()],
+    )
+
+
+def _model(node: NodeRecord, model: str, tasks: list[str]) -> WorkerModel:
+    said = {"status": "uninitialized", **node.state_of(model)}
+    since = said.pop("since", None)
+    return WorkerModel(
+        name=model, tasks=tasks, since=None if since is None else datetime.fromtimestamp(since, UTC), **said
+    )

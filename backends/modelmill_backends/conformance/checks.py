@@ -1,0 +1,176 @@
+"""The checks: each takes a bench and raises ``AssertionError`` with a sentence, or ``SkippedError``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modelmill.catalogue import Catalogue, ModelEntry
+from modelmill.errors import ModelmillError
+from modelmill.settings import Settings, get_settings
+from modelmill_backends.conformance.compare import difference
+from modelmill_backends.conformance.samples import as_batched, samples_of, truncated
+from modelmill_backends.conformance.specimen import Inputs, Specimen
+from modelmill_backends.contract import LoadContext, Runner
+from modelmill_backends.device import Device, current_device
+from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.contract import Task
+from modelmill_tasks.registry import find_task
+
+BATCH = 16
+"""Items of the batch that is compared with single calls."""
+
+
+class SkippedError(Exception):
+    """The check says nothing about this specimen; the message tells why."""
+
+
+class Bench:
+    """A specimen, built and loaded, with what was asked of it."""
+
+    def __init__(
+        self,
+        specimen: Specimen,
+        folder: Path,
+        settings: Settings | None = None,
+        device: Device | None = None,
+    ) -> None:
+        self.specimen = specimen
+        self.folder = folder
+        self._settings = settings or get_settings()
+        self._device = device or current_device()
+
+    @cached_property
+    def task(self) -> Task:
+        return find_task(self.specimen.task)
+
+    @cached_property
+    def entry(self) -> ModelEntry:
+        """The catalogue entry, under the specimen's own name."""
+        entry = self.specimen.build(self.folder)
+        return entry.model_copy(update={"name": self.specimen.name, "tasks": (self.specimen.task,)})
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        catalogue = Catalogue.load(self._settings.models_file)
+        context = LoadContext(self.entry, self._device, catalogue, self._settings)
+        return LoadedModel(context).load()
+
+    @property
+    def runner(self) -> Runner[Any, Any]:
+        return self.model.runner(self.specimen.task)
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """Sixteen items, repeated where the specimen names fewer."""
+        own = self.specimen.inputs
+        if own is None:
+            return samples_of(self.task, BATCH)
+        return [own[index % len(own)] for index in range(BATCH)]
+
+    @cached_property
+    def bad_input(self) -> Mapping[str, Any] | None:
+        return self.specimen.bad_input or truncated(self.task)
+
+    @cached_property
+    def outputs(self) -> list[Any]:
+        """The answer to each input alone, as the runner gave it; inputs that are repeated are asked once."""
+        found: dict[str, Any] = {}
+        keys = [json.dumps(item, sort_keys=True) for item in self.inputs]
+        for key, item in zip(keys, self.inputs, strict=True):
+            if key not in found:
+                (found[key],) = self.model.answer(self.specimen.task, item)
+        return [found[key] for key in keys]
+
+    @cached_property
+    def single(self) -> list[dict[str, Any]]:
+        """The answer to each input alone, as JSON gives it back."""
+        return [self._as_json(output) for output in self.outputs]
+
+    @cached_property
+    def together(self) -> list[dict[str, Any]]:
+        """The answers to all inputs in one batch."""
+        return [self._as_json(output) for output in self.model.answer(self.specimen.task, *self.inputs)]
+
+    def close(self) -> None:
+        if "model" in self.__dict__:
+            self.model.close()
+
+    def ask(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one item alone."""
+        (output,) = self.model.answer(self.specimen.task, item)
+        return self._as_json(output)
+
+    def _as_json(self, output: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(output.model_dump_json())
+        return found
+
+
+def answers_keep_the_contract(bench: Bench) -> None:
+    """Each answer is the task's output, and is the same after a way through JSON."""
+    for output in bench.outputs:
+        assert isinstance(output, bench.task.output), f"it gave a {type(output).__name__}"
+        again = bench.task.output.model_validate_json(output.model_dump_json())
+        assert again == output, "the answer is another one after a way through JSON"
+
+
+def a_batch_is_answered_as_its_items_alone(bench: Bench) -> None:
+    """Sixteen unequal items get in one batch what each gets alone."""
+    for index, (together, alone) in enumerate(zip(bench.together, bench.single, strict=True)):
+        said = difference(together, alone, bench.specimen.tolerance, f"item {index}")
+        assert said is None, f"{said} (in a batch of {BATCH}, against alone)"
+
+
+def answers_differ_as_their_items_do(bench: Bench) -> None:
+    """No runner answers everything alike."""
+    if len({json.dumps(item, sort_keys=True) for item in bench.inputs}) > 1:
+        answers = [
+            {key: value for key, value in answer.items() if key != "created"} for answer in bench.single
+        ]
+        assert len({json.dumps(answer, sort_keys=True) for answer in answers}) > 1, "all answers are equal"
+
+
+def answers_equal_the_reference(bench: Bench) -> None:
+    """An independent path to the same weights gives the same."""
+    if bench.specimen.reference is None:
+        raise SkippedError("the specimen has no reference")
+    assert bench.entry
+    items = bench.inputs[:5]
+    expected = bench.specimen.reference(bench.folder, items)
+    for index, (found, wanted) in enumerate(zip(bench.single[:5], expected, strict=True)):
+        said = difference(found, wanted, bench.specimen.tolerance, f"item {index}")
+        assert said is None, f"{said} (against the reference)"
+
+
+def a_bad_item_fails_alone(bench: Bench) -> None:
+    """What cannot be answered is refused with a code of ours before ``forward`` or alone in it."""
+    if bench.bad_input is None:
+        raise SkippedError("no item that passes the contract can be wrong")
+    with suppress(ModelmillError):
+        bench.model.answer(bench.specimen.task, bench.bad_input)
+        raise AssertionError("an item that cannot be answered was answered")
+    # And it leaves nothing behind that would spoil the next.
+    said = difference(bench.ask(bench.inputs[0]), bench.single[0], bench.specimen.tolerance)
+    assert said is None, f"{said} (after a bad item)"
+
+
+def requests_pass_the_contract(bench: Bench) -> None:
+    """The inputs are requests that the API would accept, plain and batched."""
+    for item in bench.inputs:
+        bench.task.parse(json.dumps(item))
+    bench.task.parse(json.dumps(as_batched(bench.task, bench.inputs)), batched=True)
+
+
+CHECKS: tuple[Callable[[Bench], None], ...] = (
+    requests_pass_the_contract,
+    answers_keep_the_contract,
+    a_batch_is_answered_as_its_items_alone,
+    answers_differ_as_their_items_do,
+    answers_equal_the_reference,
+    a_bad_item_fails_alone,
+)
+"""All of them, in the order in which they say the most."""

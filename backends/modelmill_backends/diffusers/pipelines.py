@@ -1,0 +1,180 @@
+"""Loads pipelines of ``diffusers``, from safetensors and without foreign code, and frees them again."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from modelmill.catalogue import ModelEntry
+from modelmill.errors import ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.failures import first_line, library_failed, load_failed, module_missing
+from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.source import locate
+
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+"""Where a pipeline's parts may come from; ``stable_diffusion`` is diffusers' own, with the safety checker."""
+
+
+class Options(RunnerOptions):
+    """What a catalogue entry may set for any model of this backend."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
+    )
+    variant: str | None = Field(
+        None, pattern=r"^\w+$", description="Which of several sets of weight files to read, such as fp16."
+    )
+    num_inference_steps: int | None = Field(
+        None,
+        ge=1,
+        le=200,
+        description="Steps where a caller asks for no number; the pipeline's when not set.",
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=0,
+        le=50,
+        description="Guidance where a caller asks for none; 0 for distilled (turbo) models.",
+    )
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A pipeline on its device."""
+
+    pipeline: Any
+    device: Device
+    options: Options
+
+    def close(self) -> None:
+        """Frees the device's memory, also what PyTorch keeps for later."""
+        self.pipeline = None
+        gc.collect()
+        if self.device.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
+    """Loads the entry's pipeline by one of the library's ``AutoPipeline`` classes.
+
+    Args:
+        context: The model's.
+        auto_class: Name of the class, such as ``AutoPipelineForText2Image``.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, foreign code, no library.
+    """
+    entry, device = context.entry, context.device
+    options = read_options(entry, Options)
+    try:
+        import diffusers
+        import torch
+    except ModuleNotFoundError as error:
+        raise module_missing(entry, error.name, ("diffusers",)) from None
+    if device.kind == "cuda" and not torch.cuda.is_available():
+        raise load_failed(
+            entry,
+            "the worker is to use a GPU, but PyTorch sees none: "
+            "the driver is missing or the installed PyTorch is for CPUs only",
+        )
+    _silence(diffusers)
+    torch.set_num_threads(device.threads)
+    # The settings alone come first: they tell which of a repository's many weight files belong together.
+    folder = locate(entry, ())
+    index = _read_index(entry, folder)
+    folder = locate(entry, _weight_files(index, options.variant))
+    name = options.dtype if options.dtype != "auto" else "float16" if device.kind == "cuda" else "float32"
+    arguments: dict[str, Any] = {
+        "dtype": getattr(torch, name),
+        "variant": options.variant,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    kind: Any = getattr(diffusers, index["_class_name"], None)
+    if kind is not None and "add_watermarker" in inspect.signature(kind).parameters:
+        # Only where a further package happens to be installed: equal weights would give unequal images.
+        arguments["add_watermarker"] = False
+    try:
+        pipeline = getattr(diffusers, auto_class).from_pretrained(folder, **arguments)
+        pipeline = pipeline.to(device.torch_name)
+    except (ImportError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise _explained(entry, folder, error) from error
+    pipeline.set_progress_bar_config(disable=True)
+    decoder: Any = getattr(pipeline, "vae", None)
+    if hasattr(decoder, "enable_slicing"):
+        # Decoding is the peak of memory: one image at a time, whatever the batch.
+        decoder.enable_slicing()
+    return Loaded(pipeline, device, options)
+
+
+def _silence(diffusers: Any) -> None:
+    """Bars are for terminals; here they would fill the log."""
+    import transformers
+
+    for library in (diffusers, transformers):
+        logs: Any = library.utils.logging
+        logs.disable_progress_bar()
+
+
+def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
+    """``model_index.json``, if it asks for nothing but the libraries' own classes."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise load_failed(
+            entry, "its source is no pipeline of diffusers: model_index.json is missing or damaged"
+        ) from None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise load_failed(entry, "it brings a pipeline of its own as Python code, which is never run")
+    for part, (library, _) in _parts(index).items():
+        if library is not None and library not in LIBRARIES:
+            raise load_failed(
+                entry, f"its part {part!r} comes from {str(library)[:100]!r}; only diffusers' own are loaded"
+            )
+    return index
+
+
+def _parts(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """A pipeline's parts: name → (library, class), both None where it has none."""
+    return {
+        name: (value[0], value[1])
+        for name, value in index.items()
+        if not name.startswith("_") and isinstance(value, list) and len(value) == 2
+    }
+
+
+def _weight_files(index: dict[str, Any], variant: str | None) -> list[str]:
+    """Patterns of the weight files of one variant; repositories hold several, and other formats beside."""
+    parts = [name for name, (library, _) in _parts(index).items() if library is not None]
+    if variant:
+        return [
+            f"{part}/*{middle}.safetensors"
+            for part in parts
+            for middle in (f".{variant}", f".{variant}-?????-of-?????", f"-?????-of-?????.{variant}")
+        ]
+    return [
+        f"{part}/{stem}{middle}.safetensors"
+        for part in parts
+        for stem in ("model", "diffusion_pytorch_model")
+        for middle in ("", "-?????-of-?????")
+    ]
+
+
+def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
+    if isinstance(error, OSError) and "safetensors" in str(error):
+        said = first_line(error, folder)
+        return load_failed(
+            entry, f"a part has no safetensors weights, and pickles (.bin) are never read: {said}"
+        )
+    return library_failed(entry, "diffusers", folder, error)

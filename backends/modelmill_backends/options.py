@@ -1,0 +1,36 @@
+"""An entry's ``options``, read strictly: an option that nobody understands is a spelling mistake."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from modelmill.catalogue import ModelEntry
+from modelmill_backends.failures import load_failed
+
+
+class RunnerOptions(BaseModel):
+    """Base of what a runner understands. Runners that can share an entry share their options' class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Options = TypeVar("Options", bound=RunnerOptions)
+
+
+def read_options(entry: ModelEntry, kind: type[Options]) -> Options:
+    """The entry's options as ``kind``.
+
+    Raises:
+        ModelmillError: ``model_load_failed``, naming the option and what there is.
+    """
+    try:
+        return kind.model_validate(entry.options)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(kind.model_fields) or "none"
+            raise load_failed(entry, f"unknown option {name!r}; its runner knows: {known}") from None
+        raise load_failed(entry, f"option {name!r}: {problem['msg']}") from None

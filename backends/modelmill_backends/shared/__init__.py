@@ -1,0 +1,1 @@
+"""Calculations and helpers that several runners share."""

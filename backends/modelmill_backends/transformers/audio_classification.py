@@ -1,0 +1,51 @@
+"""Audio classification by any model of ``AutoModelForAudioClassification``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.shared.classes import best_classes
+from modelmill_backends.shared.numerics import sigmoid, softmax
+from modelmill_backends.transformers.sounds import Sounds, load_sounds
+from modelmill_tasks.audio_classification import Input, Output
+
+MAX_S = 60
+"""Seconds that are heard. The attention of wav2vec2 and its kin grows with the square of the length."""
+
+
+class AudioClassificationRunner(Runner[Input, Sounds]):
+    """The labels are the model's ``id2label``; a multi-label model's scores do not sum to 1.
+
+    ``Prepared.cost`` is the number of started quarters of a minute.
+    """
+
+    backend = "transformers"
+    task = "audio-classification"
+
+    def __init__(self, weights: Sounds, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        config = weights.model.config
+        self._labels = [config.id2label[index] for index in range(config.num_labels)]
+        # As the library's pipeline decides.
+        self._probabilities = sigmoid if config.problem_type == "multi_label_classification" else softmax
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Sounds:
+        return load_sounds(context, "AutoModelForAudioClassification")
+
+    def group_key(self, item: Input) -> Hashable:
+        # top_k concerns postprocess only.
+        return ()
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        samples = self.weights.open(item.audio)[: MAX_S * self.weights.rate]
+        cost = 1 + samples.size // (15 * self.weights.rate)
+        return Prepared(item, self.weights.features(samples), cost=cost)
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
+        return [self._probabilities(row) for row in self.weights.run([each.data for each in batch])]
+
+    def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        return Output(classes=best_classes(raw, self._labels, prepared.item.config.top_k).classes)

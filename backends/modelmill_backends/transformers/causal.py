@@ -1,0 +1,76 @@
+"""Models that continue texts (``AutoModelForCausalLM``): what their runners have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
+from modelmill_backends.transformers.chat import has_template, templated
+from modelmill_backends.transformers.decoding import check_room, refused
+from modelmill_backends.transformers.generation import (
+    Generative,
+    Request,
+    beam_group,
+    generate,
+    generative,
+    pad_left,
+)
+from modelmill_backends.transformers.weights import load_pretrained
+from modelmill_tasks.shared.generation import GenerationConfig
+
+
+class CausalRunner(Runner[Item, Generative]):
+    """Base of the runners on such a model; one model's runners share its weights."""
+
+    backend = "transformers"
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Generative:
+        return generative(load_pretrained(context, "AutoModelForCausalLM", tokenizer=True))
+
+    def group_key(self, item: Item) -> Hashable:
+        return beam_group(self.weights.defaults, config_of(item))
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]], field: str) -> list[int]:
+        """Tokens of a conversation, up to where the assistant's answer begins.
+
+        Raises:
+            ModelmillError: ``invalid_input``, naming ``field``: there is no chat template, or it refuses.
+        """
+        if not has_template(self.weights.tokenizer):
+            raise refused(
+                field, "this model has no chat template; ask it for text-generation with a plain text"
+            )
+        # The template writes the special tokens itself.
+        return self.weights.encode(
+            templated(self.weights.tokenizer, messages, field), add_special_tokens=False
+        )
+
+    def prepared(self, item: Item, ids: list[int], field: str, *, continues: bool) -> Prepared[Item]:
+        """The item, with its prompt's tokens.
+
+        Raises:
+            ModelmillError: ``invalid_input``, naming ``field``: they are none, or fill the window.
+        """
+        if not ids:
+            raise refused(field, "holds nothing that the model's tokenizer knows")
+        room = check_room(field, len(ids), self.weights.window)
+        settings = self.weights.defaults.resolve(config_of(item), room)
+        request = Request(settings, ids, continues)
+        return Prepared(item, request, request.cost)
+
+    def forward(self, batch: Sequence[Prepared[Item]]) -> Sequence[Any]:
+        requests: list[Request] = [prepared.data for prepared in batch]
+
+        def inputs(items: Sequence[int]) -> dict[str, Any]:
+            ids, mask = pad_left([requests[item].prompt for item in items], self.weights.pad)
+            return self.weights.loaded.to_device(input_ids=ids, attention_mask=mask)
+
+        return generate(self.weights, requests, inputs, self.progress)
+
+
+def config_of(item: Any) -> GenerationConfig:
+    """The generation config of any task's item."""
+    config: GenerationConfig = item.config
+    return config

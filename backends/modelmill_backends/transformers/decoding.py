@@ -1,0 +1,182 @@
+"""What a caller's generation config comes to on a given model: its defaults, its window, its languages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill_tasks.shared.generation import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
+
+LIBRARY_TOP_K = 50
+"""Of transformers' ``generate``, where a model that is asked to sample says nothing."""
+COOLEST = 1e-6
+"""Temperatures below it are raised to it: the logits, divided by it, are still finite numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one item's tokens are chosen, all defaults filled in."""
+
+    samples: bool = False
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    min_new_tokens: int = 0
+    max_time: float | None = None
+    sequences: int = 1
+    beams: int = 1
+    repetition_penalty: float = 1.0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """0 is no limit."""
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    first_token: int | None = None
+    """The only token that the text may begin with, such as that of a language."""
+    last_token: int | None = None
+    """The token that a text of ``max_new_tokens`` ends with (BART)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """A model's own way to generate.
+
+    Attributes:
+        values: Its ``generation_config.json``, by the library's names, with what a task's own parameters
+            (``task_specific_params`` of older configurations) put over it.
+        counts_prompt: Whether ``max_length`` counts the prompt too, as in models that only decode. Such a
+            number says nothing of the answer and is not used.
+    """
+
+    values: Mapping[str, Any]
+    counts_prompt: bool
+
+    def over(self, values: Mapping[str, Any]) -> Defaults:
+        """With these on top."""
+        return Defaults({**self.values, **values}, self.counts_prompt)
+
+    def beams(self, config: GenerationConfig) -> int:
+        """Beams of the search that ``config`` asks for; 1 is none."""
+        return 1 if self._samples(config) else int(config.num_beams or self._get("num_beams", 1))
+
+    def resolve(self, config: GenerationConfig, room: int | None, *, one_answer: bool = False) -> Settings:
+        """The settings of one item.
+
+        Args:
+            config: The caller's.
+            room: Tokens that fit behind the prompt; None where the model sets no bound.
+            one_answer: The task gives one answer, so that further ones need not be made.
+
+        Raises:
+            ModelmillError: ``invalid_input``: several answers, which would be equal.
+        """
+        samples, beams = self._samples(config), self.beams(config)
+        sequences = config.num_return_sequences or self._get("num_return_sequences", 1)
+        if one_answer:
+            sequences = 1
+        if not samples and sequences > beams:
+            message = f"{sequences} answers need sampling or as many beams; this asks for {beams}"
+            raise refused("config.num_return_sequences", message)
+        most = config.max_new_tokens or self._max_new_tokens()
+        most = most if room is None else min(most, room)
+        return Settings(
+            samples=samples,
+            max_new_tokens=most,
+            min_new_tokens=min(_either(config.min_new_tokens, self._min_new_tokens()), most),
+            max_time=config.max_time,
+            sequences=sequences,
+            beams=beams,
+            repetition_penalty=float(
+                _either(config.repetition_penalty, self._get("repetition_penalty", 1.0))
+            ),
+            length_penalty=float(_either(config.length_penalty, self._get("length_penalty", 1.0))),
+            early_stopping=self._get("early_stopping", False),
+            temperature=max(float(_either(config.temperature, self._get("temperature", 1.0))), COOLEST),
+            top_k=int(_either(config.top_k, self._get("top_k", LIBRARY_TOP_K))),
+            top_p=float(_either(config.top_p, self._get("top_p", 1.0))),
+            seed=config.seed if samples else None,
+            stop=tuple(config.stop or ()),
+            first_token=self._get("forced_bos_token_id", None),
+            last_token=_single(self._get("forced_eos_token_id", None)),
+        )
+
+    def _samples(self, config: GenerationConfig) -> bool:
+        if config.samples is not None:
+            return config.samples
+        return bool(self._get("do_sample", False)) and (config.num_beams or 1) == 1
+
+    def _max_new_tokens(self) -> int:
+        most = self._get("max_new_tokens", None)
+        if most is None and not self.counts_prompt:
+            length = self._get("max_length", None)
+            # It counts the token that the decoder starts with.
+            most = None if length is None else max(1, length - 1)
+        return int(most or DEFAULT_MAX_NEW_TOKENS)
+
+    def _min_new_tokens(self) -> int:
+        least = self._get("min_new_tokens", None)
+        if least is None and not self.counts_prompt:
+            least = max(0, self._get("min_length", 0) - 1)
+        return int(least or 0)
+
+    def _get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+
+def take_defaults(model: Any) -> Defaults:
+    """The model's defaults, which its ``generation_config`` then no longer holds.
+
+    The library would apply them to all rows of a batch alike, whatever their items ask for. What it keeps are
+    special tokens and rules that hold for every text of the model, such as ``no_repeat_ngram_size``.
+    """
+    config = model.generation_config
+    values = config.to_dict()
+    for name in _OURS:
+        if hasattr(config, name):
+            setattr(config, name, None)
+    return Defaults(values, counts_prompt=not model.config.is_encoder_decoder)
+
+
+_OURS = (
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "max_time", "stop_strings"),
+    *("num_beams", "num_return_sequences", "length_penalty", "early_stopping", "repetition_penalty"),
+    *("forced_bos_token_id", "forced_eos_token_id"),
+)
+
+
+def refused(field: str, message: str) -> ModelmillError:
+    """The error of an item that this model cannot answer: ``invalid_input``, naming the field."""
+    return ModelmillError(
+        ErrorCode.INVALID_INPUT, f"{field}: {message}.", fields=[FieldError(field, message)]
+    )
+
+
+def check_room(field: str, tokens: int, window: int | None) -> int | None:
+    """Tokens that fit behind a prompt of ``tokens``; None where the model's window has no end.
+
+    Raises:
+        ModelmillError: ``invalid_input``: none do.
+    """
+    if window is None:
+        return None
+    if tokens >= window:
+        message = (
+            f"has {tokens:,} tokens; the model's window is {window:,} and must also hold the answer, "
+            "so shorten it"
+        )
+        raise refused(field, message)
+    return window - tokens
+
+
+def _either(asked: Any, default: Any) -> Any:
+    return default if asked is None else asked
+
+
+def _single(token: Any) -> int | None:
+    found: int | None = token[0] if isinstance(token, list) else token
+    return found

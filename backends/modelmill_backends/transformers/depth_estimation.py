@@ -1,0 +1,52 @@
+"""Depth estimation by any model of ``AutoModelForDepthEstimation``: DPT, Depth Anything, ZoeDepth."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.masks import png_map
+from modelmill_backends.transformers.regions import RegionInputs, as_outputs
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.depth_estimation import Input, Output
+
+
+class DepthEstimationRunner(Runner[Input, Loaded]):
+    """The model's map is scaled to the image as the model's own processor does it."""
+
+    backend = "transformers"
+    task = "depth-estimation"
+
+    def __init__(self, weights: Loaded, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        self._images = RegionInputs(weights, ("predicted_depth", "field_of_view"))
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Loaded:
+        loaded = load_pretrained(context, "AutoModelForDepthEstimation", images=True)
+        if not hasattr(loaded.image_processor, "post_process_depth_estimation"):
+            kind = type(loaded.image_processor).__name__
+            loaded.close()
+            raise load_failed(context.entry, f"a {kind} does not scale maps of depth")
+        return loaded
+
+    def group_key(self, item: Input) -> Hashable:
+        return ()
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        return Prepared(item, self._images.prepare(item.image))
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
+        return self._images.run([prepared.data for prepared in batch])
+
+    def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        # By place: ZoeDepth calls the sizes source_sizes, and the others target_sizes.
+        (found,) = self.weights.image_processor.post_process_depth_estimation(
+            as_outputs(raw), [prepared.data.size]
+        )
+        # The library squeezes the map of an image that is one pixel wide.
+        depth = found["predicted_depth"].reshape(prepared.data.size).numpy()
+        picture, low, high = png_map(depth)
+        return Output(depth=picture, minimum=low, maximum=high)

@@ -1,0 +1,109 @@
+"""Filling a gap by any model of ``AutoModelForMaskedLM``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from modelmill.errors import invalid_field
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.failures import load_failed
+from modelmill_backends.transformers.texts import Row, TextInputs
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.fill_mask import MASKS, Filling, Input, Output
+
+LOGITS_A_PASS = 2**27
+"""Values, tokens times vocabulary, that one pass makes at most: half a gigabyte."""
+
+
+class FillMaskRunner(Runner[Input, Loaded]):
+    """The scores of all tokens of the vocabulary sum to 1.
+
+    ``Prepared.cost`` is the text's share of the model's window.
+    """
+
+    backend = "transformers"
+    task = "fill-mask"
+
+    def __init__(self, weights: Loaded, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        vocabulary = weights.model.config.get_text_config().vocab_size
+        self._texts = TextInputs(weights, tokens_a_pass=LOGITS_A_PASS // vocabulary)
+        if weights.tokenizer.mask_token is None:
+            raise load_failed(context.entry, "its tokenizer has no mask token")
+        self._mask: str = weights.tokenizer.mask_token
+        self._mask_id: int = weights.tokenizer.mask_token_id
+        self._pad_id: int | None = weights.tokenizer.pad_token_id
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Loaded:
+        return load_pretrained(context, "AutoModelForMaskedLM", tokenizer=True)
+
+    def group_key(self, item: Input) -> Hashable:
+        # Of several values of top_k the largest is computed, and cut off in postprocess.
+        return ()
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        text = self._with_own_mask(item.text)
+        row = self._row(text)
+        if self._mask_id not in row["input_ids"]:
+            row = self._row(self._around_the_mask(text))
+        if list(row["input_ids"]).count(self._mask_id) != 1:
+            raise self._refused("the gap is not within the model's window")
+        return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
+        """Scores and tokens of each item, best first, as many as the most that one of them asks for."""
+        import torch
+
+        top_k = max(prepared.item.config.top_k for prepared in batch)
+
+        def best(**inputs: Any) -> tuple[Any, Any]:
+            places = (inputs["input_ids"] == self._mask_id).int().argmax(dim=1)
+            logits = self.weights.model(**inputs).logits
+            gaps = logits[torch.arange(len(logits), device=logits.device), places].float()
+            scores, tokens = gaps.softmax(dim=-1).topk(min(top_k, gaps.shape[-1]))
+            return scores, tokens
+
+        return self._texts.run([prepared.data for prepared in batch], best)
+
+    def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        top_k = prepared.item.config.top_k
+        ids = list(prepared.data["input_ids"])
+        place = ids.index(self._mask_id)
+        return Output(
+            results=[
+                self._filling(ids, place, float(score), int(token))
+                for score, token in zip(raw[0][:top_k], raw[1][:top_k], strict=True)
+            ]
+        )
+
+    def _filling(self, ids: Sequence[int], place: int, score: float, token: int) -> Filling:
+        filled = [token if index == place else other for index, other in enumerate(ids)]
+        return Filling(
+            score=min(score, 1.0),
+            token=token,
+            token_str=self._texts.decode([token]),
+            sequence=self._texts.decode(
+                [other for other in filled if other != self._pad_id], skip_special_tokens=True
+            ),
+        )
+
+    def _row(self, text: str) -> Row:
+        return self._texts.row(self._texts.encode(text))
+
+    def _with_own_mask(self, text: str) -> str:
+        """The text with the one gap in the model's own spelling."""
+        spellings = [self._mask] if self._mask in text else MASKS
+        found = [spelling for spelling in spellings for _ in range(text.count(spelling))]
+        if len(found) != 1:
+            raise self._refused(f"holds {len(found)} gaps; it must hold exactly one")
+        return text.replace(found[0], self._mask)
+
+    def _around_the_mask(self, text: str) -> str:
+        """A piece of a long text with the gap in its middle, about as long as the window."""
+        before, _, after = text.partition(self._mask)
+        return self._texts.tail(before, max(1, self._texts.window // 2 - 2)) + self._mask + after
+
+    def _refused(self, problem: str) -> Exception:
+        return invalid_field("text", f"{problem}, written as {self._mask}, the model's mask token")

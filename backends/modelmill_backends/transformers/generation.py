@@ -1,0 +1,362 @@
+"""Makes texts: one loop for all runners that generate, whatever their items ask for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_backends.progress import Progress
+from modelmill_backends.transformers.decoding import Defaults, Settings, take_defaults
+from modelmill_backends.transformers.sampling import Chooser
+from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
+from modelmill_backends.transformers.weights import Loaded
+from modelmill_tasks.shared.generation import FinishReason, Usage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CONTEXT = 8
+"""Tokens of the prompt that tell how the first new one is written."""
+ONE_ITEM_TOKENS = 2048
+"""Tokens that count as one item of a batch's capacity."""
+
+Inputs = Callable[[Sequence[int]], dict[str, Any]]
+"""Places of items in the batch, of which some may come several times → the model's inputs, a row for each."""
+
+
+@dataclass(slots=True)
+class Generative:
+    """A loaded model that generates, with what its runners share.
+
+    Attributes:
+        loaded: The model.
+        decoder: What has ``generate``: the model, or a part of it.
+        defaults: Its own way to generate.
+        eos: Tokens that end a text.
+        pad: The token that fills up shorter rows.
+        window: Tokens that the decoder can hold, the prompt's included; None where there is no bound.
+        special: The tokenizer's special tokens, by their text.
+        processor: Prepares images and text together, where the model has one.
+    """
+
+    loaded: Loaded
+    decoder: Any
+    defaults: Defaults
+    eos: tuple[int, ...]
+    pad: int
+    window: int | None
+    special: dict[str, int]
+    processor: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.loaded.tokenizer
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Token ids. Longer than any window, unless ``options`` say otherwise."""
+        with self.loaded.tokenizing:
+            found: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text, without special tokens."""
+        with self.loaded.tokenizing:
+            text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def close(self) -> None:
+        self.decoder = self.processor = None
+        self.loaded.close()
+
+
+def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> Generative:
+    """Takes over how the model generates.
+
+    Args:
+        loaded: The model, with its tokenizer.
+        decoder: What has ``generate``, where that is not the model itself.
+        eos: The token that ends a text, where the configuration does not say.
+    """
+    decoder = loaded.model if decoder is None else decoder
+    config, tokenizer = decoder.generation_config, loaded.tokenizer
+    defaults = take_defaults(decoder)
+    if eos is not None or config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id if eos is None else eos
+    found = config.eos_token_id
+    ends = tuple(found) if isinstance(found, list) else () if found is None else (found,)
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if ends else 0
+    if config.pad_token_id is None:
+        config.pad_token_id = pad
+    added = tokenizer.added_tokens_decoder
+    special = {str(token): number for number, token in added.items() if token.special}
+    return Generative(loaded, decoder, defaults, ends, pad, window_of(decoder, tokenizer), special)
+
+
+def window_of(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model can hold; None where neither its configuration nor its tokenizer sets a bound."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
+        limit = getattr(config, name, None)
+        if limit:
+            return int(limit)
+    # An absent limit is a huge number there, such as 10 ** 30. That of an encoder is none of the decoder.
+    limit = tokenizer.model_max_length
+    bound = not model.config.is_encoder_decoder and limit and limit < 1_000_000
+    return int(limit) if bound else None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for one item.
+
+    Attributes:
+        settings: How its tokens are chosen.
+        prompt: The decoder's tokens that come first, as far as they are text.
+        continues: The text goes on from the prompt and is written as it follows on it.
+        shape: What must be equal for two items to share a pass, such as the shape of their images.
+        encoded: Tokens that an encoder reads.
+    """
+
+    settings: Settings
+    prompt: Sequence[int] = ()
+    continues: bool = False
+    shape: Hashable = ()
+    encoded: int = 0
+
+    @property
+    def context(self) -> Sequence[int]:
+        return self.prompt[-CONTEXT:] if self.continues else ()
+
+    @property
+    def cost(self) -> float:
+        """Share of a batch's capacity: tokens that have to be kept."""
+        settings = self.settings
+        copies = max(settings.beams, settings.sequences)
+        tokens = len(self.prompt) + self.encoded + settings.max_new_tokens
+        return tokens * copies / ONE_ITEM_TOKENS
+
+
+def generate(
+    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: Progress, **rules: Any
+) -> list[list[Row]]:
+    """Answers all requests, in one pass where that is possible.
+
+    Items share a pass whatever their settings, but for those of a beam search, which must be equal.
+
+    Args:
+        model: What generates.
+        requests: What is asked, an entry an item.
+        inputs: Makes the model's inputs for some of the items.
+        progress: Is told after each token, and asked whether the item is still wanted.
+        rules: Further arguments of the library's ``generate``, which hold for all.
+
+    Returns:
+        The texts of each item, as many as its ``sequences``.
+    """
+    import torch
+
+    made: list[list[Row]] = [[] for _ in requests]
+    with torch.inference_mode():
+        for items in plan(requests, model.window):
+            search = _beam_search if requests[items[0]].settings.beams > 1 else _choose_each
+            for row in search(model, requests, items, inputs, progress, rules):
+                made[row.item].append(row)
+    return made
+
+
+def plan(requests: Sequence[Request], window: int | None) -> list[list[int]]:
+    """Which items share a pass.
+
+    All rows of a pass are as long as its longest prompt, and go on until its last row ends. Together that
+    must stay within the window: beyond it a model has no positions, even for rows that have ended.
+    """
+    waiting = sorted(range(len(requests)), key=lambda item: -requests[item].settings.max_new_tokens)
+    passes: list[list[int]] = []
+    while waiting:
+        leader = requests[waiting[0]]
+        steps, longest = leader.settings.max_new_tokens, len(leader.prompt)
+        members, others = [], []
+        for item in waiting:
+            request = requests[item]
+            longer = max(longest, len(request.prompt))
+            fits = item == waiting[0] or window is None or longer + steps <= window
+            if fits and _shared(request) == _shared(leader):
+                members.append(item)
+                longest = longer
+            else:
+                others.append(item)
+        passes.append(sorted(members))
+        waiting = others
+    return passes
+
+
+def _shared(request: Request) -> Hashable:
+    return request.shape, request.settings if request.settings.beams > 1 else None
+
+
+def _choose_each(
+    model: Generative,
+    requests: Sequence[Request],
+    items: Sequence[int],
+    inputs: Inputs,
+    progress: Progress,
+    rules: dict[str, Any],
+) -> list[Row]:
+    """One pass in which each row chooses its tokens by its own settings."""
+    rows = [
+        Row(
+            item,
+            requests[item].settings,
+            sequence,
+            requests[item].context,
+            {model.special[stop] for stop in requests[item].settings.stop if stop in model.special},
+        )
+        for item in items
+        for sequence in range(requests[item].settings.sequences)
+    ]
+    given = inputs([row.item for row in rows])
+    chooser = Chooser(
+        [row.settings for row in rows],
+        [row.sequence for row in rows],
+        _left_padding(model, given),
+        model.eos,
+        model.loaded.device.torch_name,
+    )
+    watch = Watch(rows, model.eos, model.decode, progress, chooser.ended)
+    model.decoder.generate(
+        **given,
+        **rules,
+        do_sample=False,
+        max_new_tokens=max(row.settings.max_new_tokens for row in rows),
+        logits_processor=[chooser],
+        stopping_criteria=[watch],
+    )
+    for row, broken in zip(rows, chooser.broken.tolist(), strict=True):
+        row.broken = broken
+    return rows
+
+
+def _beam_search(
+    model: Generative,
+    requests: Sequence[Request],
+    items: Sequence[int],
+    inputs: Inputs,
+    progress: Progress,
+    rules: dict[str, Any],
+) -> list[Row]:
+    """One pass of the library's own beam search; all items have the same settings."""
+    settings = requests[items[0]].settings
+    given = inputs(items)
+    watch = BeamWatch(items, settings, progress)
+    stops = _stops(model, settings.stop)
+    found = model.decoder.generate(
+        **given,
+        **rules,
+        do_sample=False,
+        num_beams=settings.beams,
+        num_return_sequences=settings.sequences,
+        length_penalty=settings.length_penalty,
+        early_stopping=settings.early_stopping,
+        repetition_penalty=settings.repetition_penalty,
+        min_new_tokens=settings.min_new_tokens or None,
+        max_new_tokens=settings.max_new_tokens,
+        forced_bos_token_id=settings.first_token,
+        forced_eos_token_id=settings.last_token,
+        stopping_criteria=[watch, *stops],
+    )
+    # A model that also encodes begins with one token of its own.
+    start = 1 if model.decoder.config.is_encoder_decoder else given["input_ids"].shape[1]
+    rows = []
+    for place, tokens in enumerate(found[:, start:].tolist()):
+        item, sequence = items[place // settings.sequences], place % settings.sequences
+        row = Row(item, settings, sequence, requests[item].context)
+        row.tokens, row.reason = _ended(model, row, tokens, watch.out_of_time)
+        rows.append(row)
+    return rows
+
+
+def _stops(model: Generative, texts: Sequence[str]) -> list[Any]:
+    """The library's own criterion for texts that end a beam."""
+    from transformers import StopStringCriteria
+
+    if not texts:
+        return []
+    # It asks the tokenizer, and would do so inside of generate, where nobody takes turns.
+    with model.loaded.tokenizing:
+        return [StopStringCriteria(model.tokenizer, list(texts))]
+
+
+def _ended(
+    model: Generative, row: Row, tokens: list[int], out_of_time: bool
+) -> tuple[list[int], FinishReason]:
+    """The tokens of a beam search's row without what fills it up, and why they end."""
+    end = next((place for place, token in enumerate(tokens) if token in model.eos), None)
+    if end is not None:
+        return tokens[: end + 1], FinishReason.STOP
+    while tokens and tokens[-1] == model.decoder.generation_config.pad_token_id:
+        tokens = tokens[:-1]
+    text = continuation(model.decode, row.context, tokens)
+    if cut(text, row.settings.stop)[1]:
+        return tokens, FinishReason.STOP
+    late = out_of_time and len(tokens) < row.settings.max_new_tokens
+    return tokens, FinishReason.MAX_TIME if late else FinishReason.LENGTH
+
+
+def _left_padding(model: Generative, given: dict[str, Any]) -> Any:
+    if model.decoder.config.is_encoder_decoder:
+        return None
+    return (given["attention_mask"] != 0).int().argmax(1)
+
+
+def text_of(model: Generative, row: Row) -> str:
+    """The text of a row, without its stop string.
+
+    Raises:
+        ModelmillError: ``inference_failed``: the model gave no numbers.
+    """
+    if row.broken:
+        raise ModelmillError(
+            ErrorCode.INFERENCE_FAILED,
+            "The model's scores are not numbers. A model made for bfloat16 can do that in float16: "
+            "its catalogue entry can set options.dtype.",
+        )
+    return cut(continuation(model.decode, row.context, row.tokens), row.settings.stop)[0]
+
+
+def now() -> int:
+    """When a result is made, in Unix seconds."""
+    return int(time.time())
+
+
+def usage_of(prompt_tokens: int, rows: Sequence[Row]) -> Usage:
+    """Tokens of one item: its prompt's once, and those of all its texts."""
+    completion = sum(len(row.tokens) for row in rows)
+    return Usage(
+        prompt_tokens=prompt_tokens, completion_tokens=completion, total_tokens=prompt_tokens + completion
+    )
+
+
+def pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and their 0/1 mask, ``[n, longest]``, padded on the left so that all end together."""
+    import numpy as np
+
+    longest = max(map(len, rows))
+    ids = np.full((len(rows), longest), value, dtype=np.int64)
+    mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = row
+        mask[index, longest - len(row) :] = 1
+    return ids, mask
+
+
+def beam_group(defaults: Defaults, config: Any) -> Hashable:
+    """The group key of an item: all share a pass, but for beam searches with other settings."""
+    if defaults.beams(config) == 1:
+        return ()
+    return defaults.resolve(config, None, one_answer=True), config.num_return_sequences

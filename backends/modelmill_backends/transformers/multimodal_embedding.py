@@ -1,0 +1,16 @@
+"""Multimodal embedding by CLIP, SigLIP and their like."""
+
+from __future__ import annotations
+
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.shared.embedding import MultimodalEmbedding
+from modelmill_backends.transformers.dual_encoder import DualEncoder, EncoderWeights, need_dual_encoder
+
+
+class MultimodalEmbeddingRunner(EncoderWeights, MultimodalEmbedding[DualEncoder]):
+    """Any model with ``get_image_features`` and ``get_text_features``. Normalises unless told otherwise."""
+
+    backend = "transformers"
+
+    def __init__(self, weights: DualEncoder, context: LoadContext) -> None:
+        super().__init__(need_dual_encoder(weights, context), context)

@@ -1,0 +1,53 @@
+"""Object detection by any model of ``AutoModelForObjectDetection``: DETR, RT-DETR, YOLOS and their like."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.failures import load_failed
+from modelmill_backends.transformers.regions import RegionInputs, as_outputs, detected, labels_of
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.object_detection import Input, Output
+
+
+class ObjectDetectionRunner(Runner[Input, Loaded]):
+    """The labels are the model's ``id2label``. Images of one shape share a pass."""
+
+    backend = "transformers"
+    task = "object-detection"
+
+    def __init__(self, weights: Loaded, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        self._images = RegionInputs(weights, ("logits", "pred_boxes"))
+        self.labels = labels_of(weights.model)
+        """What it can find, by the model's index."""
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Loaded:
+        loaded = load_pretrained(context, "AutoModelForObjectDetection", images=True)
+        if not hasattr(loaded.image_processor, "post_process_object_detection"):
+            kind = type(loaded.image_processor).__name__
+            loaded.close()
+            raise load_failed(context.entry, f"a {kind} does not tell boxes from the model's answer")
+        return loaded
+
+    def group_key(self, item: Input) -> Hashable:
+        # threshold and top_k concern postprocess only.
+        return ()
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        return Prepared(item, self._images.prepare(item.image))
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
+        return self._images.run([prepared.data for prepared in batch])
+
+    def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        config, image = prepared.item.config, prepared.data
+        (found,) = self.weights.image_processor.post_process_object_detection(
+            as_outputs(raw), threshold=config.threshold, target_sizes=[image.size]
+        )
+        scores, boxes = found["scores"].tolist(), found["boxes"].tolist()
+        labels = [self.labels[index] for index in found["labels"].tolist()]
+        return Output(objects=detected(zip(scores, labels, boxes, strict=True), image, config.top_k))

@@ -1,0 +1,202 @@
+"""What the runners that find regions of images share: images of any shape in, named tensors out."""
+
+from __future__ import annotations
+
+import heapq
+import inspect
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from modelmill.catalogue import ModelEntry
+from modelmill.errors import ErrorCode, MediaError, ModelmillError
+from modelmill_backends.failures import module_missing
+from modelmill_backends.source import locate
+from modelmill_backends.transformers.images import to_arrays
+from modelmill_backends.transformers.weights import Loaded
+from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class SeenImage:
+    """An image as a model sees it."""
+
+    arrays: dict[str, NDArray[Any]]
+    """The model's inputs by name, without a batch axis."""
+    height: int
+    """Of the oriented original, in pixels."""
+    width: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the oriented original."""
+        return self.height, self.width
+
+
+RawOutputs = dict[str, "NDArray[np.float32]"]
+"""Tensors of one image by the names of the model's output, without a batch axis."""
+
+
+class RegionInputs:
+    """Prepares images one at a time by the library's processor, and runs them in batches of one shape.
+
+    Images of different shapes do not share a pass. Padded to one shape they could, but what lies beside the
+    padding would change: the masks reach a DETR's attention, and not its convolutions, and YOLOS has none.
+    """
+
+    def __init__(self, loaded: Loaded, outputs: Sequence[str]) -> None:
+        self._loaded = loaded
+        self._outputs = outputs
+        self._wanted = inspect.signature(loaded.model.forward).parameters.keys()
+
+    def prepare(self, source: str) -> SeenImage:
+        """Decodes a media field. Runs in threads.
+
+        Raises:
+            MediaError: it is no image, damaged, or too narrow for the model.
+        """
+        image = open_image(source)
+        try:
+            arrays = to_arrays(self._loaded.image_processor, image)
+        except ValueError:
+            # What keeps the aspect makes a width of 0 of an image that is very narrow, and refuses it.
+            raise MediaError(
+                ErrorCode.INVALID_MEDIA,
+                f"The image has {image.width} × {image.height} pixels, "
+                "which cannot be scaled to the size that this model needs.",
+            ) from None
+        seen = {name: array for name, array in arrays.items() if name in self._wanted}
+        return SeenImage(seen, image.height, image.width)
+
+    def run(
+        self,
+        images: Sequence[SeenImage],
+        call: Callable[[list[int], dict[str, Any]], Mapping[str, Any]] | None = None,
+    ) -> list[RawOutputs]:
+        """The named outputs of each image, in order, in single precision.
+
+        Args:
+            images: What ``prepare`` gave.
+            call: The places of the images of one pass and their inputs → the outputs. The model if None.
+        """
+        import torch
+
+        results: list[RawOutputs] = [{} for _ in images]
+        with torch.inference_mode():
+            for rows in same_shapes(images):
+                inputs = self.on_device([images[row] for row in rows])
+                found = self._loaded.model(**inputs) if call is None else call(rows, inputs)
+                for name in self._outputs:
+                    if found.get(name) is not None:
+                        for row, array in zip(rows, found[name].float().cpu().numpy(), strict=True):
+                            results[row][name] = array
+        return results
+
+    def on_device(self, images: Sequence[SeenImage]) -> dict[str, Any]:
+        """The inputs of images of one shape as tensors with a batch axis."""
+        dtype = self._loaded.model.dtype
+        inputs = {
+            name: self._loaded.stacked_on_device([image.arrays[name] for image in images])
+            for name in images[0].arrays
+        }
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in inputs.items()
+        }
+
+
+def same_shapes(images: Sequence[SeenImage]) -> Iterable[list[int]]:
+    """Which images share a pass: their places, by the shapes of their inputs."""
+    shapes: dict[Hashable, list[int]] = {}
+    for row, image in enumerate(images):
+        shapes.setdefault(tuple(array.shape for array in image.arrays.values()), []).append(row)
+    return shapes.values()
+
+
+def require_numbers(raw: RawOutputs) -> None:
+    """Refuses an answer with NaN in it, which is above no threshold and would look like: nothing found.
+
+    Raises:
+        ModelmillError: ``inference_failed``.
+    """
+    import numpy as np
+
+    if any(np.isnan(array).any() for array in raw.values()):
+        raise ModelmillError(
+            ErrorCode.INFERENCE_FAILED,
+            "The model's answer holds values that are no numbers, as half precision may bring: "
+            'options = { dtype = "float32" } in its catalogue entry helps then.',
+        )
+
+
+def as_outputs(raw: RawOutputs) -> Any:
+    """One image's tensors as the library's processors want them: with a batch axis, by attribute.
+
+    Raises:
+        ModelmillError: ``inference_failed``, as ``require_numbers``.
+    """
+    import torch
+
+    require_numbers(raw)
+    return SimpleNamespace(**{name: torch.from_numpy(array)[None] for name, array in raw.items()})
+
+
+def detected(
+    found: Iterable[tuple[float, str, Sequence[float]]], image: SeenImage, top_k: int | None
+) -> list[DetectedObject]:
+    """The objects of an answer, best first.
+
+    Args:
+        found: Score, label and corners (left, top, right, lower) in pixels.
+        image: Boxes are clipped to it. What lies outside of it, as in OWLv2's padding, is left out.
+        top_k: How many at most; ``MAX_OBJECTS`` if None.
+    """
+    inside = ((score, label, _clipped(corners, image)) for score, label, corners in found)
+    seen = (one for one in inside if one[2][2] > one[2][0] and one[2][3] > one[2][1])
+    best = heapq.nlargest(top_k or MAX_OBJECTS, seen, key=lambda one: one[0])
+    return [
+        DetectedObject(
+            label=label, score=score, box=Box(left=left, top=top, width=right - left, height=lower - top)
+        )
+        for score, label, (left, top, right, lower) in best
+    ]
+
+
+def _clipped(corners: Sequence[float], image: SeenImage) -> tuple[float, float, float, float]:
+    left, top, right, lower = corners
+    return max(left, 0.0), max(top, 0.0), min(right, image.width), min(lower, image.height)
+
+
+def labels_of(model: Any) -> dict[int, str]:
+    """The model's labels by index."""
+    return {int(index): str(label) for index, label in model.config.id2label.items()}
+
+
+def model_type(entry: ModelEntry) -> str:
+    """What architecture the entry's ``config.json`` names; reads the weights not yet.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: no source, or the hub cannot be reached.
+    """
+    settings = locate(entry, ()) / "config.json"
+    found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    return str(found.get("model_type", "model of unknown type"))
+
+
+def require_scipy(entry: ModelEntry, loaded: Loaded) -> None:
+    """For processors that resize with scipy, which the library imports only when it is there.
+
+    Raises:
+        ModelmillError: ``model_load_failed``.
+    """
+    if find_spec("scipy") is None:
+        loaded.close()
+        raise module_missing(entry, "scipy")

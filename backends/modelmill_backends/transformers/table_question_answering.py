@@ -1,0 +1,121 @@
+"""Table question answering by TAPAS.
+
+Source: Herzig et al., "TAPAS: Weakly Supervised Table Parsing via Pre-training" (2020).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelmill.errors import invalid_field
+from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.failures import load_failed, module_missing
+from modelmill_backends.transformers.texts import TextInputs
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.table_question_answering import Input, Output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LONGEST_TOKEN = 100
+"""Characters; the tokenizer takes no longer word apart."""
+
+
+class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
+    """Any TAPAS, with a head for aggregation or without.
+
+    Rows that cannot fit are left out before the tokenizer ranks the numbers of each column, so that a table
+    may be longer than the model can count.
+
+    ``Prepared.cost`` is the share of the model's window.
+    """
+
+    backend = "transformers"
+    task = "table-question-answering"
+
+    def __init__(self, weights: Loaded, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        self._tokenizer = weights.tokenizer
+        self._texts = TextInputs(weights)
+        config = weights.model.config
+        if config.model_type != "tapas":
+            raise load_failed(context.entry, f"it is a {config.model_type}; tables are read by TAPAS only")
+        self._aggregations = _by_number(config.aggregation_labels) if config.num_aggregation_labels else None
+        self._no_aggregation: int | None = config.no_aggregation_label_index
+        # The model has so many embeddings of columns and of rows; 0 is for what is in no table.
+        self._most_columns, self._most_rows = (size - 1 for size in config.type_vocab_sizes[1:3])
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Loaded:
+        if importlib.util.find_spec("pandas") is None:
+            # The tokenizer takes a table from nothing else.
+            raise module_missing(context.entry, "pandas", ("tables",))
+        return load_pretrained(context, "AutoModelForTableQuestionAnswering", tokenizer=True)
+
+    def group_key(self, item: Input) -> Hashable:
+        # Each table becomes a row of tokens.
+        return ()
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        query, tokens = self._query(item.query)
+        table = self._frame(item.table, self._texts.window - tokens - 2)
+        encoded = self._tokenizer(table, query, truncation="drop_rows_to_fit", max_length=self._texts.window)
+        row = self._texts.row(encoded)
+        return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
+
+    def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
+        def logits(**inputs: Any) -> tuple[Any, ...]:
+            found = self.weights.model(**inputs)
+            return (found.logits, *([] if self._aggregations is None else [found.logits_aggregation]))
+
+        return self._texts.run([prepared.data for prepared in batch], logits)
+
+    def postprocess(self, prepared: Prepared[Input], raw: Sequence[NDArray[np.float32]]) -> Output:
+        import torch
+
+        # The tokenizer's own way from logits to cells takes tensors with a batch axis.
+        data = {name: torch.tensor([values]) for name, values in prepared.data.items()}
+        length = len(prepared.data["input_ids"])
+        logits = [torch.from_numpy(part[None, :length].copy()) for part in raw]
+        places, *chosen = self._tokenizer.convert_logits_to_predictions(data, *logits)
+        coordinates = places[0] if places else []
+        columns = list(prepared.item.table.values())
+        cells = [columns[column][row] for row, column in coordinates]
+        answer, aggregator = ", ".join(cells), None
+        if self._aggregations is not None:
+            aggregator = self._aggregations[chosen[0][0]]
+            if chosen[0][0] != self._no_aggregation:
+                answer = f"{aggregator} > {answer}"
+        return Output(answer=answer, aggregator=aggregator, cells=cells, coordinates=coordinates)
+
+    def _query(self, query: str) -> tuple[str, int]:
+        """The query, cut off at half of the window, and its number of tokens."""
+        most = self._texts.window // 2
+        tokens = self._tokenizer.tokenize(query[: most * LONGEST_TOKEN])
+        if not tokens:
+            raise invalid_field("query", "holds nothing that the model can read")
+        if len(tokens) <= most and len(query) <= most * LONGEST_TOKEN:
+            return query, len(tokens)
+        return self._tokenizer.convert_tokens_to_string(tokens[:most]), min(len(tokens), most)
+
+    def _frame(self, table: dict[str, list[str]], room: int) -> Any:
+        """The table as the tokenizer takes it, without rows that do not fit even with a token a cell."""
+        import pandas as pd
+
+        # A header and a cell of a token each are the least that a column takes.
+        most = min(self._most_columns, room // 2)
+        if len(table) > most:
+            raise invalid_field(
+                "table", f"has {len(table)} columns; beside this query the model takes at most {most}"
+            )
+        rows = min(self._most_rows, room // len(table) - 1)
+        # As objects: the type that pandas would choose for texts differs by its version.
+        return pd.DataFrame({name: column[:rows] for name, column in table.items()}, dtype=object)
+
+
+def _by_number(labels: Any) -> dict[int, str]:
+    """The configuration's labels, whose numbers JSON has made into texts."""
+    return {int(number): str(label) for number, label in labels.items()}

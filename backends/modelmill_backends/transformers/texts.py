@@ -1,0 +1,259 @@
+"""Texts for models of ``transformers``: tokenized one at a time in threads, then together on the device."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modelmill.errors import invalid_field
+from modelmill_backends.contract import Item, LoadContext, Runner
+from modelmill_backends.shared.sentences import DEFAULT_WINDOW
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+TOKENS_A_PASS = 32_768
+"""Tokens, padding included, that one pass takes at most: a text may bring a thousand pairs or windows."""
+UNLIMITED = 1_000_000
+"""Tokenizers write windows that have no limit as huge numbers, such as 10 ** 30."""
+
+PLAIN: Mapping[str, Any] = {"split_special_tokens": True}
+"""For the tokenizer: a special token's spelling in the text is text. BART takes no batch of texts that
+have different numbers of its end token."""
+
+NOTHING = "holds nothing that the model can read"
+
+Row = Mapping[str, Sequence[Any]]
+"""The model's inputs for one text, by name, each with a value (or a list of them) a token."""
+
+
+class TextInputs:
+    """The inputs of a model that reads texts.
+
+    Args:
+        loaded: The model and its tokenizer.
+        window: Tokens that the model sees at most, special ones included; found out when left out.
+        tokens_a_pass: Tokens, padding included, of one pass.
+        whole: The model judges texts as a whole, maybe by their last token.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        window: int | None = None,
+        *,
+        tokens_a_pass: int = TOKENS_A_PASS,
+        whole: bool = False,
+    ) -> None:
+        self._loaded = loaded
+        self.window = window or window_of(loaded)
+        self._pad_id = getattr(loaded.model.config, "pad_token_id", None)
+        # Such a model finds the last token by the padding's id: without one it takes a text at a time.
+        self._tokens_a_pass = 1 if whole and self._pad_id is None else tokens_a_pass
+        names = inspect.signature(loaded.model.forward).parameters
+        self._takes = frozenset(names)
+        # A cache of keys and values is for generating, and costs memory.
+        self._fixed = {"use_cache": False} if "use_cache" in names else {}
+
+    def encode(self, text: Any, pair: Any = None, *, field: str = "text", **options: Any) -> Any:
+        """The tokenizer's ``BatchEncoding`` of a text, or of two; cut off at the window. Runs in threads.
+
+        Args:
+            text: The text.
+            pair: A second text behind it.
+            field: The request's field that it comes from.
+            options: The tokenizer's own.
+
+        Raises:
+            ModelmillError: ``invalid_input``: nothing of it is a token.
+        """
+        settings: dict[str, Any] = {"truncation": True, "max_length": self.window, "verbose": False} | options
+        with self._loaded.tokenizing:
+            encoded = self._loaded.tokenizer(text, pair, **settings)
+        if not encoded["input_ids"]:
+            raise invalid_field(field, NOTHING)
+        return encoded
+
+    def windows(
+        self, text: str, pair: str | None = None, *, window: int, stride: int, field: str = "text"
+    ) -> list[dict[str, Any]]:
+        """All of a text, in windows that overlap; of two texts all of the second, each time behind the first.
+
+        Args:
+            text: The text.
+            pair: The second text.
+            window: Tokens of a window, special ones included.
+            stride: Tokens that neighbours share.
+            field: The request's field that the windows run over.
+
+        Returns:
+            For each window the model's inputs and, a value a token, ``offset_mapping`` in code points,
+            ``special_tokens_mask``, ``sequence_ids`` and ``word_ids`` as the library has them.
+        """
+        encoded = self.encode(
+            [text],  # in a list, for windows are rows of a batch
+            None if pair is None else [pair],
+            field=field,
+            truncation="longest_first" if pair is None else "only_second",
+            max_length=window,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+        )
+        count = len(encoded["input_ids"])
+        encoded.pop("overflow_to_sample_mapping", None)
+        found = [{name: values[index] for name, values in encoded.items()} for index in range(count)]
+        for index, one in enumerate(found):
+            one["sequence_ids"] = encoded.sequence_ids(index)
+            one["word_ids"] = encoded.word_ids(index)
+        if not any(0 in one["special_tokens_mask"] for one in found):
+            raise invalid_field(field, NOTHING)
+        return found
+
+    def length(self, text: str, pair: str | None = None, **options: Any) -> int:
+        """Tokens of a text, or of two, special ones included, before anything is cut off.
+
+        Args:
+            text: The text.
+            pair: A second text behind it.
+            options: The tokenizer's own; those that the text will be encoded with.
+        """
+        return len(self.encode(text, pair, truncation=False, max_length=None, **options)["input_ids"])
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """Token ids as the vocabulary writes them."""
+        with self._loaded.tokenizing:
+            names: list[str] = self._loaded.tokenizer.convert_ids_to_tokens(ids)
+        return names
+
+    def row(self, encoded: Mapping[str, Any]) -> Row:
+        """What the model takes of what the tokenizer gave."""
+        return {name: values for name, values in encoded.items() if name in self._takes}
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Token ids as text. Runs in threads."""
+        with self._loaded.tokenizing:
+            text: str = self._loaded.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The beginning of ``text`` that is ``tokens`` tokens long, or all of it.
+
+        Needs a tokenizer that tells offsets; another one's texts stay whole.
+        """
+        if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
+            # No token is less than a character, but for bytes of one that is rare.
+            return text
+        offsets = self.encode(
+            text, add_special_tokens=False, max_length=tokens + 1, return_offsets_mapping=True
+        )["offset_mapping"]
+        return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+
+    def tail(self, text: str, tokens: int) -> str:
+        """The end of ``text`` that is ``tokens`` tokens long, or all of it; as ``cut``."""
+        if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
+            return text
+        offsets = self.encode(
+            text, add_special_tokens=False, truncation=False, max_length=None, return_offsets_mapping=True
+        )["offset_mapping"]
+        return text if len(offsets) <= tokens else text[offsets[-tokens][0] :]
+
+    def run(
+        self, rows: Sequence[Row], model: Callable[..., Sequence[Any]]
+    ) -> list[tuple[NDArray[np.float32], ...]]:
+        """What ``model`` makes of each row, in order.
+
+        Rows of like length go together, in as few passes as ``tokens_a_pass`` allows.
+
+        Args:
+            rows: From ``row``.
+            model: Takes the model's inputs, ``[n, tokens]`` each, and gives tensors ``[n, …]``.
+
+        Returns:
+            For each row its part of each tensor; along an axis of tokens the padding is still there.
+        """
+        import torch
+
+        found: list[Any] = [None] * len(rows)
+        with torch.inference_mode():
+            for chunk in self._chunks(rows):
+                tensors = model(**self._on_device([rows[index] for index in chunk]))
+                arrays = [tensor.float().cpu().numpy() for tensor in tensors]
+                for place, index in enumerate(chunk):
+                    # Copies where there are several passes: a view would keep the whole array alive.
+                    found[index] = tuple(array[place] for array in arrays)
+        return found
+
+    def logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
+        """The model's ``logits`` for each row; those of tokens without the padding."""
+        model = self._loaded.model
+        found = self.run(rows, lambda **inputs: (model(**inputs).logits,))
+        return [logits for (logits,) in found]
+
+    def _chunks(self, rows: Sequence[Row]) -> Iterator[list[int]]:
+        """Numbers of the rows of each pass."""
+        chunk: list[int] = []
+        for index in sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"])):
+            # The longest so far: all are padded to it.
+            length = len(rows[index]["input_ids"])
+            if chunk and length * (len(chunk) + 1) > self._tokens_a_pass:
+                yield chunk
+                chunk = []
+            chunk.append(index)
+        if chunk:
+            yield chunk
+
+    def _on_device(self, rows: Sequence[Row]) -> dict[str, Any]:
+        tokenizer = self._loaded.tokenizer
+        fillers = {
+            "input_ids": tokenizer.pad_token_id or self._pad_id or 0,
+            "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0) or 0,
+        }
+        arrays = {name: _padded([row[name] for row in rows], fillers.get(name, 0)) for name in rows[0]}
+        return self._loaded.to_device(**arrays) | self._fixed
+
+
+class SequenceClassifierRunner(Runner[Item, Loaded]):
+    """Base of runners on a model that judges whole texts; those of one model share it."""
+
+    backend = "transformers"
+
+    def __init__(self, weights: Loaded, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        self._texts = TextInputs(weights, whole=True)
+
+    @classmethod
+    def load(cls, context: LoadContext) -> Loaded:
+        return load_pretrained(context, "AutoModelForSequenceClassification", tokenizer=True)
+
+    def group_key(self, item: Item) -> Hashable:
+        # Nothing that the caller may set concerns forward.
+        return ()
+
+
+def window_of(loaded: Loaded) -> int:
+    """Tokens that the model sees at most: the least of what its tokenizer, settings and weights say."""
+    config = loaded.model.config.get_text_config()
+    limits = [loaded.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
+    for name, module in loaded.model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            # RoBERTa and its kin count positions from behind the padding's.
+            limits.append(module.num_embeddings - padding - 1)
+    return min([int(limit) for limit in limits if limit and 0 < limit < UNLIMITED] or [DEFAULT_WINDOW])
+
+
+def _padded(rows: Sequence[Sequence[Any]], value: int) -> NDArray[np.int64]:
+    """``[n, longest, …]`` of whole numbers, padded on the right."""
+    import numpy as np
+
+    arrays = [np.asarray(row, dtype=np.int64) for row in rows]
+    longest = max(len(array) for array in arrays)
+    padded = np.full((len(arrays), longest, *arrays[0].shape[1:]), value, dtype=np.int64)
+    for index, array in enumerate(arrays):
+        padded[index, : len(array)] = array
+    return padded

@@ -1,0 +1,43 @@
+"""Translation by any model of ``AutoModelForSeq2SeqLM``: T5, Marian, NLLB, mBART, M2M-100, …"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelmill_backends.contract import LoadContext, Prepared
+from modelmill_backends.transformers.generation import Generative, now, text_of, usage_of
+from modelmill_backends.transformers.languages import Way, languages_of
+from modelmill_backends.transformers.seq2seq import Seq2SeqRunner
+from modelmill_backends.transformers.stopping import Row
+from modelmill_tasks.translation import Input, Output
+
+
+class TranslationRunner(Seq2SeqRunner[Input]):
+    """How languages are named, and where they go, depends on the kind of model (``languages``)."""
+
+    task = "translation"
+
+    def __init__(self, weights: Generative, context: LoadContext) -> None:
+        super().__init__(weights, context)
+        self._languages = languages_of(self.model_type, weights, self.task_params)
+
+    def params_of(self, item: Input) -> Mapping[str, Any]:
+        return self._way(item).params
+
+    def preprocess(self, item: Input) -> Prepared[Input]:
+        way = self._way(item)
+        tokenizer = self.weights.tokenizer
+        with self.weights.loaded.tokenizing:
+            if way.source_code is not None:
+                tokenizer.src_lang = way.source_code
+            text = way.prefix + item.text
+            ids = tokenizer(text, truncation=True, max_length=self.reads, verbose=False)["input_ids"]
+        return self.prepared(item, ids, way.first_token)
+
+    def postprocess(self, prepared: Prepared[Input], raw: Sequence[Row]) -> Output:
+        text = text_of(self.weights, raw[0]).strip()
+        return Output(translation_text=text, usage=usage_of(len(prepared.data.ids), raw), created=now())
+
+    def _way(self, item: Input) -> Way:
+        return self._languages.way(item.config.source_language, item.config.target_language)

@@ -1,0 +1,175 @@
+"""Loads models of ``transformers``: from safetensors or GGUF, onto the device, and frees them again."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from modelmill.catalogue import ModelEntry
+from modelmill.errors import ModelmillError
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.device import Device
+from modelmill_backends.failures import library_failed, load_failed, module_missing
+from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.source import locate
+from modelmill_backends.transformers.gguf import unpacked
+
+REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
+
+
+class Options(RunnerOptions):
+    """What a catalogue entry may set for any model of this backend."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that comes with the weights. Pin source.revision then."
+    )
+    needs_remote_code: bool = Field(
+        False, description="Without its own code the model would load and answer wrongly: refuse that."
+    )
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A model on its device, in eval mode, and the parts of its processor.
+
+    Attributes:
+        tokenizing: Held while the tokenizer works. All runners of the model share it, and the library sets
+            truncation and padding on it at each call, so threads take turns. Not reentrant.
+    """
+
+    model: Any
+    device: Device
+    folder: Path
+    tokenizer: Any = None
+    image_processor: Any = None
+    tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def to_device(self, **arrays: Any) -> dict[str, Any]:
+        """Numpy arrays of whole numbers, such as token ids, as tensors on the device."""
+        import torch
+
+        return {name: torch.from_numpy(array).to(self.device.torch_name) for name, array in arrays.items()}
+
+    def stacked_on_device(self, rows: Sequence[Any]) -> Any:
+        """Numpy arrays of one shape and type as one tensor on the device, with a batch axis."""
+        import numpy as np
+        import torch
+
+        # The GPU fetches pinned memory by itself; of other memory the driver would make such a copy first.
+        pinned = self.device.kind == "cuda"
+        host = torch.empty(
+            (len(rows), *rows[0].shape), dtype=getattr(torch, rows[0].dtype.name), pin_memory=pinned
+        )
+        np.stack(rows, out=host.numpy())
+        return host.to(self.device.torch_name, non_blocking=pinned)
+
+    def close(self) -> None:
+        """Frees the device's memory, also what PyTorch keeps for later."""
+        self.model = self.tokenizer = self.image_processor = None
+        gc.collect()
+        if self.device.kind == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def load_pretrained(
+    context: LoadContext, auto_class: str, *, tokenizer: bool = False, images: bool = False
+) -> Loaded:
+    """Loads the entry's model by one of the library's ``Auto`` classes.
+
+    Args:
+        context: The model's.
+        auto_class: Name of the class, such as ``AutoModelForImageClassification``.
+        tokenizer: Load the tokenizer too.
+        images: Load the image processor too.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, a missing package.
+    """
+    entry = context.entry
+    options = read_options(entry, Options)
+    if options.needs_remote_code and not options.trust_remote_code:
+        raise load_failed(entry, REMOTE_CODE)
+    try:
+        import torch
+        import transformers
+    except ModuleNotFoundError as error:
+        raise module_missing(entry, error.name, ("transformers",)) from None
+    if context.device.kind == "cuda" and not torch.cuda.is_available():
+        raise load_failed(
+            entry,
+            "the worker is to use a GPU, but PyTorch sees none: "
+            "the driver is missing or the installed PyTorch is for CPUs only",
+        )
+    # Bars are for terminals; here they would fill the log.
+    logs: Any = transformers.utils.logging
+    logs.disable_progress_bar()
+    torch.set_num_threads(context.device.threads)
+    folder = locate(entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
+    if folder.suffix == ".gguf":
+        folder = unpacked(context, folder)
+    if not any(folder.glob("*.safetensors")):
+        raise load_failed(
+            entry,
+            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
+            "name a revision that has them",
+        )
+    common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    try:
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            use_safetensors=True,
+            dtype=_dtype(torch, options, context.device),
+            output_loading_info=True,
+            **common,
+        )
+        _refuse_random_weights(entry, model, report["missing_keys"])
+        model = model.eval().requires_grad_(False).to(context.device.torch_name)
+        loaded = Loaded(model, context.device, folder)
+        if tokenizer:
+            # Of a folder: the hub's revision was pinned when it was fetched.
+            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
+        if images:
+            processors: Any = transformers.AutoImageProcessor
+            loaded.image_processor = processors.from_pretrained(folder, **common)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _explained(entry, folder, error) from error
+    return loaded
+
+
+def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
+    """What a checkpoint lacks the library draws at random, with a line in the log: noise, with high scores.
+
+    Poolers may be missing: many checkpoints have none, and whoever needs one looks for itself.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    lacking = sorted(name for name in parameters.intersection(missing) if "pooler" not in name)
+    if lacking:
+        raise load_failed(
+            entry,
+            f"its weights were not made for this task: a {type(model).__name__} needs {lacking[0]} "
+            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}beside what is there",
+        )
+
+
+def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillError:
+    if "trust_remote_code" in str(error):
+        return load_failed(entry, REMOTE_CODE)
+    return library_failed(entry, "transformers", folder, error)
+
+
+def _dtype(torch: Any, options: Options, device: Device) -> Any:
+    name = options.dtype
+    if name == "auto":
+        name = "float16" if device.kind == "cuda" else "float32"
+    return getattr(torch, name)

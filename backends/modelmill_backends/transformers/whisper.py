@@ -1,0 +1,335 @@
+"""Speech recognition by Whisper.
+
+Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022). The model
+hears windows of 30 seconds. Longer recordings are cut at quiet places and their pieces heard as a batch,
+which keeps memory and time bounded; the paper's own way hears one window after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from modelmill_backends.contract import Prepared
+from modelmill_backends.progress import Progress
+from modelmill_backends.shared.audio import pieces
+from modelmill_backends.shared.transcripts import refuse_config
+from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
+from modelmill_tasks.automatic_speech_recognition import Chunk, Config, Input, Output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from modelmill_backends.shared.audio import Samples
+
+FRAME_S = 0.02
+"""Seconds between two of the model's timestamps."""
+FRAMES_A_STAMP = 2
+"""Frames of its input between two of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is heard in one window."""
+
+    start_s: float
+    length_s: float
+    features: NDArray[np.float32]
+    """``[mels, frames]``, padded to the window."""
+    frames: int
+    """Frames before the padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Tokens, and the seconds from the start of the piece between which they were said."""
+
+    tokens: list[int]
+    start: float
+    end: float
+    token_ends: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What the model made of a piece."""
+
+    segments: list[Segment]
+    language: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Stops the rows whose items nobody wants any more, and tells how far the others are."""
+
+    progress: Progress
+    items: Sequence[int]
+    """For each row its item's place in the batch."""
+    counts: Sequence[bool]
+    """For each row whether its tokens are its item's whole progress."""
+    limit: int
+    """Tokens of a pass at most."""
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        import torch
+
+        for index, counts in zip(self.items, self.counts, strict=True):
+            if counts:
+                done = min(int(input_ids.shape[1]), self.limit)
+                self.progress.report(index, done, self.limit, "tokens")
+        beams = input_ids.shape[0] // len(self.items)
+        stopped = [self.progress.is_canceled(index) for index in self.items for _ in range(beams)]
+        return torch.tensor(stopped, dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A piece that is being heard."""
+
+    index: int
+    """Its item's place in the batch."""
+    piece: Piece
+    language: str | None
+    seek: int = 0
+    """Frames that were heard."""
+    segments: list[Segment] = field(default_factory=list)
+
+
+class WhisperRecogniser:
+    """Transcribes and translates. Tokens are chosen as the model's ``generation_config`` says."""
+
+    def __init__(self, sounds: Sounds) -> None:
+        self._sounds = sounds
+        self._tokenizer = sounds.loaded.tokenizer
+        self._specials = frozenset(self._tokenizer.all_special_ids)
+        generation = sounds.model.generation_config
+        self._generation = generation
+        known = getattr(generation, "lang_to_id", None) or {}
+        self._language_ids = {name.strip("<|>"): index for name, index in known.items()}
+        self._multilingual = bool(getattr(generation, "is_multilingual", bool(known)) and known)
+        if generation.max_new_tokens is None and generation.max_length is None:
+            generation.max_length = sounds.model.config.max_target_positions
+        self._limit = int(generation.max_new_tokens or generation.max_length)
+        self._first_timestamp = getattr(generation, "no_timestamps_token_id", 10**9) + 1
+
+    def prepare(self, item: Input, samples: Samples) -> Prepared[Input]:
+        self._check(item.config)
+        rate, window_s = self._sounds.rate, self._sounds.extractor.chunk_length
+        parts = []
+        for start, part in pieces(samples, rate, window_s):
+            inputs = self._sounds.features(part, return_attention_mask=True)
+            frames = int(inputs["attention_mask"].sum())
+            parts.append(Piece(start / rate, part.size / rate, inputs["input_features"], frames))
+        return Prepared(item, parts, cost=len(parts))
+
+    def run(self, batch: Sequence[Prepared[Input]], progress: Progress) -> list[list[Heard]]:
+        """For each item what was heard in its pieces."""
+        config = batch[0].item.config
+        languages = self._languages(batch)
+        rows = [
+            _Row(index, piece, languages[index]) for index, each in enumerate(batch) for piece in each.data
+        ]
+        # The alignment of words takes in what the longest of a batch was given beyond the others' ends.
+        step = 1 if config.return_timestamps == "word" else MAX_ROWS
+        found: list[list[Heard]] = [[] for _ in batch]
+        for first in range(0, len(rows), step):
+            part = rows[first : first + step]
+            waiting = part
+            while waiting := [row for row in waiting if not progress.is_canceled(row.index)]:
+                whole = [len(batch[row.index].data) == 1 for row in waiting]
+                watch = _Watch(progress, [row.index for row in waiting], whole, self._limit)
+                waiting = self._pass(waiting, config, watch)
+            for row in part:
+                found[row.index].append(Heard(row.segments, row.language))
+                self._report(progress, row, batch[row.index].data[-1])
+        return found
+
+    def answer(self, prepared: Prepared[Input], raw: Sequence[Heard]) -> Output:
+        timestamps = prepared.item.config.return_timestamps
+        heard = list(zip(prepared.data, raw, strict=False))
+        with self._sounds.loaded.tokenizing:
+            texts = [self._text(segment.tokens) for _, each in heard for segment in each.segments]
+            text = "".join(texts).strip()
+            if timestamps is False:
+                return Output(text=text)
+            chunks = [chunk for pair in heard for chunk in self._chunks(*pair, timestamps)]
+        return Output(text=text, chunks=chunks)
+
+    def _check(self, config: Config) -> None:
+        if config.language is not None:
+            self._code(config.language)
+        if config.translate and not (self._multilingual and hasattr(self._generation, "task_to_id")):
+            raise refuse_config("translate", "the model knows English only and cannot translate")
+        if config.return_timestamps and not hasattr(self._generation, "no_timestamps_token_id"):
+            raise refuse_config("return_timestamps", "the model's generation_config has no timestamps")
+        if config.return_timestamps == "word" and not hasattr(self._generation, "alignment_heads"):
+            raise refuse_config(
+                "return_timestamps",
+                "the model has no alignment heads and cannot tell words; use true or false",
+            )
+
+    def _code(self, language: str) -> str:
+        """The code of a language that is named by its code or its English name."""
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        named = language.strip().lower().strip("<|>")
+        code = str(TO_LANGUAGE_CODE.get(named, named))
+        known = sorted(self._language_ids) if self._multilingual else ["en"]
+        if code not in known:
+            raise refuse_config("language", f"the model does not know it; it knows: {', '.join(known)}")
+        return code
+
+    def _languages(self, batch: Sequence[Prepared[Input]]) -> list[str | None]:
+        """Each item's: the caller's or, for a model of several, what its first piece sounds like."""
+        import torch
+
+        asked = batch[0].item.config.language
+        if not self._multilingual:
+            return [None] * len(batch)
+        asked = asked or getattr(self._generation, "language", None)
+        if asked is not None:
+            return [self._code(asked)] * len(batch)
+        names = {index: name for name, index in self._language_ids.items()}
+        found: list[str | None] = []
+        for first in range(0, len(batch), MAX_ROWS):
+            firsts = [prepared.data[0] for prepared in batch[first : first + MAX_ROWS]]
+            with torch.inference_mode():
+                ids = self._sounds.model.detect_language(
+                    input_features=self._features(firsts), generation_config=self._generation
+                )
+            found += [names[index] for index in ids.tolist()]
+        return found
+
+    def _features(self, parts: Sequence[Piece], seeks: Sequence[int] = ()) -> Any:
+        """``[rows, mels, frames of a window]``, of each piece what follows ``seek``."""
+        import numpy as np
+
+        rows = [piece.features for piece in parts]
+        if any(seeks):
+            rows = [np.pad(row[:, seek:], [(0, 0), (0, seek)]) for row, seek in zip(rows, seeks, strict=True)]
+        return self._sounds.loaded.stacked_on_device(rows).to(self._sounds.model.dtype)
+
+    def _pass(self, rows: Sequence[_Row], config: Config, watch: _Watch) -> list[_Row]:
+        """Hears a window of each row, from its ``seek``; the rows of which something is left to hear.
+
+        With timestamps the model may end before the window does, and goes on from there. The library's own
+        loop is not used: it goes on into the padding, and fails there when it aligns words.
+        """
+        found = self._generate(rows, config, watch)
+        left = []
+        for row, segments in zip(rows, found, strict=True):
+            offset_s = row.seek * FRAME_S / FRAMES_A_STAMP
+            kept = [self._segment(segment, len(segments), offset_s) for segment in segments]
+            row.segments += [segment for segment in kept if segment.start < row.piece.length_s]
+            tokens = kept[-1].tokens if kept else []
+            heard = 0
+            if config.return_timestamps and self._are_times(tokens[-2:]):
+                heard = (tokens[-2] - self._first_timestamp) * FRAMES_A_STAMP
+            row.seek += heard
+            if heard and row.seek < row.piece.frames:
+                left.append(row)
+        return left
+
+    def _generate(self, rows: Sequence[_Row], config: Config, watch: _Watch) -> Any:
+        import torch
+        from transformers import StoppingCriteriaList
+
+        words = config.return_timestamps == "word"
+        settings: dict[str, Any] = {}
+        if self._multilingual:
+            settings["language"] = [row.language for row in rows]
+            settings["task"] = "translate" if config.translate else "transcribe"
+        if words:
+            frames = torch.tensor([row.piece.frames - row.seek for row in rows])
+            window = torch.arange(rows[0].piece.features.shape[1])
+            settings |= {"return_token_timestamps": True, "attention_mask": window < frames[:, None]}
+        model = self._sounds.model
+        attention = model.config._attn_implementation
+        try:
+            with torch.inference_mode():
+                found = model.generate(
+                    self._features([row.piece for row in rows], [row.seek for row in rows]),
+                    return_timestamps=bool(config.return_timestamps),
+                    return_segments=True,
+                    force_unique_generate_call=True,
+                    stopping_criteria=StoppingCriteriaList([watch]),
+                    **settings,
+                )
+        finally:
+            if words:
+                # The library turns to its slowest attention to see the weights, and stays there.
+                model.set_attn_implementation(attention)
+        return found["segments"]
+
+    def _segment(self, segment: Any, count: int, offset_s: float) -> Segment:
+        """One of the library's segments of a pass, of which there are ``count``, as plain values."""
+        tokens = segment["tokens"].tolist()
+        start = offset_s + float(segment["start"])
+        if count == 1 and self._is_time(tokens[:1]) and not self._are_times(tokens[-2:]):
+            # For the library, a pass that is one segment starts with the pass.
+            start += (tokens[0] - self._first_timestamp) * FRAME_S
+        ends = segment.get("token_timestamps")
+        return Segment(
+            tokens,
+            start,
+            offset_s + float(segment["end"]),
+            None if ends is None else [offset_s + float(each) for each in ends],
+        )
+
+    def _report(self, progress: Progress, row: _Row, last: Piece) -> None:
+        if last.start_s > 0:
+            done, total = row.piece.start_s + row.piece.length_s, last.start_s + last.length_s
+            progress.report(row.index, int(done), int(total), "seconds")
+
+    def _is_time(self, tokens: Sequence[int]) -> bool:
+        return bool(tokens) and tokens[0] >= self._first_timestamp
+
+    def _are_times(self, tokens: Sequence[int]) -> bool:
+        return len(tokens) > 1 and all(token >= self._first_timestamp for token in tokens)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode([token for token in tokens if self._is_text(token)]))
+
+    def _is_text(self, token: int) -> bool:
+        return token < self._first_timestamp and token not in self._specials
+
+    def _chunks(self, piece: Piece, heard: Heard, timestamps: Literal[True, "word"]) -> list[Chunk]:
+        found: list[Chunk] = []
+        last = 0.0
+        for segment in heard.segments:
+            if timestamps == "word":
+                timed = self._words(segment, last, heard.language)
+                last = (segment.token_ends or [last])[-1]
+            else:
+                timed = [(self._text(segment.tokens), segment.start, segment.end)]
+            found += [
+                Chunk(text=text.strip(), start=_within(piece, start), end=_within(piece, max(start, end)))
+                for text, start, end in timed
+                if text.strip()
+            ]
+        return found
+
+    def _words(self, segment: Segment, last: float, language: str | None) -> list[tuple[str, float, float]]:
+        """Words with their times. A token starts where the one before it ends."""
+        from transformers.models.whisper.tokenization_whisper import LANGUAGES, _combine_tokens_into_words
+
+        ends = segment.token_ends or []
+        spans = list(zip([last, *ends[:-1]], ends, strict=True))
+        kept = [
+            (token, span) for token, span in zip(segment.tokens, spans, strict=True) if self._is_text(token)
+        ]
+        words, _, places = _combine_tokens_into_words(
+            self._tokenizer, [token for token, _ in kept], LANGUAGES.get(language or "en", "english")
+        )
+        return [
+            (word, kept[indices[0]][1][0], kept[indices[-1]][1][1])
+            for word, indices in zip(words, places, strict=True)
+            if indices
+        ]
+
+
+def _within(piece: Piece, seconds: float) -> float:
+    """Seconds of the whole recording, and not past the end of the piece."""
+    return round(piece.start_s + min(seconds, piece.length_s), 3)

@@ -1,0 +1,17 @@
+"""The command line: the one place that may import everything."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs ``modelmill``."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError:
+        sys.exit("The command line is not installed. Install it with: pip install 'modelmill[cli]'")
+    from modelmill_cli.app import app
+
+    app()

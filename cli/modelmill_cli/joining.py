@@ -1,0 +1,51 @@
+"""Finding the job store of a `modelmill up` on this machine, for the commands that join it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from modelmill.embedded import running_url
+from modelmill.errors import ConfigError
+from modelmill.settings import Settings
+from modelmill_cli.app import set_environment
+from modelmill_cli.console import err
+
+BLOB_FOLDER = "blobs"
+"""In the data folder, beside the store's own: where `modelmill up` keeps large payloads."""
+
+
+def running_store(redis_url: str | None, data_dir: Path | None) -> tuple[str, Path] | None:
+    """The store of a `modelmill up` that runs, and its folder; None where another is named, or none runs.
+
+    Args:
+        redis_url: The store that was named instead, if one was; MODELMILL_REDIS_URL is the other way.
+        data_dir: The folder that was named; else that of the settings is looked at.
+
+    Raises:
+        ConfigError: the folder was named, and nothing runs over it.
+    """
+    if redis_url or (data_dir is None and os.environ.get("MODELMILL_REDIS_URL")):
+        return None
+    folder = (data_dir or Settings.from_env().data_dir).resolve()
+    url = running_url(folder)
+    if url is None:
+        if data_dir is not None:
+            raise ConfigError(f"No `modelmill up` runs over {folder}.")
+        return None
+    return url, folder
+
+
+def join_store(redis_url: str | None, data_dir: Path | None) -> None:
+    """Makes that store, if there is one, the store of this process and of those that it starts.
+
+    Raises:
+        ConfigError: as ``running_store``.
+    """
+    found = running_store(redis_url, data_dir)
+    if found is None:
+        return
+    url, folder = found
+    blobs = Settings.from_env().blob_url or folder / BLOB_FOLDER
+    set_environment(redis_url=url, broker_url=url, blob_url=blobs)
+    err.say(f"joining the `modelmill up` that runs over {folder}")

@@ -1,0 +1,161 @@
+"""What ``run`` and ``tasks`` do: a task in this process, without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import typer
+from rich.table import Table
+
+from modelmill.errors import ConfigError
+from modelmill_backends.inputs import media_fields
+from modelmill_backends.loader import load
+from modelmill_cli.console import err, make_table, out
+from modelmill_tasks.contract import Task, TaskInput
+from modelmill_tasks.registry import all_tasks, find_task
+
+_FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:?=)(@?)(.*)", re.DOTALL)
+
+
+def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
+    """Answers in this process and prints the result, or the list of results, as JSON.
+
+    Raises:
+        ModelmillError: as ``modelmill.load`` and ``LoadedModel.run`` do.
+        ConfigError: an argument is not a field's.
+    """
+    task = find_task(task_name)
+    inputs = read_fields(task, arguments)
+    if sys.stderr.isatty():
+        err.say((f"loading {model}", "dim"))
+    # Lazily, so that inputs are looked at first: a model may take minutes to load.
+    with load(model, lazy=True) as loaded:
+        found = loaded.run(task_name, **inputs)
+    result = (
+        [each.model_dump(mode="json") for each in found]
+        if isinstance(found, list)
+        else found.model_dump(mode="json")
+    )
+    typer.echo(json.dumps(result, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def read_fields(task: Task, arguments: Iterable[str]) -> dict[str, Any]:
+    """``FIELD=VALUE``, ``FIELD:=JSON``, and either with ``@FILE`` for the value, as the task's fields.
+
+    A field that is given several times is a list.
+
+    Raises:
+        ConfigError: names the argument and what is wrong with it.
+    """
+    given: dict[str, list[Any]] = {}
+    for argument in arguments:
+        match = _FIELD.fullmatch(argument)
+        if match is None:
+            raise ConfigError(
+                f"{argument[:100]!r} is not a field: write text=hello, image=@cat.jpg or top:=3; "
+                f"`modelmill tasks {task.name}` lists the fields"
+            )
+        name, kind, at, text = match.groups()
+        given.setdefault(name, []).append(_value(task, name, kind == ":=", bool(at), text))
+    fields: dict[str, Any] = {}
+    for name, values in given.items():
+        one = len(values) == 1 and not (isinstance(values[0], str) and _is_list(task, name))
+        _set(fields, name.split("."), values[0] if one else values)
+    return fields
+
+
+def _value(task: Task, name: str, is_json: bool, is_file: bool, text: str) -> Any:
+    if is_file:
+        path = Path(text)
+        if not path.is_file():
+            raise ConfigError(f"{name}: there is no file {text}")
+        if not is_json and name.partition(".")[0] in media_fields(task.input):
+            return path
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ConfigError(f"{name}: {text} is not a text file, and the field takes no other") from None
+    if not is_json:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: what follows := is not JSON: {error}") from None
+
+
+def _is_list(task: Task, name: str) -> bool:
+    """Whether a field, or one inside another such as ``config.stop``, is a list by itself."""
+    kind: Any = task.input
+    for part in name.split("."):
+        field = getattr(kind, "model_fields", {}).get(part)
+        kind = field.annotation if field else None
+    return _holds_list(kind)
+
+
+def _holds_list(kind: Any) -> bool:
+    if get_origin(kind) is dict:
+        return False
+    return get_origin(kind) is list or any(map(_holds_list, get_args(kind)))
+
+
+def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        fields = fields.setdefault(part, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{'.'.join(path)}: {part} was given a value of its own")
+    fields[path[-1]] = value
+
+
+def list_tasks() -> None:
+    """The tasks, each with a sentence."""
+    table = make_table("task", "what it is", boxed=False)
+    for task in all_tasks().values():
+        table.add_row(task.name, task.summary)
+    out.print(table)
+
+
+def show_task(name: str) -> None:
+    """The fields of a task, and an example of it."""
+    task = find_task(name)
+    schema = task.input.model_json_schema()
+    table = make_table("field", "takes", "default", "what it is")
+    for field, node in schema["properties"].items():
+        if field not in TaskInput.model_fields:
+            _add_rows(table, field, node, schema, is_batched=field in task.batched_fields)
+    out.say(f"{task.name}: {task.summary}")
+    out.print(table)
+
+
+def _add_rows(
+    table: Table, name: str, node: dict[str, Any], schema: dict[str, Any], *, is_batched: bool = False
+) -> None:
+    definition = schema.get("$defs", {}).get(str(node.get("$ref", "")).rpartition("/")[2], {})
+    if "config" in name.split(".") and "properties" in definition:
+        for key, part in definition["properties"].items():
+            _add_rows(table, f"{name}.{key}", part, schema)
+        return
+    required = name in schema.get("required", ()) or ("." in name and "default" not in node)
+    default = "required" if required else json.dumps(node.get("default"), ensure_ascii=False)
+    several = "one or several" if is_batched else ""
+    about = " ".join(filter(None, (several and f"({several})", node.get("description", ""))))
+    table.add_row(name, _kind(node), default, about)
+
+
+def _kind(node: dict[str, Any]) -> str:
+    """A word for what a field takes."""
+    if "contentEncoding" in node:
+        return str(node["contentMediaType"]).partition("/")[0]
+    if "anyOf" in node:
+        return " or ".join(dict.fromkeys(_kind(part) for part in node["anyOf"] if part.get("type") != "null"))
+    if "enum" in node:
+        return ", ".join(map(str, node["enum"]))
+    if node.get("type") == "array":
+        return f"list of {_kind(node.get('items', {}))}"
+    if "$ref" in node:
+        return "JSON"
+    return {"string": "text", "object": "JSON"}.get(str(node.get("type")), str(node.get("type", "JSON")))

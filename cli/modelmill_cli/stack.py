@@ -1,0 +1,212 @@
+"""Job store, API and worker together on one machine, for `modelmill up` and the demo."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO
+
+import psutil
+
+from modelmill import processes
+from modelmill.client import Client
+from modelmill.embedded import EmbeddedServer
+from modelmill.errors import ConfigError, ModelmillError
+from modelmill.settings import Settings, get_settings
+from modelmill_api.media import check_media_settings
+from modelmill_api.middleware.auth import keys_are_on
+from modelmill_cli.console import err, out
+from modelmill_cli.joining import BLOB_FOLDER
+from modelmill_cli.models_file import check_models_file
+
+START_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 2.0
+"""For one answer of the API while it starts: a signal to stop is not looked at meanwhile."""
+
+
+class Stack:
+    """The three processes. Entering starts them, leaving stops them: worker first, job store last.
+
+    Args:
+        settings: ``data_dir`` and ``shutdown_grace_s`` count here; the rest reaches the processes by
+            the environment.
+        host: Where the API listens.
+        port: The same; any free one when 0.
+        say: Told what happens, a line at a time.
+        log: Where the processes' output goes; to the terminal when not given.
+        stopping: Set when all of it is to stop again, also while it starts. What has not been started by
+            then is left out, and entering ends without waiting for the rest.
+
+    Raises (on entering):
+        ConfigError: the port is taken, or a part does not start.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: str,
+        port: int,
+        devices: str,
+        preload: str = "",
+        *,
+        say: Callable[[str], None],
+        log: IO[bytes] | None = None,
+        stopping: threading.Event | None = None,
+    ) -> None:
+        self._settings = settings
+        self._host, self._port = host, port
+        self._worker_command = ["worker", "--devices", devices, "--preload", preload]
+        self.url = ""
+        self._stopping = stopping or threading.Event()
+        self._say = say
+        self._log = log
+        self._cleanup = ExitStack()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Stack:
+        # Before anything is started: whoever has the port would answer in the place of our API.
+        self._port = free_port_of(self._host, self._port)
+        self.url = url_of(self._host, self._port)
+        commands = {
+            "API": ["api", "--host", self._host, "--port", str(self._port)],
+            "worker": self._worker_command,
+        }
+        with ExitStack() as cleanup:
+            self._say("starting the job store (embedded Valkey)")
+            server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
+            cleanup.callback(self._say, "stopping the job store")
+            blobs = self._settings.blob_url or str(self._settings.data_dir / BLOB_FOLDER)
+            for name, arguments in commands.items():
+                if self._stopping.is_set():
+                    break
+                self._say(f"starting the {name}")
+                process = processes.start(
+                    processes.python("-m", "modelmill_cli", *arguments),
+                    {
+                        "MODELMILL_REDIS_URL": server.url,
+                        "MODELMILL_BROKER_URL": server.url,
+                        "MODELMILL_BLOB_URL": blobs,
+                    },
+                    self._log,
+                )
+                self._running[name] = process
+                cleanup.callback(self._stop, name, process)
+            self._wait_ready()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.close()
+
+    def ended(self) -> str | None:
+        """The name of a process that ended by itself, if one did."""
+        return next((name for name, process in self._running.items() if process.poll() is not None), None)
+
+    def _wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        with Client(self.url, timeout_s=READY_TIMEOUT_S, max_retries=0) as client:
+            while time.monotonic() < deadline:
+                if self._stopping.wait(0.1):
+                    return
+                if (name := self.ended()) is not None:
+                    raise ConfigError(f"The {name} ended while starting; its output says why.")
+                if self._is_ready(client):
+                    return
+        raise ConfigError(f"API and worker were not ready after {START_TIMEOUT_S:.0f} s.")
+
+    def _is_ready(self, client: Client) -> bool:
+        try:
+            # Somebody else may have taken the port since we looked, and would answer there.
+            return listens(self._running["API"].pid, self._port) and bool(client.ready()["models"])
+        except ModelmillError:
+            return False
+
+    def _stop(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self._say(f"stopping the {name}")
+        if not processes.stop(process, self._settings.shutdown_grace_s + 5):
+            self._say(f"the {name} did not leave in time and was killed")
+
+
+def url_of(host: str, port: int) -> str:
+    """Where an API can be reached that listens there."""
+    # An unspecified address is where it listens, not where it can be reached.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # nosec B104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def free_port_of(host: str, port: int) -> int:
+    """The port, if a server can listen on it at this address; a free one for 0.
+
+    Raises:
+        ConfigError: it is taken, or the address is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            # As servers do it, so that connections of an earlier one do not count that are not quite over.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(f"Port {port} is taken. Choose another with --port.") from None
+        reason = error.strerror or error
+        raise ConfigError(f"The API cannot listen at {host}, port {port}: {reason}.") from None
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether this process, or one that it started, is the one that listens on the port."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        found = [connection for each in family for connection in each.net_connections("tcp")]
+    except psutil.Error:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+
+
+def run_stack(devices: str, preload: str) -> int:
+    """`modelmill up`: runs until Ctrl-C or SIGTERM; 0 unless a part ended by itself.
+
+    Raises:
+        ConfigError: something is wrong that API or worker would refuse; nothing was started then.
+    """
+    stopping = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    settings = get_settings()
+    keys_are_on(settings)
+    check_media_settings(settings)
+    check_models_file(settings.models_file, has_runners=True, loads=True)
+    with Stack(
+        settings, settings.host, settings.port, devices, preload,
+        say=lambda line: err.say((line, "dim")), stopping=stopping,
+    ) as stack:  # fmt: skip
+        if not stopping.is_set():
+            out.say("\nModelmill is up at ", (stack.url, "bold"), f"  (try it at {stack.url}/docs)")
+            out.say(f"Jobs are kept in {settings.data_dir}. Stop with Ctrl-C.\n")
+        while not stopping.wait(0.5):
+            if (name := stack.ended()) is not None:
+                err.say(("error", "red"), f": the {name} ended by itself; stopping the rest.")
+                return 1
+    return 0
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A file for the output of the processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")

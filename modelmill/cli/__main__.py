@@ -1,4 +1,0 @@
-from modelmill.cli import main
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,0 @@
-"""The tasks: what can be asked, one file each.
-
-``tasks.registry`` finds every module here that defines ``TASK``, and every installed plugin's.
-"""

@@ -1,0 +1,51 @@
+"""Audio classification: what is to be heard, among the classes the model was trained on?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.image_classification import Class
+from modelmill_tasks.shared.audio import Audio
+from modelmill_tasks.shared.examples import SPEECH
+from modelmill_tasks.shared.fields import TopK
+
+
+class Config(TaskConfig):
+    """What tunes the model."""
+
+    top_k: TopK = Field(5, description="How many classes to return.")
+
+
+class Input(TaskInput):
+    audio: Annotated[Audio, Batched] = Field(
+        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
+        "or its URL where the server fetches from that host. What is longer than the model's window, and of "
+        "any recording what follows its first minute, is not heard."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    classes: list[Class] = Field(description="Best first.")
+
+
+TASK = Task(
+    name="audio-classification",
+    summary="What is to be heard, among the classes that the model knows?",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"audio": SPEECH, "config": {"top_k": 2}},
+        output={
+            "classes": [
+                {"label": "Speech", "score": 0.8},
+                {"label": "Male speech, man speaking", "score": 0.1},
+            ]
+        },
+        model="ast-audioset",
+        real=False,
+    ),
+)

@@ -1,0 +1,73 @@
+"""Automatic speech recognition: what is said in the recording?"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.shared.audio import Audio
+from modelmill_tasks.shared.examples import SPEECH
+from modelmill_tasks.shared.fields import Part
+
+
+class Config(TaskConfig):
+    """What tunes the model."""
+
+    language: str | None = Field(
+        None,
+        min_length=2,
+        max_length=50,
+        description="The language that is spoken, as its code or English name (de, german). When not set, a "
+        "model of several languages finds out.",
+    )
+    translate: StrictBool = Field(
+        False, description="Answer in English, whatever is spoken; only some models can."
+    )
+    return_timestamps: StrictBool | Literal["word"] = Field(
+        False,
+        description="Also tell when it was said: true for each segment (as the model marks them or, where it "
+        'does not, what stands between pauses of half a second), "word" for each word.',
+    )
+
+
+class Input(TaskInput):
+    audio: Annotated[Audio, Batched]
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Chunk(Part):
+    """A part of the text and when it was said."""
+
+    text: str
+    start: float = Field(ge=0, description="Seconds from the start of the recording.")
+    end: float | None = Field(ge=0, description="Seconds; null where the model does not tell.")
+
+
+class Output(TaskOutput):
+    text: str = Field(description="What is said; empty where the model hears no speech.")
+    chunks: list[Chunk] | None = Field(
+        None, description="The segments or words, in the order of time; null without return_timestamps."
+    )
+
+
+TASK = Task(
+    name="automatic-speech-recognition",
+    summary="What is said in the recording?",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"audio": SPEECH, "config": {"return_timestamps": "word"}},
+        output={
+            "text": "go forward ten meters",
+            "chunks": [
+                {"text": "go", "start": 0.46, "end": 0.63},
+                {"text": "forward", "start": 0.63, "end": 1.17},
+                {"text": "ten", "start": 1.17, "end": 1.53},
+                {"text": "meters", "start": 1.53, "end": 2.12},
+            ],
+        },
+        model="pocketsphinx-en",
+    ),
+)

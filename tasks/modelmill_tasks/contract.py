@@ -1,0 +1,401 @@
+"""The contract of a task, short enough to read standing.
+
+A task is declared once, for a single item: a pydantic ``Input``, its batched fields marked with
+``Batched``, and an ``Output``. Everything else follows: the request of a batched job (lists), how it
+falls apart into items, what makes items compatible, the OpenAPI schemas and the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.states import Lane
+
+MAX_ITEMS = 1024
+"""Items that one batched job may hold."""
+MAX_EXPIRES_IN_S = 30 * 86_400
+"""The longest ``expires_in``, and the longest ``result_ttl``."""
+MAX_METADATA_BYTES = 4096
+"""Of ``metadata``, as JSON."""
+
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
+
+JobEvent = Literal["started", "progress", "ended"]
+"""What a webhook can tell of."""
+
+_CODES = frozenset(code.value for code in ErrorCode)
+
+MAX_KEYS = 50_000
+"""Keys that a request body may hold, on all levels together."""
+
+SHARED, EACH = "one value for all", "one value an item"
+
+
+class Sources(Protocol):
+    """Looks up the media that a request only names: see ``modelmill_tasks.shared.sources``."""
+
+    def take(self, value: str, kind: str) -> str:
+        """What stands for ``value``, a URL or ``file:`` id of an ``image`` or ``audio``.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+        ...
+
+
+class Batched:
+    """Marks a field that differs from item to item: ``image: Annotated[Image, Batched]``."""
+
+
+def _strict_json(value: Any, info: ValidationInfo) -> Any:
+    """Refuses NaN and infinities, which the parser reads and which are no JSON."""
+    waiting = [] if (info.context or {}).get("trusted") else [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("holds a number that JSON does not have: NaN, or one that is too large")
+    return value
+
+
+STRICT_JSON = AfterValidator(_strict_json)
+"""Marks a field that takes any JSON: ``input: Annotated[Any, STRICT_JSON]``."""
+
+
+class TaskConfig(BaseModel):
+    """Base of a task's ``config``: what tunes the model. Unknown keys are refused by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RequestOptions(BaseModel):
+    """``options`` at top level: reserved for protocols that have it; accepted and ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    use_cache: bool = True
+    wait_for_model: bool = False
+
+
+class TaskInput(BaseModel):
+    """Base of a task's input. The fields declared here concern the job and not the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lane: Lane = Field(Lane.NORMAL, description="Priority: interactive, normal or bulk.")
+    expires_in: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_EXPIRES_IN_S,
+        strict=True,
+        allow_inf_nan=False,
+        description="Seconds after which the job fails as expired if it has not started by then; "
+        "at most 30 days.",
+    )
+    result_ttl: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_EXPIRES_IN_S,
+        strict=True,
+        description="Seconds for which the job can be read after its end, at most 30 days; the server's own "
+        "time when not set.",
+    )
+    metadata: Annotated[dict[str, Any] | None, STRICT_JSON] = Field(
+        None, description=f"Anything of yours, at most {MAX_METADATA_BYTES} bytes as JSON; echoed back."
+    )
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        default=[], max_length=16, description="Words of yours, to find the job by; echoed back."
+    )
+    webhook: str | None = Field(
+        None,
+        max_length=2048,
+        pattern=r"^https?://[^\s]+$",
+        description="Where to tell of the job: an http(s) URL, which is sent a POST by Standard Webhooks.",
+    )
+    webhook_events: list[JobEvent] = Field(
+        default=["ended"], min_length=1, max_length=3, description="What to tell of."
+    )
+    idempotency_key: str | None = Field(
+        None,
+        max_length=255,
+        pattern=IDEMPOTENCY_KEY,
+        description="The same as the header Idempotency-Key, for requests that are a line of many.",
+    )
+    options: RequestOptions | None = Field(None, description="Reserved; accepted and ignored.")
+
+    @field_validator("metadata")
+    @classmethod
+    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and len(json.dumps(value, separators=(",", ":")).encode()) > MAX_METADATA_BYTES:
+            raise ValueError(f"is more than {MAX_METADATA_BYTES} bytes as JSON")
+        return value
+
+
+class TaskOutput(BaseModel):
+    """Base of a task's result for one item."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A request that works when pasted, and what it really answered once."""
+
+    input: dict[str, Any]
+    output: dict[str, Any]
+    model: str
+    """The catalogued model that the example asks."""
+    real: bool = True
+    """Whether ``output`` is what that model really answered. If not, it shows the form of an answer."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of question with a fixed contract.
+
+    Attributes:
+        name: The slug in the path, such as ``image-classification``.
+        summary: One sentence for the documentation.
+        input: What one item takes.
+        output: What one item gives.
+        example: A runnable example.
+        samples: Makes that many unequal items for the conformance suite, as JSON. Left out where other texts,
+            images and sounds in the example's batched fields will do.
+    """
+
+    name: str
+    summary: str
+    input: type[TaskInput]
+    output: type[TaskOutput]
+    example: Example
+    samples: Callable[[int], Sequence[dict[str, Any]]] | None = None
+
+    def accepting(self, config_keys: Sequence[str]) -> Task:
+        """This task, with further keys in its ``config``, which a model's runner declares and reads."""
+        keys = tuple(config_keys)
+        if keys and keys not in self._wider:
+            self._wider[keys] = self._extended(keys)
+        return self._wider[keys] if keys else self
+
+    @cached_property
+    def _wider(self) -> dict[tuple[str, ...], Task]:
+        return {}
+
+    def _extended(self, keys: tuple[str, ...]) -> Task:
+        config: Any = self.input.model_fields["config"]
+        if not isinstance(config.annotation, type) or not issubclass(config.annotation, BaseModel):
+            # A free object, as that of the task custom, takes every key as it is.
+            return self
+        more: Any = dict.fromkeys(keys, (Annotated[Any, STRICT_JSON], None))
+        wider = create_model(config.annotation.__name__, __base__=config.annotation, **more)
+        fields: Any = {"config": (wider, Field(default_factory=wider, description=config.description))}
+        return replace(self, input=create_model(self.input.__name__, __base__=self.input, **fields))
+
+    @cached_property
+    def batched_fields(self) -> tuple[str, ...]:
+        """Names of the fields that are lists in a batched job."""
+        names = tuple(name for name, field in self.input.model_fields.items() if _is_batched(field))
+        if not names:
+            raise TypeError(f"task {self.name}: mark at least one input field with Batched")
+        return names
+
+    @cached_property
+    def shared_fields(self) -> tuple[str, ...]:
+        """Names of the task's own fields that a batched job may give once for all items."""
+        return tuple(
+            name
+            for name in self.input.model_fields
+            if name not in self.batched_fields and name not in TaskInput.model_fields
+        )
+
+    @cached_property
+    def batched_input(self) -> type[TaskInput]:
+        """The request of a batched job: batched fields as lists, every other one a single value or a list."""
+        fields: dict[str, Any] = {}
+        for name in self.batched_fields:
+            field = self.input.model_fields[name]
+            items: Any = Annotated[
+                _type_of(field),
+                Field(description=field.description, json_schema_extra=field.json_schema_extra),
+            ]
+            fields[name] = (
+                Annotated[list[items], Field(min_length=1, max_length=MAX_ITEMS)],
+                Field(description=f"{field.description or name}, one an item"),
+            )
+        for name in self.shared_fields:
+            field = self.input.model_fields[name]
+            one = _type_of(field)
+            union = Annotated[
+                Annotated[one, Tag(SHARED)] | Annotated[list[one], Field(max_length=MAX_ITEMS), Tag(EACH)],  # type: ignore[valid-type]
+                Discriminator(_nesting_of(field)),
+            ]
+            default = ... if field.is_required() else field.get_default(call_default_factory=True)
+            fields[name] = (union, Field(default, description=field.description))
+        return create_model(
+            f"Batched{self.input.__name__}", __base__=TaskInput, __module__=self.input.__module__, **fields
+        )
+
+    def parse(
+        self,
+        body: bytes | str,
+        *,
+        batched: bool = False,
+        trusted: bool = False,
+        sources: Sources | None = None,
+    ) -> TaskInput:
+        """Validates a JSON request body.
+
+        Args:
+            body: The JSON text.
+            batched: Whether it is the body of a batched job.
+            trusted: It was accepted before, so that media headers need no second look.
+            sources: Where media are looked up that the request only names; without it they are refused.
+
+        Raises:
+            ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
+        """
+        if not trusted:
+            _bound_keys(body)
+        model = self.batched_input if batched else self.input
+        try:
+            request = model.model_validate_json(body, context={"trusted": trusted, "sources": sources})
+        except ValidationError as error:
+            raise _invalid(error) from None
+        if batched:
+            self._same_lengths(request)
+        return request
+
+    def items(self, request: TaskInput) -> list[TaskInput]:
+        """The items of a parsed request: itself if it is a plain job's, else one input an item."""
+        if isinstance(request, self.input):
+            return [request]
+        count = len(getattr(request, self.batched_fields[0]))
+        columns = {name: getattr(request, name) for name in self.batched_fields}
+        for name in self.shared_fields:
+            value = getattr(request, name)
+            columns[name] = value if self.is_one_an_item(name, value) else [value] * count
+        return [
+            self.input.model_construct(**{name: column[index] for name, column in columns.items()})
+            for index in range(count)
+        ]
+
+    def is_one_an_item(self, name: str, value: Any) -> bool:
+        """Whether a value of field ``name`` is a list of one value an item, and not one value.
+
+        Of a field that is a list itself, only a list of lists is that.
+        """
+        return _nesting_of(self.input.model_fields[name])(value) == EACH
+
+    def group_key(self, item: TaskInput) -> Hashable:
+        """What must be equal for two items to share a forward pass, by default: all non-batched fields."""
+        return item.model_dump_json(include=set(self.shared_fields))
+
+    def _same_lengths(self, request: TaskInput) -> None:
+        count = len(getattr(request, self.batched_fields[0]))
+        for name in (*self.batched_fields[1:], *self.shared_fields):
+            value = getattr(request, name)
+            if name in self.shared_fields and not self.is_one_an_item(name, value):
+                continue
+            if len(value) != count:
+                message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
+                raise ModelmillError(
+                    ErrorCode.INVALID_INPUT,
+                    f"Lists of a batched job must be of one length: {name} {message}.",
+                    fields=[FieldError(name, message)],
+                )
+
+
+_KEY = re.compile(rb'"[ \t\r\n]*:')
+
+
+def _bound_keys(body: bytes | str) -> None:
+    """Refuses a body of very many keys before it is parsed.
+
+    Each unknown key becomes an error of its own: two million of them took 2 GiB and 13 s.
+    """
+    data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
+    # No more keys than colons, and those are counted in a moment.
+    if data.count(b":") > MAX_KEYS and next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
+        raise ModelmillError(
+            ErrorCode.INVALID_INPUT, f"The body holds more than {MAX_KEYS} keys; no task needs so many."
+        )
+
+
+def _marks_batched(mark: object) -> bool:
+    return mark is Batched or isinstance(mark, Batched)
+
+
+def _is_batched(field: FieldInfo) -> bool:
+    return any(map(_marks_batched, field.metadata))
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The field's type with its constraints, for use inside a list."""
+    annotation: Any = field.annotation
+    for mark in field.metadata:
+        if not _marks_batched(mark):
+            annotation = Annotated[annotation, mark]
+    return annotation
+
+
+def _nesting_of(field: FieldInfo) -> Callable[[Any], str]:
+    """Tells of a shared field's value in a batched job whether it is ``SHARED`` or ``EACH``."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return _nested if any(get_origin(kind) is list for kind in kinds) else _listed
+
+
+def _listed(value: Any) -> str:
+    return EACH if isinstance(value, list) else SHARED
+
+
+def _nested(value: Any) -> str:
+    # The field is a list itself, so only a list of lists can mean one value an item.
+    return EACH if isinstance(value, list) and value and isinstance(value[0], list) else SHARED
+
+
+def _invalid(error: ValidationError) -> ModelmillError:
+    """Flattens pydantic's report: field paths and messages, never the input."""
+    fields: list[FieldError] = []
+    code = ErrorCode.INVALID_INPUT
+    problems: Sequence[Any] = error.errors(include_input=False, include_url=False)
+    for problem in problems[:20]:
+        path = ".".join(str(part) for part in problem["loc"] if part not in (SHARED, EACH))
+        if problem["type"] in _CODES:
+            code = ErrorCode(problem["type"])
+        # An unknown field's name is the caller's own text: keep what a person can read.
+        fields.append(FieldError(path[:200] or "body", problem["msg"]))
+    first = fields[0]
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    return ModelmillError(code, f"{first.field}: {first.message}{more}", fields=fields)
+
+
+def field_problem(code: ErrorCode, message: str) -> PydanticCustomError:
+    """For validators: a problem of one field that carries a code of ours to the caller."""
+    # The message is passed as a value, since pydantic would read braces in a template.
+    return PydanticCustomError(code.value, "{message}", {"message": message})

@@ -1,0 +1,59 @@
+"""Face embedding: where faces are, and for each a vector that lies near those of the same person."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Score
+from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.regions import Box
+
+
+class Config(EmbeddingConfig):
+    """What tunes the model."""
+
+    threshold: Score = Field(0.7, description="Faces of which the detector is less sure are left out.")
+
+
+class Input(TaskInput):
+    image: Annotated[Image, Batched]
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Face(Part):
+    """A face; its vector says who, its score how sure the detector is that it is one."""
+
+    score: Score
+    box: Box = Field(description="In pixels of the oriented image; may reach beyond its edges.")
+    embedding: list[float]
+
+
+class Output(TaskOutput):
+    faces: list[Face] = Field(description="The surest first; empty where there are none.")
+
+
+TASK = Task(
+    name="face-embedding",
+    summary="Where faces are in the image, and a vector of each that lies near those of the same person.",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"image": CAT, "config": {"threshold": 0.7}},
+        # The form of an answer, abridged: the first 4 of 128 numbers. A cat's face is none.
+        output={
+            "faces": [
+                {
+                    "score": 0.9312,
+                    "box": {"left": 41.2, "top": 20.5, "width": 30.8, "height": 38.1},
+                    "embedding": [0.0312, -0.1125, 0.0721, 0.0049],
+                }
+            ]
+        },
+        model="sface",
+        real=False,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Fields, media and helpers that several tasks share."""

@@ -1,0 +1,147 @@
+"""Audio in requests, and the bounds it must keep before it is decoded.
+
+The bytes say what they are, as with images. soundfile (libsndfile) is imported where it is used; decoding
+and resampling are the business of ``modelmill_backends.shared.audio``.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Annotated, BinaryIO
+
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from modelmill.errors import ErrorCode, MediaError
+from modelmill.settings import get_settings
+from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import checked
+
+AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+"""libsndfile's names."""
+MEDIA_TYPES = {
+    **dict.fromkeys(("WAV", "WAVEX", "RF64"), "audio/wav"),
+    "FLAC": "audio/flac",
+    "OGG": "audio/ogg",
+    "MP3": "audio/mpeg",
+}
+SHOWN_FORMATS = "WAV, FLAC, OGG, MP3"
+MAX_CHANNELS = 32
+MIN_RATE, MAX_RATE = 1000, 384_000
+"""Bounds of the sampling rate, in Hz."""
+MAX_VALUES_PER_S = 192_000
+"""A recording of the greatest length may have two channels of 96 kHz; shorter ones may have more."""
+UNKNOWN_FRAMES = 2**62
+"""What libsndfile says of a stream that does not tell its length is at least this."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioHeader:
+    """What a file says of itself."""
+
+    format: str
+    rate: int
+    """Frames a second."""
+    channels: int
+    frames: int | None
+    """Samples of one channel; None where the file does not tell."""
+
+    @property
+    def seconds(self) -> float:
+        """The length; 0 where the file does not tell."""
+        return (self.frames or 0) / self.rate
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that may be decoded."""
+        limit_s = get_settings().max_audio_s
+        return int(limit_s * min(self.rate, MAX_VALUES_PER_S / self.channels))
+
+
+def audio_type(file: BinaryIO) -> str | None:
+    """The media type of an audio file; None if it is none of ours."""
+    header = _identify(file)
+    return None if header is None else MEDIA_TYPES.get(header.format)
+
+
+def check_audio(data: bytes | BinaryIO) -> float:
+    """Refuses what the header alone tells: not audio, or too long. Decodes nothing.
+
+    Returns:
+        The length in seconds; 0 where the header does not tell.
+
+    Raises:
+        MediaError: ``invalid_media`` or ``media_too_large``.
+    """
+    return read_header(data).seconds
+
+
+def read_header(data: bytes | BinaryIO) -> AudioHeader:
+    """What the file says of itself, which is checked against the bounds.
+
+    Raises:
+        MediaError: ``invalid_media`` or ``media_too_large``.
+    """
+    header = _identify(io.BytesIO(data) if isinstance(data, bytes) else data)
+    if header is None or header.format not in AUDIO_FORMATS:
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA,
+            f"The bytes are not audio of a known format ({SHOWN_FORMATS}), or their header is damaged.",
+        )
+    if not MIN_RATE <= header.rate <= MAX_RATE:
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA,
+            f"The audio's sampling rate is {header.rate} Hz; {MIN_RATE} to {MAX_RATE} Hz are accepted.",
+        )
+    if header.channels > MAX_CHANNELS:
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The audio has {header.channels} channels; at most {MAX_CHANNELS} are accepted.",
+        )
+    if header.frames == 0:
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The audio is empty.")
+    # Some files do not tell how long they are; their decoding is bounded as well.
+    if header.frames is not None and header.frames > header.max_frames:
+        raise too_long(header)
+    return header
+
+
+def too_long(header: AudioHeader) -> MediaError:
+    """``media_too_large``, saying what is accepted."""
+    limit_s = header.max_frames / header.rate
+    length = "longer" if header.frames is None else f"{header.seconds:.0f} s long"
+    form = f"{header.channels} × {header.rate} Hz"
+    return MediaError(
+        ErrorCode.MEDIA_TOO_LARGE, f"The audio is {length}; at most {limit_s:g} s of {form} are accepted."
+    )
+
+
+def _identify(file: BinaryIO) -> AudioHeader | None:
+    import soundfile
+
+    file.seek(0)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            form, rate, channels, frames = sound.format, sound.samplerate, sound.channels, sound.frames
+    except (soundfile.LibsndfileError, RuntimeError, TypeError):
+        return None
+    if rate <= 0 or channels <= 0:
+        return None
+    # An OGG's length stands on its last page: 0 is that of a stream without its end.
+    known = 0 <= frames < UNKNOWN_FRAMES and not (form == "OGG" and frames == 0)
+    return AudioHeader(form, rate, channels, frames if known else None)
+
+
+def _check_field(value: str, info: ValidationInfo) -> str:
+    return checked(value, info, "audio", lambda text: check_audio(source_bytes(text)))
+
+
+Audio = Annotated[
+    str,
+    AfterValidator(_check_field),
+    Field(
+        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
+        "or its URL where the server fetches from that host.",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "audio/*"},
+    ),
+]

@@ -1,0 +1,216 @@
+"""Media in requests: where the bytes come from, and the bounds they must keep before they are decoded.
+
+A media field is text on the wire: a data URL or bare base64, or what names a file (``sources.py``). The
+declared media type is not trusted; the bytes say what they are. Pillow is imported where it is used, so that
+importing a contract stays cheap.
+"""
+
+from __future__ import annotations
+
+import binascii
+import io
+import math
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+
+import pybase64
+from pydantic import AfterValidator, Field, ValidationInfo
+
+from modelmill.errors import ErrorCode, MediaError
+from modelmill.settings import get_settings
+from modelmill_tasks.shared.sources import MediaText, checked, refused
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
+
+MAX_HEADER_READS = 100_000
+"""Reads that finding out an image's size may take. A JPEG of 16 million empty segments took 94 s."""
+
+ORIENTATION_TAG = 0x0112
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+"""EXIF orientation to Pillow's ``Transpose`` that undoes it."""
+
+
+def source_bytes(value: str) -> bytes:
+    """The bytes behind a media field.
+
+    Args:
+        value: ``data:image/jpeg;base64,…`` or bare base64; or a ``MediaText``, which knows its bytes.
+
+    Raises:
+        MediaError: ``media_source_refused`` for other URLs and file ids, ``invalid_media`` for the rest;
+            ``media_not_found`` when a file is gone.
+    """
+    if isinstance(value, MediaText):
+        return value.read()
+    if (error := refused(value)) is not None:
+        raise error
+    if value[:5].lower() == "data:":
+        header, comma, value = value.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise MediaError(
+                ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
+            )
+    try:
+        try:
+            data = pybase64.b64decode(value, validate=True)
+        except binascii.Error:
+            # Line-wrapped base64 is common in mail and in shell output.
+            data = pybase64.b64decode("".join(value.split()), validate=True)
+    except ValueError:  # binascii.Error is one, and so is what text outside of ASCII raises
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
+    if not data:
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
+    return data
+
+
+def open_image(source: str | bytes | PILImage) -> PILImage:
+    """Decodes an image fully: first frame, EXIF orientation applied, RGB.
+
+    Args:
+        source: A media field's text, an encoded file's bytes, or an image, which is converted only.
+
+    Raises:
+        MediaError: it is not an image, is truncated, or has more pixels than allowed.
+    """
+    image = _open(source_bytes(source) if isinstance(source, str) else source)
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Damaged files make Pillow raise nearly anything: struct.error, KeyError, IndexError, …
+        raise MediaError(ErrorCode.INVALID_MEDIA, f"The image is damaged or truncated: {error}") from None
+
+
+def check_image(value: str) -> None:
+    """Refuses what the header alone tells: not an image, or too many pixels. Decodes no pixel."""
+    _open(source_bytes(value))
+
+
+@cache
+def _pillow() -> Any:
+    from PIL import Image
+
+    Image.init()
+    # For what Pillow allocates while it reads a header: a GIF's frame. Every image's size is checked below.
+    Image.MAX_IMAGE_PIXELS = get_settings().max_image_pixels
+    return Image
+
+
+def image_type(start: bytes) -> str | None:
+    """The media type of an image that starts with these 16 bytes; None if it is none of ours."""
+    name = _format_of(start)
+    return None if name is None else f"image/{name.lower()}"
+
+
+def check_image_file(file: BinaryIO) -> None:
+    """As ``check_image``, for a file that is read no further than its header."""
+    _open(file)
+
+
+def _open(source: bytes | BinaryIO | PILImage) -> PILImage:
+    pillow = _pillow()
+    if isinstance(source, pillow.Image):
+        image = cast("PILImage", source)
+    else:
+        image = _identify(io.BytesIO(source) if isinstance(source, bytes) else cast("BinaryIO", source))
+    width, height = image.size
+    limit = get_settings().max_image_pixels
+    if width * height > limit:
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The image has {width} × {height} pixels; at most {limit} pixels are accepted.",
+        )
+    return image
+
+
+def _format_of(start: bytes) -> str | None:
+    pillow = _pillow()
+    return next((name for name in IMAGE_FORMATS if pillow.OPEN[name][1](start)), None)
+
+
+class _Bounded:
+    """A file whose header is not to be looked for for ever."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.reads_left: float = MAX_HEADER_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self.reads_left -= 1
+        if self.reads_left < 0:
+            raise EOFError
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _identify(file: BinaryIO) -> PILImage:
+    """Image.open for our formats, but without its own check of the size, which does not tell the size."""
+    pillow = _pillow()
+    name = _format_of(file.read(16))
+    file.seek(0)
+    if name is None:
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA,
+            f"The bytes are not an image of a known format ({', '.join(IMAGE_FORMATS)}).",
+        )
+    bounded = _Bounded(file)
+    try:
+        image = cast("PILImage", pillow.OPEN[name][0](bounded, ""))
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
+        raise MediaError(
+            ErrorCode.MEDIA_TOO_LARGE,
+            f"The image's first frame has more than the {pillow.MAX_IMAGE_PIXELS} pixels that are accepted.",
+        ) from None
+    except MemoryError:
+        raise
+    except Exception:
+        # As in open_image: nearly anything.
+        raise MediaError(
+            ErrorCode.INVALID_MEDIA, f"The header of the {name} image is damaged or truncated."
+        ) from None
+    # Its pixels may take as many as they need.
+    bounded.reads_left = math.inf
+    return image
+
+
+def _upright(image: PILImage) -> PILImage:
+    """Applies the EXIF orientation. ImageOps.exif_transpose would fail on EXIF that it cannot write back."""
+    try:
+        orientation = image.getexif().get(ORIENTATION_TAG)
+    except Exception:
+        # Broken EXIF in a sound image: viewers show it as it is stored.
+        return image
+    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(cast("Any", method))
+
+
+def _to_rgb(image: PILImage) -> PILImage:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # convert() clips 16-bit greys to 255 instead of scaling them.
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if image.mode == "P" and "transparency" in image.info:
+        # Straight to RGB, Pillow warns of a palette whose transparency is lost.
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _check_field(value: str, info: ValidationInfo) -> str:
+    return checked(value, info, "image", check_image)
+
+
+Image = Annotated[
+    str,
+    AfterValidator(_check_field),
+    Field(
+        description="An image (JPEG, PNG, WebP, GIF, TIFF or BMP) as a data URL or base64; or the id of an "
+        "uploaded file, or its URL where the server fetches from that host.",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/*"},
+    ),
+]

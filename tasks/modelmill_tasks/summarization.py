@@ -1,0 +1,50 @@
+"""Summarization: a shorter text that keeps what matters."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.fields import Created, Text
+from modelmill_tasks.shared.generation import GenerationConfig, Usage
+
+
+class Config(GenerationConfig):
+    """What tunes the model."""
+
+
+class Input(TaskInput):
+    text: Annotated[Text, Batched] = Field(
+        description="What to summarise. What is longer than the model's window is cut off."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    summary_text: str = Field(description="The first summary, where num_return_sequences asks for several.")
+    usage: Usage
+    created: Created
+
+
+TASK = Task(
+    name="summarization",
+    summary="A shorter text that keeps what matters.",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={
+            "text": "The tower is 324 metres tall, about the same height as an 81-storey building, and the "
+            "tallest structure in Paris. Its base is square, measuring 125 metres on each side.",
+            "config": {"max_new_tokens": 40, "num_beams": 1},
+        },
+        output={
+            "summary_text": "the tower is 324 metres tall, the tallest structure in Paris.",
+            "usage": {"prompt_tokens": 48, "completion_tokens": 17, "total_tokens": 65},
+            "created": 1763717262,
+        },
+        model="t5-base",
+        real=False,
+    ),
+)

@@ -1,0 +1,43 @@
+"""Text embedding: a vector that lies near the vectors of texts with a like meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.fields import EmbeddingConfig, Text
+
+
+class Config(EmbeddingConfig):
+    """What tunes the model."""
+
+    prompt_name: str | None = Field(
+        None, max_length=100, description="One of the model's own prompts, put before the text."
+    )
+
+
+class Input(TaskInput):
+    text: Annotated[Text, Batched] = Field(
+        description="The text. What is longer than the model's window is cut off."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    embedding: list[float]
+
+
+TASK = Task(
+    name="text-embedding",
+    summary="A vector that lies near the vectors of texts with a like meaning.",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"text": "A cat sleeps on the sofa."},
+        # Abridged: the first 4 of 384 numbers.
+        output={"embedding": [0.1645, -0.0697, -0.0501, 0.0512]},
+        model="minilm",
+    ),
+)

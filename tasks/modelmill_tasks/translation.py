@@ -1,0 +1,65 @@
+"""Translation: the same text in another language."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.fields import Created, Text
+from modelmill_tasks.shared.generation import GenerationConfig, Usage
+
+Language = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100)]
+
+
+class Config(GenerationConfig):
+    """What tunes the model."""
+
+    source_language: Language | None = Field(
+        None,
+        description="Language of the text, as the model calls it: English or en for T5, eng_Latn for NLLB, "
+        "en_XX for mBART. The model's own default when not set.",
+        examples=["en"],
+    )
+    target_language: Language | None = Field(
+        None,
+        description="Language to translate into, likewise. A model that knows many refuses to guess it.",
+        examples=["de"],
+    )
+
+
+class Input(TaskInput):
+    text: Annotated[Text, Batched] = Field(
+        description="What to translate. What is longer than the model's window is cut off."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    translation_text: str = Field(
+        description="The first translation, where num_return_sequences asks for several."
+    )
+    usage: Usage
+    created: Created
+
+
+TASK = Task(
+    name="translation",
+    summary="The same text in another language.",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={
+            "text": "The house is wonderful.",
+            "config": {"source_language": "en", "target_language": "de", "num_beams": 1},
+        },
+        output={
+            "translation_text": "Das Haus ist wunderbar.",
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+            "created": 1763717262,
+        },
+        model="t5-base",
+        real=False,
+    ),
+)

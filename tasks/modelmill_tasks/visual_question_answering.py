@@ -1,0 +1,58 @@
+"""Visual question answering: what an image shows, asked in words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.fields import Created, Part, Score, Text
+from modelmill_tasks.shared.generation import GenerationConfig
+from modelmill_tasks.shared.media import Image
+
+
+class Config(GenerationConfig):
+    """What tunes the model.
+
+    A model that chooses among fixed answers reads ``num_answers`` only; one that writes its answer reads the
+    others, and gives as many answers as ``num_return_sequences``.
+    """
+
+    num_answers: int = Field(5, ge=1, le=100, description="Answers to give at most, best first.")
+
+
+class Input(TaskInput):
+    image: Annotated[Image, Batched]
+    question: Annotated[Text, Batched] = Field(
+        description="The question. One that is longer than the model's window is refused."
+    )
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Answer(Part):
+    answer: str
+    score: Score | None = Field(description="0 to 1; null where the model writes its answer.")
+
+
+class Output(TaskOutput):
+    answers: list[Answer]
+    created: Created
+
+
+TASK = Task(
+    name="visual-question-answering",
+    summary="Answers a question about an image.",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"image": CAT, "question": "What animal is it?", "config": {"num_answers": 2}},
+        output={
+            "answers": [{"answer": "cat", "score": 0.9973}, {"answer": "kitten", "score": 0.0105}],
+            "created": 1763717262,
+        },
+        model="vilt-vqa",
+        real=False,
+    ),
+)

@@ -1,0 +1,39 @@
+"""Zero-shot image classification: which of the caller's own classes does the image show?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.shared.examples import CAT
+from modelmill_tasks.shared.fields import Classes, ZeroShotConfig
+from modelmill_tasks.shared.media import Image
+
+
+class Config(ZeroShotConfig):
+    """What tunes the model."""
+
+
+class Input(TaskInput):
+    image: Annotated[Image, Batched]
+    classes: Classes = Field(description="The classes to choose from.")
+    config: Config = Field(default_factory=Config, description="What tunes the model.")
+
+
+class Output(TaskOutput):
+    probabilities: list[float] = Field(description="One per class, 0 to 1, in the caller's order.")
+
+
+TASK = Task(
+    name="zero-shot-image-classification",
+    summary="Which of the classes that you name does the image show?",
+    input=Input,
+    output=Output,
+    example=Example(
+        input={"image": CAT, "classes": ["cat", "dog"], "config": {}},
+        output={"probabilities": [0.9987, 0.0013]},
+        model="conse-lite0",
+    ),
+)

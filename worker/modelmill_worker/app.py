@@ -1,0 +1,108 @@
+"""The Celery application of a node.
+
+Started by ``modelmill worker`` with supervision, or by ``celery -A modelmill_worker.app worker``, once per
+device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+from celery.signals import (
+    setup_logging,
+    worker_process_init,
+    worker_ready,
+    worker_shutdown,
+    worker_shutting_down,
+)
+
+from modelmill.broker import DRAIN, LOAD, UNLOAD, make_celery, queues_for
+from modelmill.catalogue import Catalogue
+from modelmill.logs import configure_logging
+from modelmill.settings import get_settings
+from modelmill_worker import metrics
+from modelmill_worker.config import STATE_VARIABLE, NodeConfig, state_folder
+from modelmill_worker.processes.child import the_child
+from modelmill_worker.processes.parent import Parent
+
+logger = logging.getLogger(__name__)
+
+_settings = get_settings()
+_config = NodeConfig.from_env(Catalogue.load(_settings.models_file))
+_parent: Parent | None = None
+
+if not os.environ.get(STATE_VARIABLE):
+    # This is the parent: both folders are made before the child starts, which finds them by the environment.
+    state_folder()
+    if _settings.metrics_port is not None:
+        metrics.prepare_directory()
+
+app = make_celery(_settings)
+app.conf.task_queues = queues_for(list(_config.models), _config.name)
+
+
+def node_name() -> str:
+    """This node's unique name."""
+    return _config.name
+
+
+@app.task(name=DRAIN)
+def drain(model: str, passed_on: bool = False) -> None:
+    """A bell: ``model`` has jobs ready."""
+    _safely(partial(the_child(app).drain, passed_on=passed_on), model)
+
+
+@app.task(name=LOAD)
+def load(model: str) -> None:
+    """An order to load ``model``."""
+    _safely(the_child(app).load, model)
+
+
+@app.task(name=UNLOAD)
+def unload(model: str) -> None:
+    """An order to unload ``model``."""
+    _safely(the_child(app).unload, model)
+
+
+def _safely(act: Any, model: str) -> None:
+    # No exception leaves a task: a MemoryError that does ends the whole node.
+    try:
+        act(model)
+    except Exception:
+        logger.exception("a task on model %s ended with an unforeseen error", model)
+
+
+@setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    configure_logging(_settings.log_level)
+
+
+@worker_process_init.connect
+def _child_started(**_: Any) -> None:
+    the_child(app)
+
+
+@worker_ready.connect
+def _node_ready(sender: Any, **_: Any) -> None:
+    global _parent
+    _parent = Parent(app, _settings, _config)
+    _parent.start(lambda: sender.pool.info["processes"])
+    if _settings.metrics_port is not None:
+        metrics.start_server(_settings.metrics_port)
+
+
+@worker_shutting_down.connect
+def _node_shutting_down(**_: Any) -> None:
+    if _parent is not None:
+        _parent.shutting_down()
+
+
+@worker_shutdown.connect
+def _node_left(**_: Any) -> None:
+    if _parent is not None:
+        _parent.leave()
+        shutil.rmtree(state_folder(), ignore_errors=True)

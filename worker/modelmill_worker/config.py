@@ -1,0 +1,76 @@
+"""What one node is: its name, its device and the models it serves, all from the environment.
+
+The supervisor (``modelmill worker``) sets these variables; a Procfile or a unit file can as well.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelmill.catalogue import Catalogue
+from modelmill.errors import ConfigError
+from modelmill_tasks.registry import all_tasks
+
+NODE_VARIABLE = "MODELMILL_NODE"
+MODELS_VARIABLE = "MODELMILL_WORKER_MODELS"
+TASKS_VARIABLE = "MODELMILL_WORKER_TASKS"
+PRELOAD_VARIABLE = "MODELMILL_PRELOAD"
+STATE_VARIABLE = "MODELMILL_STATE_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node's share of the work.
+
+    Attributes:
+        name: Unique among all nodes that live.
+        models: Tasks by model name: what it serves.
+        preload: Models to load at start.
+    """
+
+    name: str
+    models: dict[str, tuple[str, ...]]
+    preload: tuple[str, ...]
+
+    @classmethod
+    def from_env(cls, catalogue: Catalogue) -> NodeConfig:
+        """Reads the environment.
+
+        Raises:
+            ConfigError: a variable names a model that the catalogue does not have, or a task that there is
+                not; or no model is left to be served.
+        """
+        # The child is a fresh interpreter: through the environment it gets its parent's name.
+        name = os.environ.setdefault(NODE_VARIABLE, f"{socket.gethostname()}-{os.getpid()}")
+        wanted = _names(MODELS_VARIABLE)
+        tasks = _names(TASKS_VARIABLE)
+        preload = _names(PRELOAD_VARIABLE)
+        for variable, names in ((MODELS_VARIABLE, wanted), (PRELOAD_VARIABLE, preload)):
+            if unknown := [model for model in names if model not in catalogue]:
+                raise ConfigError(f"{variable} names unknown models: {', '.join(unknown)}")
+        if unknown := [task for task in tasks if task not in all_tasks()]:
+            raise ConfigError(f"{TASKS_VARIABLE} names unknown tasks: {', '.join(unknown)}")
+        models = {
+            model: tuple(task for task in entry.tasks if not tasks or task in tasks)
+            for model, entry in catalogue.items()
+            if not wanted or model in wanted
+        }
+        served = {model: answered for model, answered in models.items() if answered}
+        if not served:
+            raise ConfigError("None of the models that this worker is to serve answers one of its tasks.")
+        return cls(name, served, tuple(preload))
+
+
+def state_folder() -> Path:
+    """The folder that a node's parent and child share, on this host and for this node only."""
+    if not os.environ.get(STATE_VARIABLE):
+        os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="modelmill-node-")
+    return Path(os.environ[STATE_VARIABLE])
+
+
+def _names(variable: str) -> list[str]:
+    return [name.strip() for name in os.environ.get(variable, "").split(",") if name.strip()]

@@ -1,0 +1,1 @@
+"""How one run works off a model's queue."""

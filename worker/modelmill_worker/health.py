@@ -1,0 +1,34 @@
+"""A container's health check: ``python -P -m modelmill_worker.health`` exits 0 while a node here lives."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+
+from modelmill.errors import ModelmillError
+from modelmill.settings import get_settings
+from modelmill.store import AsyncJobStore
+
+
+async def _nodes_here() -> int:
+    store = AsyncJobStore(get_settings())
+    try:
+        nodes = await store.nodes()
+    finally:
+        await store.close()
+    return sum(node.parent.get("host") == socket.gethostname() and bool(node.child) for node in nodes)
+
+
+def main() -> int:
+    try:
+        count = asyncio.run(_nodes_here())
+    except ModelmillError as error:
+        sys.stderr.write(f"{error.message}\n")
+        return 1
+    sys.stdout.write(f"{count} live nodes on this host\n")
+    return 0 if count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

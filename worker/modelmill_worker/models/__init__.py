@@ -1,0 +1,1 @@
+"""Which models a worker holds, and which worker should hold one."""

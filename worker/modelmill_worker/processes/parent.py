@@ -1,0 +1,121 @@
+"""The parent of a node: announces it, reaps, rings lost bells, and passes SIGTERM on. Imports no runtime."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery
+from celery.worker import state
+from redis.exceptions import RedisError
+
+from modelmill import __version__
+from modelmill.broker import LOAD, Bells
+from modelmill.settings import Settings
+from modelmill.store import JobStore
+from modelmill_backends.device import DEVICE_VARIABLE
+from modelmill_worker.child_state import Recorder
+from modelmill_worker.config import NodeConfig, state_folder
+from modelmill_worker.processes.child import NODE_TTL_BEATS
+from modelmill_worker.processes.watchdog import Undertaker
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.2
+"""How often the child is looked at."""
+
+
+class Parent:
+    """The timers of a node, in a thread beside Celery's own loop."""
+
+    def __init__(self, app: Celery, settings: Settings, config: NodeConfig) -> None:
+        self._settings = settings
+        self._config = config
+        self._store = JobStore(settings)
+        self._bells = Bells(app, self._store.unring)
+        self._child_pids: Callable[[], list[int]] = list
+        self._left = threading.Event()
+        self._undertaker = Undertaker(settings, self._store, Recorder(state_folder()))
+        self._started_at = time.time()
+
+    def start(self, child_pids: Callable[[], list[int]]) -> None:
+        """The node takes work from now on; ``child_pids`` tells its pool's processes."""
+        self._child_pids = child_pids
+        for model in self._config.preload:
+            self._bells.order(LOAD, model, self._config.name)
+        self._tend()
+        threading.Thread(target=self._run, name="parent", daemon=True).start()
+
+    def shutting_down(self) -> None:
+        """Celery waits for the task in hand, and only the child can shorten it: tell it, until it is done."""
+        threading.Thread(target=self._hurry_child, name="shutdown", daemon=True).start()
+
+    def leave(self) -> None:
+        """The node has ended."""
+        self._left.set()
+        try:
+            self._store.retire(self._config.name)
+        except RedisError as error:
+            logger.warning("taking this node off the list failed: %s", error)
+
+    def _run(self) -> None:
+        reap_at = 0.0
+        while not self._left.wait(WATCH_S):
+            try:
+                self._undertaker.tend()
+            except RedisError as error:
+                logger.warning("the jobs of a dead process could not be returned yet: %s", error)
+            except Exception:
+                logger.exception("watching the child failed")
+            if time.monotonic() >= reap_at:
+                reap_at = time.monotonic() + self._settings.reap_s
+                self._tend()
+
+    def _tend(self) -> None:
+        try:
+            self._announce()
+        except RedisError as error:
+            # A server that is full refuses this, and not what reaping does.
+            logger.warning("announcing this node failed: %s", error)
+        try:
+            reaped = self._store.reap()
+        except RedisError as error:
+            logger.warning("the job store does not answer: %s", error)
+            return
+        except Exception:
+            logger.exception("reaping failed")
+            return
+        if reaped.returned:
+            logger.warning("returned %d jobs whose worker fell silent", reaped.returned)
+        for model in reaped.bells:
+            self._bells.ring(model)
+
+    def _announce(self) -> None:
+        document: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "device": os.environ.get(DEVICE_VARIABLE, "cpu"),
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "models": self._config.models,
+            "started_at": self._started_at,
+            "version": __version__,
+        }
+        # Reaping is more frequent than beating, so a node that lives is never forgotten.
+        self._store.announce(self._config.name, "parent", document, NODE_TTL_BEATS * self._settings.beat_s)
+
+    def _hurry_child(self) -> None:
+        while not self._left.wait(0.2):
+            # A child between two tasks would take the default action and die; it has nothing to finish.
+            if not state.active_requests:
+                continue
+            for pid in self._child_pids():
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except ProcessLookupError:
+                    continue

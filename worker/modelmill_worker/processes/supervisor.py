@@ -1,0 +1,270 @@
+"""Starts one node per device and keeps them running.
+
+The devices of a node are pinned by its environment before it starts, so nothing in it can see, or
+take memory on, another node's GPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from modelmill import processes
+from modelmill.errors import ConfigError
+from modelmill.settings import Settings
+from modelmill_backends.device import DEVICE_VARIABLE, available_cores
+from modelmill_worker.config import (
+    MODELS_VARIABLE,
+    NODE_VARIABLE,
+    PRELOAD_VARIABLE,
+    STATE_VARIABLE,
+    TASKS_VARIABLE,
+)
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+GPU_ADVICE = "install PyTorch for CUDA, or modelmill[gpu] in place of the CPU's onnxruntime."
+HEALTHY_AFTER_S = 60.0
+"""A node that ran this long starts the next time without a wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One node's place: a device.
+
+    Attributes:
+        label: Such as ``cuda0`` or ``cpu1``, part of the node's name.
+        environment: What pins the node to the device.
+    """
+
+    label: str
+    environment: dict[str, str]
+
+
+def plan_devices(devices: str) -> list[Slot]:
+    """Slots for ``--devices``.
+
+    Args:
+        devices: ``all`` (every visible GPU, or the CPU if there is none or nothing installed can use it),
+            GPU numbers or UUIDs such as ``0,1``, ``cpu``, or ``cpu:2`` for two nodes that share the cores;
+            also mixed, ``0,cpu``.
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
+    names = [name.strip() for name in devices.split(",") if name.strip()]
+    if names == ["all"]:
+        names = [str(index) for index in range(len(_usable_gpus()))] or ["cpu"]
+    gpus = [name for name in names if not name.startswith("cpu")]
+    cpus = sum(_cpu_count(name) for name in names if name.startswith("cpu"))
+    if not gpus and not cpus:
+        raise ConfigError("--devices names no device; use all, 0,1, cpu or cpu:2")
+    visible = visible_gpus() if gpus else []
+    slots = []
+    for name in gpus:
+        if not (name.isdigit() or name.startswith(("GPU-", "MIG-"))):
+            raise ConfigError(f"--devices: {name!r} is neither a GPU's number, its UUID, cpu nor all")
+        # Numbers count within what CUDA_VISIBLE_DEVICES already allows, as they do in CUDA itself.
+        physical = visible[int(name)] if name.isdigit() and int(name) < len(visible) else name
+        slots.append(Slot(f"cuda{name}", {"CUDA_VISIBLE_DEVICES": physical, DEVICE_VARIABLE: "cuda"}))
+    threads = str(max(1, available_cores() // max(cpus, 1)))
+    for index in range(cpus):
+        # An empty list hides every GPU from a node that is to use the CPU.
+        slots.append(
+            Slot(
+                f"cpu{index}",
+                {"CUDA_VISIBLE_DEVICES": "", DEVICE_VARIABLE: "cpu", "OMP_NUM_THREADS": threads},
+            )
+        )
+    return slots
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that CUDA would see, by number or UUID, found without importing a runtime."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return [name.strip() for name in allowed.split(",") if name.strip()]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        listing = subprocess.run(  # noqa: S603 - a fixed command
+            [tool, "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
+
+
+def can_use_gpus() -> bool:
+    """Whether a runtime that can use a GPU is installed, found without importing any."""
+    return _is_installed("onnxruntime-gpu") or _torch_has_gpus()
+
+
+def _usable_gpus() -> list[str]:
+    gpus = visible_gpus()
+    if gpus and not can_use_gpus():
+        logger.warning(
+            "%d GPU(s) found that nothing installed can use; running on the CPU. To use them, %s",
+            *(len(gpus), GPU_ADVICE),
+        )
+        return []
+    return gpus
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _torch_has_gpus() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    try:
+        text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # As the build writes it: cuda: Optional[str] = '12.8', or None; hip likewise, for AMD's GPUs.
+    return re.search(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
+
+
+def _cpu_count(name: str) -> int:
+    kind, _, count = name.partition(":")
+    if kind != "cpu" or (count and not count.isdigit()):
+        raise ConfigError(f"--devices: {name!r} should be cpu or cpu:N")
+    return int(count or 1)
+
+
+@dataclass
+class _Node:
+    slot: Slot
+    name: str
+    metrics_port: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    restart_at: float = 0.0
+    failures: int = field(default=0)
+
+
+class Supervisor:
+    """Runs nodes until it is told to stop.
+
+    A node that ends by itself is started again, at once the first time and then after growing waits.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        slots: Sequence[Slot],
+        *,
+        models: Sequence[str] = (),
+        tasks: Sequence[str] = (),
+        preload: Sequence[str] = (),
+        name: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._misconfigured = False
+        base = name or f"{socket.gethostname()}-{os.getpid()}"
+        self._nodes = [
+            _Node(slot, f"{base}-{slot.label}", settings.metrics_port and settings.metrics_port + index)
+            for index, slot in enumerate(slots)
+        ]
+        self._environment = {
+            MODELS_VARIABLE: ",".join(models),
+            TASKS_VARIABLE: ",".join(tasks),
+            PRELOAD_VARIABLE: ",".join(preload),
+        }
+
+    def run(self) -> int:
+        """Blocks until SIGTERM or SIGINT; 0 when every node left within its grace time, else 1."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        while not self._stopping.wait(0.2):
+            for node in self._nodes:
+                self._tend(node)
+        clean = self._stop()
+        return 0 if clean and not self._misconfigured else 1
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping.set()
+
+    def _tend(self, node: _Node) -> None:
+        now = time.monotonic()
+        if node.process is None:
+            if now >= node.restart_at:
+                self._start(node)
+            return
+        status = node.process.poll()
+        if status is None:
+            return
+        node.process = None
+        if status == 2:
+            # The configuration is wrong; starting again cannot help.
+            logger.error("node %s cannot start; see above", node.name)
+            self._misconfigured = True
+            self._stopping.set()
+            return
+        if now - node.started_at > HEALTHY_AFTER_S:
+            node.failures = 0
+        backoff_s = min(FIRST_BACKOFF_S * 2**node.failures, LONGEST_BACKOFF_S)
+        node.failures += 1
+        node.restart_at = now + backoff_s
+        logger.warning(
+            "node %s ended with status %d; starting it again in %.1f s", node.name, status, backoff_s
+        )
+
+    def _start(self, node: _Node) -> None:
+        # PYTHONSAFEPATH is -P for the child that the node starts: the working directory is not ours.
+        environment = {
+            **self._environment,
+            **node.slot.environment,
+            NODE_VARIABLE: node.name,
+            "PYTHONSAFEPATH": "1",
+            STATE_VARIABLE: "",  # each node makes its own
+            "MODELMILL_METRICS_PORT": str(node.metrics_port or ""),
+        }
+        node.started_at = time.monotonic()
+        node.process = processes.start(processes.python("-m", "modelmill_worker.node"), environment)
+        logger.info("started node %s, pid %d", node.name, node.process.pid)
+
+    def _stop(self) -> bool:
+        running = [node for node in self._nodes if node.process is not None]
+        for node in running:
+            if node.process is not None:
+                node.process.terminate()
+        deadline = time.monotonic() + self._settings.shutdown_grace_s
+        clean = True
+        for node in running:
+            if node.process is None:
+                continue
+            try:
+                node.process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                logger.error("node %s did not leave within its grace time; killing it", node.name)
+                clean = False
+                node.process.kill()
+                node.process.wait()
+        return clean
