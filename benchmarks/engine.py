@@ -9,7 +9,7 @@ from benchmarks.system import System
 from modelmill.broker import Bells, make_celery
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobRecord, Submission
+from modelmill.store import ApiStore, JobRecord, Submission
 
 TIMEOUT_S = 600.0
 AT_ONCE = 50
@@ -22,7 +22,7 @@ async def drain(system: System, jobs: Sequence[Submission], *, all_wait: bool = 
     With ``all_wait``, the bell is rung once, when the last one is there.
     """
     settings = Settings(redis_url=system.redis_url)
-    store, bells = AsyncJobStore(settings), Bells(make_celery(settings), lambda _: None)
+    store, bells = ApiStore(settings), Bells(make_celery(settings), lambda _: None)
     parts = [jobs[start : start + AT_ONCE] for start in range(0, len(jobs), AT_ONCE)]
     try:
         for part in parts:

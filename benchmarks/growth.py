@@ -223,7 +223,7 @@ def _one_by_one(system: System, models: Sequence[str]) -> float:
 def _drain_rate(system: System, models: Sequence[str], count: int) -> float:
     """Jobs a second, from the first start to the last end of jobs that were all there before it."""
     jobs = Backlog(system.redis_url)
-    bells = Bells(make_celery(Settings(redis_url=system.redis_url)), jobs.worker.unring)
+    bells = Bells(make_celery(Settings(redis_url=system.redis_url)), jobs.worker.release_bell)
     # Nobody else rings while the queues fill: for some seconds the right to do so is taken.
     for model in models:
         jobs.worker.may_ring(model)

@@ -15,7 +15,7 @@ from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import System, running, small_body
 from modelmill.catalogue import Catalogue
 from modelmill.settings import MIB, Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_tasks.registry import find_task
 
 JOBS, CONNECTIONS, STEPS = 100_000, 32, 10
@@ -91,7 +91,7 @@ def _leak(options: Options) -> tuple[Table, list[Figure]]:
 
 def _pids(system: System) -> dict[str, int]:
     """The system's processes by what they are."""
-    store = JobStore(Settings(redis_url=system.redis_url))
+    store = WorkerStore(Settings(redis_url=system.redis_url))
     deadline = time.monotonic() + 30
     while not (node := store.nodes()[0]).child:
         if time.monotonic() > deadline:

@@ -24,7 +24,7 @@ from modelmill import processes
 from modelmill.broker import Bells, make_celery
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore, JobStore, Submission
+from modelmill.store import ApiStore, Submission, WorkerStore
 from modelmill_backends.device import available_cores
 from modelmill_tasks.registry import find_task
 
@@ -209,13 +209,13 @@ def _worker(start: Callable[[Sequence[str]], subprocess.Popen[bytes]], url: str,
     job = Submission(str(uuid.uuid4()), task.name, model, json.dumps(task.example.input).encode())
 
     async def submit() -> None:
-        api = AsyncJobStore(settings)
+        api = ApiStore(settings)
         await api.submit(job)
         await api.close()
 
     asyncio.run(submit())
-    store = JobStore(settings)
-    bells = Bells(make_celery(settings), store.unring)
+    store = WorkerStore(settings)
+    bells = Bells(make_celery(settings), store.release_bell)
     bells.ring(model)
     bells.close()
 

@@ -22,7 +22,7 @@ from modelmill import processes
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, Submission, keys, scripts
+from modelmill.store import ApiStore, Outcome, Submission, WorkerStore, keys, scripts
 
 TASK = "zero-shot-image-classification"
 MODELS = Path(__file__).parent / "models.toml"
@@ -96,7 +96,7 @@ class Backlog:
         self._settings = Settings(
             redis_url=redis_url, max_queue_depth=10**9, max_queued_bytes=10**12, lease_s=1, result_ttl_s=3600
         )
-        self.api, self.worker = AsyncJobStore(self._settings), JobStore(self._settings)
+        self.api, self.worker = ApiStore(self._settings), WorkerStore(self._settings)
         self.redis = redis.Redis.from_url(redis_url)
 
     def fill(self, count: int, body: bytes, models: Sequence[str]) -> list[str]:
@@ -115,12 +115,12 @@ class Backlog:
                 assert accepted.verdict == "accepted", accepted
         return ids
 
-    def claim(self, model: str, count: int) -> list[Ended]:
+    def claim(self, model: str, count: int) -> list[Outcome]:
         """Claims the oldest jobs, and says how they are to end."""
         claimed = self.worker.claim(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30).jobs
         assert len(claimed) == count, claimed
         return [
-            Ended(job.id, job.fence, Status.COMPLETE, self.result, details=self._details) for job in claimed
+            Outcome(job.id, job.fence, Status.COMPLETE, self.result, details=self._details) for job in claimed
         ]
 
     def used_bytes(self) -> int:

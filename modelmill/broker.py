@@ -108,9 +108,9 @@ class Bells:
         unring: Gives up the right to ring for a model, so that somebody else may whose broker answers.
     """
 
-    def __init__(self, app: Celery, unring: Callable[[str], object]) -> None:
+    def __init__(self, app: Celery, release_bell: Callable[[str], object]) -> None:
         self._app = app
-        self._unring = unring
+        self._unring = release_bell
         self._pending: queue.Queue[_Message | None] = queue.Queue(maxsize=1000)
         self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
         self._thread.start()

@@ -1,8 +1,9 @@
 """The catalogue of models: what callers may name, read from TOML by API and worker alike.
 
 The built-in entries lie in ``backends/modelmill_backends/catalogue.toml``. An installed plugin adds
-entries with a file of the same form that it names by an entry point in the group ``modelmill.models``, as ``package:models.toml``; an
-operator adds or replaces entries with one more (``--models-file``). Reading it imports no runtime.
+entries with a file of the same form, which it names by an entry point in the group ``modelmill.models``,
+as ``package:models.toml``. An operator adds or replaces entries with one more file (``--models-file``).
+Reading the catalogue imports no runtime.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import uvicorn
 
 from modelmill import processes
 from modelmill.settings import Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_api.app import create_app
 
 REPOSITORY = Path(__file__).parent.parent
@@ -168,8 +168,8 @@ def settings(raw_redis: redis.Redis, _valkey: Valkey, cache_dir: Path) -> Settin
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[JobStore]:
-    job_store = JobStore(settings)
+def store(settings: Settings) -> Iterator[WorkerStore]:
+    job_store = WorkerStore(settings)
     yield job_store
     job_store.close()
 

@@ -17,7 +17,7 @@ from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
 from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
-from modelmill.store import AsyncJobStore, EndWatch
+from modelmill.store import ApiStore, JobNews
 from modelmill.store.files import FileStore
 from modelmill_api import problems
 from modelmill_api.background.sweeper import sweep_until
@@ -66,18 +66,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = AsyncJobStore(settings)
+        store = ApiStore(settings)
         loop = asyncio.get_running_loop()
 
         giving_up: set[asyncio.Task[None]] = set()
 
-        def unring(model: str) -> None:
+        def release_bell(model: str) -> None:
             # Called from the thread that sends bells, maybe when the loop has ended; the store belongs to
             # the loop, and so does a coroutine, which would be left over if it were made here.
             loop.call_soon_threadsafe(give_up, model)
 
         def give_up(model: str) -> None:
-            task = asyncio.create_task(store.unring(model), name=model)
+            task = asyncio.create_task(store.release_bell(model), name=model)
             giving_up.add(task)
             task.add_done_callback(gave_up)
 
@@ -86,8 +86,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             if not task.cancelled() and (error := task.exception()):
                 logger.warning("nobody else may ring for model %s for a while: %s", task.get_name(), error)
 
-        bells = Bells(make_celery(settings), unring)
-        ends = EndWatch(settings, store)
+        bells = Bells(make_celery(settings), release_bell)
+        ends = JobNews(settings, store)
         kept, guard = FileStore(settings, store, store.blobs), media_guard(settings)
         directory = Directory(catalogue, store)
         webhook_guard = Guard.for_webhooks(settings)

@@ -24,7 +24,7 @@ async def get_job(state: ApiState, caller: Caller, job_id: str) -> JobRecord:
     return record
 
 
-async def find_job(
+async def get_task_job(
     state: ApiState, caller: Caller, task: Task, job_id: str, batched: bool | None
 ) -> JobRecord:
     """The caller's job of that id, which is to be one of ``task``, and batched or not, unless that is None.

@@ -17,7 +17,7 @@ from modelmill.catalogue import Catalogue, unknown_name
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.outbound import Guard
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore, EndWatch, NodeRecord
+from modelmill.store import ApiStore, JobNews, NodeRecord
 from modelmill.store.files import FileStore
 from modelmill_api.middleware.metrics import RequestMetrics
 from modelmill_tasks.contract import Task
@@ -36,7 +36,7 @@ class Directory:
 
     REFRESH_S = 1.0
 
-    def __init__(self, catalogue: Catalogue, store: AsyncJobStore) -> None:
+    def __init__(self, catalogue: Catalogue, store: ApiStore) -> None:
         self._catalogue = catalogue
         self._store = store
         self._nodes: list[NodeRecord] = []
@@ -96,7 +96,7 @@ class Directory:
 
     def contract(self, task: Task, model: str) -> Task:
         """The task as this model answers it, with what else its entry lets callers set."""
-        return task.accepting(self._catalogue[model].config_keys) if model in self._catalogue else task
+        return task.with_config_keys(self._catalogue[model].config_keys) if model in self._catalogue else task
 
     def max_batch(self, model: str) -> int | None:
         """The model's batch size, where its entry sets one."""
@@ -108,10 +108,10 @@ class ApiState:
     """One API process's parts."""
 
     settings: Settings
-    store: AsyncJobStore
+    store: ApiStore
     bells: Bells
     directory: Directory
-    ends: EndWatch
+    ends: JobNews
     requests: RequestMetrics
     files: FileStore
     guard: Guard | None

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
-from modelmill.store import Accepted, JobRecord, Limits, Submission, Verdict
+from modelmill.store import JobRecord, Limits, Submission, SubmitReply, Verdict
 from modelmill.store.callers import over_limit
 from modelmill_api.body import parse_body
 from modelmill_api.callers import Caller, rate_limit_fields
@@ -105,7 +105,7 @@ async def _known_media(
     return None
 
 
-async def accept(state: ApiState, submission: Submission) -> Accepted:
+async def accept(state: ApiState, submission: Submission) -> SubmitReply:
     """Hands the job to the store. The id is the first job's, for an idempotency key seen before.
 
     Raises:
@@ -121,15 +121,15 @@ async def accept(state: ApiState, submission: Submission) -> Accepted:
 
 async def accept_many(
     state: ApiState, model: str, submissions: Sequence[Submission]
-) -> list[Accepted | ModelmillError]:
+) -> list[SubmitReply | ModelmillError]:
     """Hands jobs for one model to the store together; says of each how it went."""
     answers = await state.store.submit_many(submissions)
-    if any(isinstance(answer, Accepted) and answer.bell for answer in answers):
+    if any(isinstance(answer, SubmitReply) and answer.bell for answer in answers):
         # Of several bells, one a call will do: a waiting queue rings again by itself.
         state.bells.ring(model)
     return [
         _refusal(answer, submission.model, submission.limits, submission.files, state)
-        if isinstance(answer, Accepted) and answer.verdict not in _TAKEN
+        if isinstance(answer, SubmitReply) and answer.verdict not in _TAKEN
         else answer
         for submission, answer in zip(submissions, answers, strict=True)
     ]
@@ -148,7 +148,7 @@ def _one_key(header: str, parsed: TaskInput) -> str:
 
 
 def _refusal(
-    accepted: Accepted, model: str, limits: Limits, files: Mapping[str, str], state: ApiState
+    accepted: SubmitReply, model: str, limits: Limits, files: Mapping[str, str], state: ApiState
 ) -> ModelmillError:
     settings = state.settings
     if accepted.verdict is Verdict.CONFLICT:

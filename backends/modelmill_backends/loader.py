@@ -121,7 +121,7 @@ class LoadedModel:
         Raises:
             ModelmillError: an item is wrong.
         """
-        contract = find_task(task).accepting(self.context.entry.config_keys)
+        contract = find_task(task).with_config_keys(self.context.entry.config_keys)
         runner = self.runner(task)
         inputs: list[TaskInput] = [contract.input.model_validate(item) for item in items]
         prepared = [runner.preprocess(item) for item in inputs]
@@ -153,7 +153,7 @@ class LoadedModel:
                 ErrorCode.TASK_NOT_SUPPORTED,
                 f"Model {self.name} does not answer {name}; it answers {', '.join(self.tasks)}.",
             )
-        return task.accepting(self.context.entry.config_keys)
+        return task.with_config_keys(self.context.entry.config_keys)
 
     def _opened(self, task: str) -> Runner[Any, Any]:
         try:

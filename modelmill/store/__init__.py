@@ -1,46 +1,43 @@
 """The job store: the only code that knows Redis keys and scripts.
 
-``JobStore`` serves workers, ``AsyncJobStore`` the API; both speak through the same Lua scripts, which
+``WorkerStore`` serves workers, ``ApiStore`` the API; both speak through the same Lua scripts, which
 alone change a job's state. See ``docs/architecture.md`` for a job's way through them.
 """
 
-from modelmill.store.api_store import AsyncJobStore, QueueState, Snapshot, Standing
-from modelmill.store.news import EndWatch
+from modelmill.store.api_store import ApiStore, QueueState, Snapshot, Standing
+from modelmill.store.news import JobNews
 from modelmill.store.records import (
     OPENING,
-    Accepted,
     Beat,
     Claimed,
-    Claims,
-    Ended,
-    Finished,
+    ClaimReply,
     JobRecord,
     Limits,
     NodeRecord,
+    Outcome,
     Progress,
     Reaped,
     Released,
     Return,
     Settlement,
     Submission,
+    SubmitReply,
+    UnreportedEnd,
     Verdict,
 )
-from modelmill.store.worker_store import JobStore
+from modelmill.store.worker_store import WorkerStore
 
 __all__ = [
     "OPENING",
-    "Accepted",
-    "AsyncJobStore",
+    "ApiStore",
     "Beat",
+    "ClaimReply",
     "Claimed",
-    "Claims",
-    "EndWatch",
-    "Ended",
-    "Finished",
+    "JobNews",
     "JobRecord",
-    "JobStore",
     "Limits",
     "NodeRecord",
+    "Outcome",
     "Progress",
     "QueueState",
     "Reaped",
@@ -50,5 +47,8 @@ __all__ = [
     "Snapshot",
     "Standing",
     "Submission",
+    "SubmitReply",
+    "UnreportedEnd",
     "Verdict",
+    "WorkerStore",
 ]

@@ -24,11 +24,11 @@ from modelmill.store.ends import log_ends
 from modelmill.store.multiplex import Command, Multiplexer
 from modelmill.store.records import (
     LANE_RANK,
-    Accepted,
     JobRecord,
     NodeRecord,
     Reaped,
     Submission,
+    SubmitReply,
     node_records,
 )
 
@@ -71,7 +71,7 @@ class Snapshot:
     nodes: Sequence[NodeRecord]
 
 
-class AsyncJobStore:
+class ApiStore:
     """Submits, reads, cancels and reaps. Every method raises ``ModelmillError`` for a store in trouble."""
 
     def __init__(self, settings: Settings) -> None:
@@ -108,7 +108,7 @@ class AsyncJobStore:
         async with _translated():
             await cast("Any", self._redis.ping())
 
-    async def submit(self, job: Submission) -> Accepted:
+    async def submit(self, job: Submission) -> SubmitReply:
         """Accepts a job: its payload and the script that takes it, in one round trip.
 
         A reply that was lost is a 503 to the caller, although the job may have been accepted; the
@@ -136,12 +136,12 @@ class AsyncJobStore:
         ((task, gone),) = await self.ask(("HMGET", keys.JOB + job_id, "task", "gone"))
         return task is not None and gone is None
 
-    async def submit_many(self, jobs: Sequence[Submission]) -> list[Accepted | ModelmillError]:
+    async def submit_many(self, jobs: Sequence[Submission]) -> list[SubmitReply | ModelmillError]:
         """Accepts jobs in their order; all in one round trip, unless their bodies are large."""
         if sum(len(job.body) for job in jobs) > SHARED_BYTES or any(map(self._is_for_blobs, jobs)):
             return [await self._submit_or_say(job) for job in jobs]
         packed = [self._submit_commands(job) for job in jobs]
-        answers: list[Accepted | ModelmillError] = []
+        answers: list[SubmitReply | ModelmillError] = []
         try:
             async with _translated():
                 replies = await self._shared.execute(*chain.from_iterable(packed))
@@ -157,7 +157,7 @@ class AsyncJobStore:
             at += len(commands)
         return answers
 
-    async def _submit_or_say(self, job: Submission) -> Accepted | ModelmillError:
+    async def _submit_or_say(self, job: Submission) -> SubmitReply | ModelmillError:
         try:
             return await self.submit(job)
         except ModelmillError as error:
@@ -182,7 +182,7 @@ class AsyncJobStore:
         # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
         return [("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX"), accept]
 
-    async def _read_submit(self, job: Submission, replies: Sequence[Any]) -> Accepted:
+    async def _read_submit(self, job: Submission, replies: Sequence[Any]) -> SubmitReply:
         *written, reply = replies
         for refused in written:
             if isinstance(refused, Exception):
@@ -338,7 +338,7 @@ class AsyncJobStore:
         async with _translated():
             return int(await cast("Any", self._redis.hget(keys.TOTALS, "jobs")) or 0)
 
-    async def unring(self, model: str) -> None:
+    async def release_bell(self, model: str) -> None:
         """The bell for ``model`` could not be sent: somebody else may ring."""
         async with _translated():
             await self._redis.delete(keys.RUNG + model)

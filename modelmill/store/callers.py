@@ -20,8 +20,8 @@ import redis
 from modelmill.errors import ConfigError
 from modelmill.states import Lane
 from modelmill.store import keys
-from modelmill.store.api_store import AsyncJobStore
-from modelmill.store.records import Accepted, Limits, Verdict
+from modelmill.store.api_store import ApiStore
+from modelmill.store.records import Limits, SubmitReply, Verdict
 
 ID_LENGTH = 12
 SECRET_LENGTH = 43
@@ -163,7 +163,7 @@ class KeyRing:
         return seconds * 1000 + micros // 1000
 
 
-async def look_up(store: AsyncJobStore, key_id: str) -> tuple[ApiKey | None, float]:
+async def look_up(store: ApiStore, key_id: str) -> tuple[ApiKey | None, float]:
     """The key of that id, and the time by the clock of Redis.
 
     Raises:
@@ -173,7 +173,7 @@ async def look_up(store: AsyncJobStore, key_id: str) -> tuple[ApiKey | None, flo
     return ApiKey.from_hash(key_id, fields), int(seconds) + int(micros) / 1e6
 
 
-async def note_use(store: AsyncJobStore, key_id: str, now: float) -> None:
+async def note_use(store: ApiStore, key_id: str, now: float) -> None:
     """Writes down that a key was used.
 
     Raises:
@@ -182,7 +182,7 @@ async def note_use(store: AsyncJobStore, key_id: str, now: float) -> None:
     await store.ask(("HSET", keys.KEY + key_id, "last_used_ms", round(now * 1000)))
 
 
-async def over_limit(store: AsyncJobStore, caller: str, limits: Limits) -> Accepted | None:
+async def over_limit(store: ApiStore, caller: str, limits: Limits) -> SubmitReply | None:
     """What ``submit.lua`` would refuse a job of the caller with, for its limits; None if it would not.
 
     Raises:
@@ -194,12 +194,12 @@ async def over_limit(store: AsyncJobStore, caller: str, limits: Limits) -> Accep
         ("HGET", keys.OPEN, caller), ("GET", keys.RATE + caller), ("TIME",)
     )
     if limits.max_jobs is not None and int(unfinished or 0) >= limits.max_jobs:
-        return Accepted(Verdict.QUOTA_FULL, "", bell=False, retry_after_s=1.0)
+        return SubmitReply(Verdict.QUOTA_FULL, "", bell=False, retry_after_s=1.0)
     if limits.jobs_per_minute is not None:
         early_s = float(due_ms or 0) / 1000 - (int(seconds) + int(micros) / 1e6)
         wait_s = early_s - (limits.burst - 1) * 60 / limits.jobs_per_minute
         if wait_s > 0:
-            return Accepted(Verdict.RATE_LIMITED, "", bell=False, retry_after_s=wait_s, remaining=0)
+            return SubmitReply(Verdict.RATE_LIMITED, "", bell=False, retry_after_s=wait_s, remaining=0)
     return None
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
-from modelmill.store.records import Finished
+from modelmill.store.records import UnreportedEnd
 
 logger = logging.getLogger("modelmill.store")
 
 
-def log_ends(ends: Iterable[Finished]) -> None:
+def log_ends(ends: Iterable[UnreportedEnd]) -> None:
     """One line a job's end, as key=value pairs: the first ones of those that a worker logs."""
     for end in ends:
         pairs = {

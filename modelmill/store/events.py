@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from modelmill.store import keys
-from modelmill.store.api_store import AsyncJobStore
+from modelmill.store.api_store import ApiStore
 
 AT_ONCE = 100
 """At most so many events are read at once."""
@@ -45,7 +45,7 @@ def is_end(cursor: str) -> bool:
     return cursor.endswith(f"-{_LAST}")
 
 
-async def events_after(store: AsyncJobStore, job_id: str, cursor: str) -> list[Event] | None:
+async def events_after(store: ApiStore, job_id: str, cursor: str) -> list[Event] | None:
     """The next of a job's events, oldest first; none when nothing has happened since; None without a job.
 
     An answer that is not empty may not be all: ask again, after the last of them.

@@ -17,7 +17,7 @@ from modelmill.blobs import CHUNK_BYTES, BlobStore
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
-from modelmill.store.api_store import AsyncJobStore
+from modelmill.store.api_store import ApiStore
 from modelmill.store.scripts import MEMORY_SHARE, Argument
 
 WRITE_S = 3600
@@ -76,7 +76,7 @@ class FileRecord:
 class FileStore:
     """Keeps files, and sweeps away what has become garbage. Every method raises ``ModelmillError``."""
 
-    def __init__(self, settings: Settings, store: AsyncJobStore, blobs: BlobStore | None) -> None:
+    def __init__(self, settings: Settings, store: ApiStore, blobs: BlobStore | None) -> None:
         self._settings = settings
         self._store = store
         self._blobs = blobs

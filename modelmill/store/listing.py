@@ -9,7 +9,7 @@ from typing import Any
 
 from modelmill.states import Status
 from modelmill.store import keys
-from modelmill.store.api_store import AsyncJobStore
+from modelmill.store.api_store import ApiStore
 from modelmill.store.records import JobRecord
 
 MAX_SCANNED = 2000
@@ -57,9 +57,7 @@ class Page:
     """Where the next page begins; None when there is none."""
 
 
-async def list_jobs(
-    store: AsyncJobStore, caller: str, wanted: JobFilter, before: int | None, limit: int
-) -> Page:
+async def list_jobs(store: ApiStore, caller: str, wanted: JobFilter, before: int | None, limit: int) -> Page:
     """The caller's jobs that ``wanted`` lets through, newest first.
 
     Args:
@@ -93,7 +91,7 @@ async def list_jobs(
     return Page(found, before)
 
 
-async def own_statuses(store: AsyncJobStore, caller: str, job_ids: Sequence[str]) -> dict[str, Status | None]:
+async def own_statuses(store: ApiStore, caller: str, job_ids: Sequence[str]) -> dict[str, Status | None]:
     """Where jobs stand, in one round trip; None for those that are not there or somebody else's."""
     rows = await store.ask(*(("HMGET", keys.JOB + job_id, "status", "caller", "gone") for job_id in job_ids))
     return {
@@ -102,7 +100,7 @@ async def own_statuses(store: AsyncJobStore, caller: str, job_ids: Sequence[str]
     }
 
 
-async def read_jobs(store: AsyncJobStore, job_ids: Sequence[str]) -> AsyncIterator[JobRecord]:
+async def read_jobs(store: ApiStore, job_ids: Sequence[str]) -> AsyncIterator[JobRecord]:
     """Those of ``job_ids`` that are there, with their results; a few at a time are held in memory."""
     for start in range(0, len(job_ids), READ):
         some = job_ids[start : start + READ]
@@ -119,9 +117,7 @@ async def read_jobs(store: AsyncJobStore, job_ids: Sequence[str]) -> AsyncIterat
                 yield JobRecord.from_hash(job_id, fields, fields.get(b"result"))
 
 
-async def _entries(
-    store: AsyncJobStore, caller: str, before: int | None, count: int
-) -> list[tuple[str, int]]:
+async def _entries(store: ApiStore, caller: str, before: int | None, count: int) -> list[tuple[str, int]]:
     newest = "+inf" if before is None else f"({before}"
     (rows,) = await store.ask(
         ("ZRANGE", keys.JOBS + caller, newest, "-inf", "BYSCORE", "REV", "LIMIT", 0, count, "WITHSCORES")
@@ -129,7 +125,7 @@ async def _entries(
     return [(job_id.decode(), int(score)) for job_id, score in rows]
 
 
-async def _fitting(store: AsyncJobStore, wanted: JobFilter, job_ids: Sequence[str]) -> list[str]:
+async def _fitting(store: ApiStore, wanted: JobFilter, job_ids: Sequence[str]) -> list[str]:
     """Those that the filter lets through, by the few small fields that it asks for."""
     if not wanted or not job_ids:
         return list(job_ids)
@@ -143,7 +139,7 @@ async def _fitting(store: AsyncJobStore, wanted: JobFilter, job_ids: Sequence[st
     ]
 
 
-async def _records(store: AsyncJobStore, job_ids: Sequence[str]) -> Mapping[str, JobRecord]:
+async def _records(store: ApiStore, job_ids: Sequence[str]) -> Mapping[str, JobRecord]:
     if not job_ids:
         return {}
     rows = await store.ask(*(("HMGET", keys.JOB + job_id, *_FIELDS) for job_id in job_ids))

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
-from modelmill.store.api_store import AsyncJobStore
+from modelmill.store.api_store import ApiStore
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _HOOK = b"- hook"
 Waiter = TypeVar("Waiter")
 
 
-class EndWatch:
+class JobNews:
     """Tells those who wait in this process that their job has ended, or that something happened to it.
 
     Every terminal write publishes on one channel, what else happens on another, and one connection listens
@@ -40,7 +40,7 @@ class EndWatch:
     job whose end is waited for, and wakes everybody else, to look for themselves.
     """
 
-    def __init__(self, settings: Settings, store: AsyncJobStore) -> None:
+    def __init__(self, settings: Settings, store: ApiStore) -> None:
         self._store = store
         # A plain connection and no PubSub object: that one subscribes again by itself, and then nobody
         # knows that messages were missed.

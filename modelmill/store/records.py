@@ -76,7 +76,7 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
+class SubmitReply:
     """The answer to a submission; ``bell`` says that a worker should be woken."""
 
     verdict: Verdict
@@ -110,7 +110,7 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class ClaimReply:
     """What one claim took, and how many jobs of the model it left."""
 
     jobs: tuple[Claimed, ...]
@@ -137,7 +137,7 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class Outcome:
     """A job's end, to be settled. ``result`` is JSON text, for ``complete`` only."""
 
     id: str
@@ -191,7 +191,7 @@ class Settlement(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class UnreportedEnd:
     """An end that no worker brought about: a deadline, the limit of deliveries, a crash, a cancellation."""
 
     id: str

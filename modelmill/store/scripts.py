@@ -18,18 +18,18 @@ from modelmill.states import Status
 from modelmill.store import keys
 from modelmill.store.records import (
     LANE_RANK,
-    Accepted,
     Beat,
     Claimed,
-    Claims,
-    Ended,
-    Finished,
+    ClaimReply,
     Limits,
+    Outcome,
     Progress,
     Reaped,
     Released,
     Settlement,
     Submission,
+    SubmitReply,
+    UnreportedEnd,
     Verdict,
 )
 
@@ -117,10 +117,12 @@ def _pack_extras(job: Submission, settings: Settings) -> list[Argument]:
     return extras
 
 
-def read_submit(reply: Any) -> Accepted:
+def read_submit(reply: Any) -> SubmitReply:
     verdict, job_id, bell, retry_ms, left = reply
     remaining = None if left < 0 else int(left)
-    return Accepted(Verdict(verdict.decode()), job_id.decode(), bool(bell), int(retry_ms) / 1000, remaining)
+    return SubmitReply(
+        Verdict(verdict.decode()), job_id.decode(), bool(bell), int(retry_ms) / 1000, remaining
+    )
 
 
 def pack_claim(
@@ -147,7 +149,7 @@ def pack_claim(
     ]
 
 
-def read_claim(fence: str, reply: Any) -> Claims:
+def read_claim(fence: str, reply: Any) -> ClaimReply:
     remaining, lingers, *rows = reply
     jobs = tuple(
         Claimed(
@@ -164,7 +166,7 @@ def read_claim(fence: str, reply: Any) -> Claims:
         )
         for row in rows
     )
-    return Claims(jobs, int(remaining), bool(lingers))
+    return ClaimReply(jobs, int(remaining), bool(lingers))
 
 
 def pack_beat(
@@ -182,7 +184,7 @@ def read_beat(reply: Any) -> Beat:
 
 
 def pack_settle(
-    outcomes: Sequence[Ended | Released], settings: Settings, blobs: Collection[str] = ()
+    outcomes: Sequence[Outcome | Released], settings: Settings, blobs: Collection[str] = ()
 ) -> list[Argument]:
     """Arguments of ``settle``. ``blobs``: names of the results that were written to the blob store."""
     arguments: list[Argument] = [settings.result_ttl_s * 1000]
@@ -215,14 +217,14 @@ def pack_settle(
     return arguments
 
 
-def large_result(outcome: Ended | Released) -> bytes | None:
+def large_result(outcome: Outcome | Released) -> bytes | None:
     """The result, if it is too large to pass through Lua and is to be written beside the record first."""
-    if isinstance(outcome, Ended) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
+    if isinstance(outcome, Outcome) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
         return outcome.result
     return None
 
 
-def out_blob(outcome: Ended) -> str:
+def out_blob(outcome: Outcome) -> str:
     """What a result is called in the blob store. Named after the fence, as beside the record."""
     return f"{keys.OUT_BLOB}{outcome.id}.{outcome.fence}"
 
@@ -231,10 +233,10 @@ def read_settle(reply: Any) -> list[Settlement]:
     return [Settlement(verdict.decode()) for verdict in reply]
 
 
-def read_finished(rows: Any) -> list[Finished]:
+def read_finished(rows: Any) -> list[UnreportedEnd]:
     """The ends to log, which are the second part of a reply of ``claim``, ``settle``, ``reap`` and others."""
     return [
-        Finished(job_id, task, model, Status(status), code or None, int(deliveries))
+        UnreportedEnd(job_id, task, model, Status(status), code or None, int(deliveries))
         for job_id, task, model, status, code, deliveries in (
             [value.decode() for value in row] for row in rows
         )

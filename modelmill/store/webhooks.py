@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from modelmill.store.api_store import AsyncJobStore
+from modelmill.store.api_store import ApiStore
 
 SECRET_BYTES = 32
 OLD_SECRET_S = 24 * 3600
 """How long a rotated secret still signs beside the new one."""
 
 
-class Outcome(StrEnum):
+class DeliveryOutcome(StrEnum):
     """How an attempt to send a webhook ended."""
 
     DELIVERED = "delivered"
@@ -40,7 +40,7 @@ class Attempt:
     id: str
     """The webhook's id, the same for each attempt."""
     event: str
-    outcome: Outcome
+    outcome: DeliveryOutcome
     status: int | None
     error: str | None
     duration_s: float
@@ -86,9 +86,9 @@ class Delivery:
 
 
 class HookStore:
-    """The outbox, what was sent, and the callers' secrets. Raises what ``AsyncJobStore`` raises."""
+    """The outbox, what was sent, and the callers' secrets. Raises what ``ApiStore`` raises."""
 
-    def __init__(self, store: AsyncJobStore) -> None:
+    def __init__(self, store: ApiStore) -> None:
         self._store = store
 
     async def take(self, count: int, lease_s: float) -> list[Delivery]:
@@ -127,7 +127,9 @@ class HookStore:
 
     async def close(self, delivery: Delivery, attempt: Attempt) -> None:
         """It was sent, or is given up; after a 410 all of its job are."""
-        await self._settle(delivery, "stop" if attempt.outcome is Outcome.GONE else "over", 0.0, attempt)
+        await self._settle(
+            delivery, "stop" if attempt.outcome is DeliveryOutcome.GONE else "over", 0.0, attempt
+        )
 
     async def _settle(
         self, delivery: Delivery, verdict: str, delay_s: float, attempt: Attempt | None

@@ -19,10 +19,10 @@ from modelmill.store.ends import log_ends
 from modelmill.store.records import (
     Beat,
     Claimed,
-    Claims,
-    Ended,
+    ClaimReply,
     JobRecord,
     NodeRecord,
+    Outcome,
     Progress,
     Reaped,
     Released,
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 PARTS_TTL_S = 7 * 86_400
 
 
-class JobStore:
+class WorkerStore:
     """Claims, beats, settles and reaps. Thread-safe; every call may be replayed.
 
     Raises ``redis.exceptions.ConnectionError`` or ``TimeoutError`` when the server stays away for a
@@ -66,7 +66,7 @@ class JobStore:
         max_bytes: int,
         linger_s: float = 0.0,
         served: Iterable[str] = (),
-    ) -> Claims:
+    ) -> ClaimReply:
         """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs.
 
         With ``linger_s``, a claim that finds nothing says that the node stays for as long, and is to be
@@ -128,7 +128,7 @@ class JobStore:
         """Extends the leases of ``(id, fence)`` pairs, and notes how far some of the jobs are."""
         return scripts.read_beat(self._run("beat", scripts.pack_beat(held, progress or {}, self._settings)))
 
-    def settle(self, outcomes: Sequence[Ended | Released]) -> list[Settlement]:
+    def settle(self, outcomes: Sequence[Outcome | Released]) -> list[Settlement]:
         """Ends jobs or gives them back; large results are written beside the records first.
 
         A verdict each. ``NO_ROOM`` of those whose large result the server has no memory for: the others are
@@ -149,10 +149,10 @@ class JobStore:
         self._drop_refused(outcomes, verdicts, blobs)
         return verdicts
 
-    def _write_beside(self, outcome: Ended | Released, blobs: Collection[str]) -> bool:
+    def _write_beside(self, outcome: Outcome | Released, blobs: Collection[str]) -> bool:
         """Writes a result that is to lie beside its record. False if the server has no room for it."""
         large = scripts.large_result(outcome)
-        if not isinstance(outcome, Ended) or not large or scripts.out_blob(outcome) in blobs:
+        if not isinstance(outcome, Outcome) or not large or scripts.out_blob(outcome) in blobs:
             return True
         try:
             # Not over itself: again after a lost reply, it would cut the time to live of an ended job's.
@@ -161,28 +161,28 @@ class JobStore:
             return False
         return True
 
-    def _large_results(self, outcomes: Sequence[Ended | Released]) -> dict[str, bytes]:
+    def _large_results(self, outcomes: Sequence[Outcome | Released]) -> dict[str, bytes]:
         """Results that go to the blob store, by the name that they get there."""
         if self._blobs is None:
             return {}
         return {
             scripts.out_blob(outcome): outcome.result
             for outcome in outcomes
-            if isinstance(outcome, Ended)
+            if isinstance(outcome, Outcome)
             and outcome.result
             and len(outcome.result) >= self._settings.blob_min_bytes
         }
 
     def _drop_refused(
         self,
-        outcomes: Sequence[Ended | Released],
+        outcomes: Sequence[Outcome | Released],
         verdicts: Sequence[Settlement],
         blobs: Mapping[str, bytes],
     ) -> None:
         refused = {
             scripts.out_blob(outcome)
             for outcome, verdict in zip(outcomes, verdicts, strict=True)
-            if isinstance(outcome, Ended) and verdict is not Settlement.OK
+            if isinstance(outcome, Outcome) and verdict is not Settlement.OK
         }.intersection(blobs)
         if self._blobs is None or not refused:
             return
@@ -199,7 +199,7 @@ class JobStore:
         """Wins the right to ring for ``model``, if no bell of its is on the way."""
         return bool(self._redis.set(keys.RUNG + model, "1", nx=True, px=round(scripts.RUNG_TTL_S * 1000)))
 
-    def unring(self, model: str) -> None:
+    def release_bell(self, model: str) -> None:
         """The bell arrived, or could not be sent: whoever next has a reason may ring again."""
         self._redis.delete(keys.RUNG + model)
 

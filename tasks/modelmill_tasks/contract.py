@@ -196,15 +196,15 @@ class Task:
     example: Example
     samples: Callable[[int], Sequence[dict[str, Any]]] | None = None
 
-    def accepting(self, config_keys: Sequence[str]) -> Task:
+    def with_config_keys(self, config_keys: Sequence[str]) -> Task:
         """This task, with further keys in its ``config``, which a model's runner declares and reads."""
         keys = tuple(config_keys)
-        if keys and keys not in self._wider:
-            self._wider[keys] = self._extended(keys)
-        return self._wider[keys] if keys else self
+        if keys and keys not in self._extended_by:
+            self._extended_by[keys] = self._extended(keys)
+        return self._extended_by[keys] if keys else self
 
     @cached_property
-    def _wider(self) -> dict[tuple[str, ...], Task]:
+    def _extended_by(self) -> dict[tuple[str, ...], Task]:
         return {}
 
     def _extended(self, keys: tuple[str, ...]) -> Task:

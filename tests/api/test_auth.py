@@ -19,7 +19,7 @@ import redis
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, keys
+from modelmill.store import ApiStore, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing, parse_token
 from modelmill_api.middleware import auth
 from modelmill_tasks.shared.examples import CAT
@@ -32,10 +32,10 @@ BATCHED = f"/api/tasks/{TASK}/batched/noop/jobs"
 BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
 
 
-def finish_all(store: JobStore) -> None:
+def finish_all(store: WorkerStore) -> None:
     """Plays the worker."""
     for job in store.claim("noop", uuid.uuid4().hex, "node", 100, 10**9).jobs:
-        store.settle([Ended(job.id, job.fence, Status.COMPLETE, result=b'{"probabilities":[1,0]}')])
+        store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=b'{"probabilities":[1,0]}')])
 
 
 def answer(response: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
@@ -149,7 +149,7 @@ def test_guesses_fill_neither_the_cache_nor_redis(
         return int(cast("Any", raw_redis.info("commandstats")).get("cmdstat_hgetall", {"calls": 0})["calls"])
 
     async def guess() -> None:
-        store = AsyncJobStore(settings)
+        store = ApiStore(settings)
         app = SimpleNamespace(state=SimpleNamespace(modelmill=SimpleNamespace(store=store)))
         gate = auth.KeyGate()
 
@@ -205,7 +205,7 @@ def fill_in(path: str, id: str) -> str:
     return path
 
 
-def test_jobs_of_another_key_do_not_exist_on_any_route(people: People, store: JobStore) -> None:
+def test_jobs_of_another_key_do_not_exist_on_any_route(people: People, store: WorkerStore) -> None:
     owner, other, admin = people("owner"), people("other"), people("admin", is_admin=True)
     batched = BODY | {"image": [CAT, CAT]}
     ended = [owner.post(JOBS, json=BODY).json()["id"], owner.post(BATCHED, json=batched).json()["id"]]
@@ -235,7 +235,7 @@ def test_jobs_of_another_key_do_not_exist_on_any_route(people: People, store: Jo
     assert [owner.get(f"/api/jobs/{job}").json()["status"] for job in waiting] == ["starting"] * 2
 
 
-def test_listings_show_a_key_its_own_jobs(people: People, store: JobStore) -> None:
+def test_listings_show_a_key_its_own_jobs(people: People, store: WorkerStore) -> None:
     owner, other = people("owner"), people("other", is_admin=True)
     ids = [owner.post(JOBS, json=BODY).json()["id"] for _ in range(3)]
     own = other.post(JOBS, json=BODY).json()["id"]
@@ -252,7 +252,7 @@ def test_listings_show_a_key_its_own_jobs(people: People, store: JobStore) -> No
         assert [job["id"] for job in everything] == ids[::-1]
 
 
-def test_collecting_finds_and_deletes_nothing_of_another_key(people: People, store: JobStore) -> None:
+def test_collecting_finds_and_deletes_nothing_of_another_key(people: People, store: WorkerStore) -> None:
     owner, other = people("owner"), people("other")
     if "/api/jobs:collect" not in owner.get("/openapi.json").json()["paths"]:
         pytest.skip("there is no collecting")

@@ -21,7 +21,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, keys
+from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_api.routes.bulk import LineSplitter
 from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import api_process
@@ -39,10 +39,10 @@ def lines(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.text.splitlines()]
 
 
-def finish(store: JobStore, result: bytes = b'{"probabilities":[1,0]}', count: int = 1000) -> list[str]:
+def finish(store: WorkerStore, result: bytes = b'{"probabilities":[1,0]}', count: int = 1000) -> list[str]:
     """Plays the worker: ends what waits."""
     jobs = store.claim("noop", uuid.uuid4().hex, "node", count, 10**9).jobs
-    store.settle([Ended(job.id, job.fence, Status.COMPLETE, result=result) for job in jobs])
+    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=result) for job in jobs])
     return [job.id for job in jobs]
 
 
@@ -71,7 +71,7 @@ def read_until(connection: socket.socket, what: bytes) -> bytes:
 # Submitting
 
 
-def test_each_line_is_a_job_in_the_order_of_the_lines(api: httpx.Client, store: JobStore) -> None:
+def test_each_line_is_a_job_in_the_order_of_the_lines(api: httpx.Client, store: WorkerStore) -> None:
     bodies = [json.dumps(BODY | {"tags": [str(number)]}) for number in range(100)]
     answers = lines(api.post(BULK, content="\n".join(bodies)))
     assert {answer["status"] for answer in answers} == {"starting"}
@@ -245,7 +245,7 @@ def jobs(api: httpx.Client) -> list[str]:
 
 
 def test_ends_are_collected_with_their_results_as_they_were_written(
-    api: httpx.Client, store: JobStore, jobs: list[str]
+    api: httpx.Client, store: WorkerStore, jobs: list[str]
 ) -> None:
     assert lines(collect(api, jobs)) == []
     finish(store, b'{"probabilities":\n [1, 0]}', 20)
@@ -257,7 +257,7 @@ def test_ends_are_collected_with_their_results_as_they_were_written(
     assert found[0]["result"] == {"probabilities": [1, 0]}
 
 
-def test_collecting_waits_for_the_first_end(api: httpx.Client, store: JobStore, jobs: list[str]) -> None:
+def test_collecting_waits_for_the_first_end(api: httpx.Client, store: WorkerStore, jobs: list[str]) -> None:
     worker = threading.Timer(0.5, finish, (store,))
     worker.start()
     started = time.monotonic()
@@ -280,7 +280,7 @@ def test_unknown_jobs_are_said_to_be_so_at_once(api: httpx.Client, jobs: list[st
     assert (found["id"], found["status"], found["error"]["code"]) == (unknown, None, "job_not_found")
 
 
-def test_jobs_are_deleted_together(api: httpx.Client, store: JobStore, jobs: list[str]) -> None:
+def test_jobs_are_deleted_together(api: httpx.Client, store: WorkerStore, jobs: list[str]) -> None:
     finish(store, count=10)
     (running,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
     assert collect(api, [*jobs, str(uuid.uuid4())], delete=True).json() == {"deleted": 40}
@@ -291,7 +291,7 @@ def test_jobs_are_deleted_together(api: httpx.Client, store: JobStore, jobs: lis
 
 
 def test_jobs_of_somebody_else_are_as_unknown_ones(
-    api: httpx.Client, raw_redis: redis.Redis, store: JobStore, jobs: list[str]
+    api: httpx.Client, raw_redis: redis.Redis, store: WorkerStore, jobs: list[str]
 ) -> None:
     finish(store)
     raw_redis.hset(keys.JOB + jobs[0], "caller", "somebody")

@@ -23,14 +23,14 @@ from starlette.types import Message, Scope
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import (
-    AsyncJobStore,
+    ApiStore,
     Claimed,
-    Ended,
-    EndWatch,
-    JobStore,
+    JobNews,
+    Outcome,
     Progress,
     Released,
     Return,
+    WorkerStore,
     keys,
 )
 from modelmill_api.routes.events import EventStream
@@ -41,18 +41,18 @@ from tests.conftest import ApiServer, Valkey, wait_until
 BATCHED = {"image": [BODY["image"]] * 3, "classes": ["cat", "dog"]}
 
 
-def claim(store: JobStore) -> Claimed:
+def claim(store: WorkerStore) -> Claimed:
     (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
     return job
 
 
-def tell(store: JobStore, job: Claimed, done: int) -> None:
+def tell(store: WorkerStore, job: Claimed, done: int) -> None:
     """A heartbeat of a worker that generates tokens."""
     store.beat([(job.id, job.fence)], {job.id: Progress(done, 64, "tokens")})
 
 
-def complete(store: JobStore, job: Claimed) -> None:
-    store.settle([Ended(job.id, job.fence, Status.COMPLETE, RESULT)])
+def complete(store: WorkerStore, job: Claimed) -> None:
+    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT)])
 
 
 def address(job_id: str) -> str:
@@ -90,7 +90,7 @@ def following(client: httpx.Client, job_id: str, already: int = 0) -> Iterator[F
         yield events
 
 
-def lifetime(api: httpx.Client, store: JobStore) -> tuple[str, list[ServerSentEvent]]:
+def lifetime(api: httpx.Client, store: WorkerStore) -> tuple[str, list[ServerSentEvent]]:
     """A job that was given back once, and how it went."""
     job_id = submit(api)
     first = claim(store)
@@ -104,7 +104,9 @@ def lifetime(api: httpx.Client, store: JobStore) -> tuple[str, list[ServerSentEv
 
 
 @pytest.mark.parametrize("part", ["", "/batched"])
-def test_a_job_is_followed_from_its_start_to_its_end(api: httpx.Client, store: JobStore, part: str) -> None:
+def test_a_job_is_followed_from_its_start_to_its_end(
+    api: httpx.Client, store: WorkerStore, part: str
+) -> None:
     body = BATCHED if part else BODY
     job_id = api.post(f"{TASK}{part}/noop/jobs", json=body).json()["id"]
     with following(api, job_id) as follower:
@@ -126,7 +128,9 @@ def test_a_job_is_followed_from_its_start_to_its_end(api: httpx.Client, store: J
     wait_until(lambda: waiting(api) == 0)
 
 
-def test_the_stream_is_one_that_proxies_and_browsers_understand(api: httpx.Client, store: JobStore) -> None:
+def test_the_stream_is_one_that_proxies_and_browsers_understand(
+    api: httpx.Client, store: WorkerStore
+) -> None:
     job_id = submit(api)
     complete(store, claim(store))
     for path in (address(job_id), f"{TASK}/jobs/{job_id}/events"):
@@ -144,14 +148,14 @@ def test_the_stream_is_one_that_proxies_and_browsers_understand(api: httpx.Clien
             assert f"event: {kind}" in block
 
 
-def test_a_result_with_line_ends_stays_one_line(api: httpx.Client, store: JobStore) -> None:
+def test_a_result_with_line_ends_stays_one_line(api: httpx.Client, store: WorkerStore) -> None:
     job_id, job = submit(api), claim(store)
-    store.settle([Ended(job.id, job.fence, Status.COMPLETE, b'{\r\n  "caption": "a\\nb"\r}\n')])
+    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b'{\r\n  "caption": "a\\nb"\r}\n')])
     *_, ended = read(api, job_id)
     assert ended.json()["result"] == {"caption": "a\nb"}
 
 
-def test_what_happened_before_is_replayed_in_order(api: httpx.Client, store: JobStore) -> None:
+def test_what_happened_before_is_replayed_in_order(api: httpx.Client, store: WorkerStore) -> None:
     _, events = lifetime(api, store)
     assert kinds(events) == ["started", "progress", "log", "log", "progress", "progress", "ended"]
     assert [event.json()["done"] for event in events if event.event == "progress"] == [1, 2, 3]
@@ -160,7 +164,7 @@ def test_what_happened_before_is_replayed_in_order(api: httpx.Client, store: Job
     assert ids == sorted(set(ids))
 
 
-def test_whoever_comes_back_gets_what_came_since(api: httpx.Client, store: JobStore) -> None:
+def test_whoever_comes_back_gets_what_came_since(api: httpx.Client, store: WorkerStore) -> None:
     job_id, events = lifetime(api, store)
     for place, event in enumerate(events[:-1]):
         assert lines(read(api, job_id, after=event.id)) == lines(events[place + 1 :])
@@ -170,7 +174,9 @@ def test_whoever_comes_back_gets_what_came_since(api: httpx.Client, store: JobSt
 
 
 @pytest.mark.parametrize("unknown", ["", "0-0", "x", "1-2-3", "-1", "٣-1", f"{2**64}-0", "9" * 50 + "-1"])
-def test_an_id_that_is_none_begins_at_the_beginning(api: httpx.Client, store: JobStore, unknown: str) -> None:
+def test_an_id_that_is_none_begins_at_the_beginning(
+    api: httpx.Client, store: WorkerStore, unknown: str
+) -> None:
     job_id = submit(api)
     complete(store, claim(store))
     with api.stream("GET", address(job_id), headers={b"Last-Event-ID": unknown.encode()}) as response:
@@ -178,7 +184,7 @@ def test_an_id_that_is_none_begins_at_the_beginning(api: httpx.Client, store: Jo
     assert text.count("event: started") == text.count("event: ended") == 1
 
 
-def test_the_id_of_an_end_that_was_not_is_no_end(api: httpx.Client, store: JobStore) -> None:
+def test_the_id_of_an_end_that_was_not_is_no_end(api: httpx.Client, store: WorkerStore) -> None:
     job_id = submit(api)
     job = claim(store)
     (started,) = read(api, job_id, after=f"1-{2**64 - 1}", count=1)
@@ -186,7 +192,7 @@ def test_the_id_of_an_end_that_was_not_is_no_end(api: httpx.Client, store: JobSt
     complete(store, job)
 
 
-def test_hanging_up_after_each_event_loses_and_doubles_nothing(api: httpx.Client, store: JobStore) -> None:
+def test_hanging_up_after_each_event_loses_and_doubles_nothing(api: httpx.Client, store: WorkerStore) -> None:
     job_id, job = submit(api), claim(store)
     seen: list[ServerSentEvent] = []
     for done in range(1, 11):
@@ -201,7 +207,7 @@ def test_hanging_up_after_each_event_loses_and_doubles_nothing(api: httpx.Client
 
 
 @pytest.mark.parametrize("end", ["canceled", "failed", "expired"])
-def test_a_job_without_a_result_ends_its_stream_too(api: httpx.Client, store: JobStore, end: str) -> None:
+def test_a_job_without_a_result_ends_its_stream_too(api: httpx.Client, store: WorkerStore, end: str) -> None:
     job_id = submit(api) if end != "expired" else _expiring(api)
     with following(api, job_id) as follower:
         if end == "canceled":
@@ -209,7 +215,7 @@ def test_a_job_without_a_result_ends_its_stream_too(api: httpx.Client, store: Jo
         elif end == "failed":
             job = claim(store)
             error = {"code": "inference_failed", "message": "No.", "retryable": False}
-            store.settle([Ended(job.id, job.fence, Status.FAILED, error=error)])
+            store.settle([Outcome(job.id, job.fence, Status.FAILED, error=error)])
         events = follower.result(timeout=5)
     # Canceled and expired in the queue: it never started.
     assert kinds(events) == (["started", "ended"] if end == "failed" else ["ended"])
@@ -222,7 +228,9 @@ def _expiring(api: httpx.Client) -> str:
     return str(response.raise_for_status().json()["id"])
 
 
-def test_it_is_told_why_a_job_waits_again(api: httpx.Client, store: JobStore, raw_redis: redis.Redis) -> None:
+def test_it_is_told_why_a_job_waits_again(
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
+) -> None:
     job_id = submit(api)
     with following(api, job_id) as follower:
         job = claim(store)
@@ -244,7 +252,7 @@ def test_it_is_told_why_a_job_waits_again(api: httpx.Client, store: JobStore, ra
 
 
 def test_a_quiet_stream_shows_that_it_lives(
-    api: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, store: WorkerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelmill_api.routes.events.KEEP_ALIVE_S", 0.05)
     job_id = submit(api)
@@ -261,7 +269,7 @@ def test_a_quiet_stream_shows_that_it_lives(
 
 
 def test_signs_of_life_are_no_events(
-    api: httpx.Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, store: WorkerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelmill_api.routes.events.KEEP_ALIVE_S", 0.01)
     job_id = submit(api)
@@ -292,14 +300,14 @@ def test_what_cannot_be_followed_is_a_problem_before_the_stream(api: httpx.Clien
 
 @pytest.mark.parametrize("running", [False, True])
 def test_the_stream_of_a_deleted_job_ends_and_then_there_is_none(
-    api: httpx.Client, store: JobStore, settings: Settings, running: bool
+    api: httpx.Client, store: WorkerStore, settings: Settings, running: bool
 ) -> None:
     job_id = submit(api)
     if running:
         claim(store)
 
     async def delete() -> list[str]:
-        async_store = AsyncJobStore(settings)
+        async_store = ApiStore(settings)
         verdicts = await async_store.delete([job_id])
         await async_store.close()
         return verdicts
@@ -311,7 +319,7 @@ def test_the_stream_of_a_deleted_job_ends_and_then_there_is_none(
 
 
 def test_a_hundred_followers_share_one_subscription_and_ask_redis_nothing(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     def reads() -> int:
         return int(raw_redis.info("commandstats").get("cmdstat_xrange", {}).get("calls", 0))
@@ -343,9 +351,9 @@ def test_a_hundred_followers_share_one_subscription_and_ask_redis_nothing(
     assert waiting(api) == 0
 
 
-def _finish_all(store: JobStore) -> None:
+def _finish_all(store: WorkerStore) -> None:
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
-    store.settle([Ended(job.id, job.fence, Status.COMPLETE, RESULT) for job in jobs])
+    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT) for job in jobs])
 
 
 def test_a_client_that_leaves_is_followed_for_no_more(api: httpx.Client) -> None:
@@ -360,7 +368,7 @@ def test_a_stream_outlives_a_restart_of_redis(
 ) -> None:
     monkeypatch.setattr("modelmill_api.routes.events.RETRY_S", 0.2)
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "lease_s": 30.0})
-    server, store = ApiServer(settings), JobStore(settings)
+    server, store = ApiServer(settings), WorkerStore(settings)
     try:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             job_id, job = submit(client), claim(store)
@@ -381,7 +389,7 @@ def test_a_stream_outlives_a_restart_of_redis(
 
 
 def test_a_broken_subscription_is_made_up_for(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     job_id = submit(api)
     with following(api, job_id) as follower:
@@ -395,7 +403,7 @@ def test_a_broken_subscription_is_made_up_for(
 
 
 def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, api: httpx.Client
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, api: httpx.Client
 ) -> None:
     """It stands still in the middle, while much happens, and the API holds nothing of that for it."""
     job_id = submit(api)
@@ -406,8 +414,8 @@ def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
         return int(raw_redis.info("commandstats")["cmdstat_xrange"]["calls"])
 
     async def main() -> None:
-        async_store = AsyncJobStore(settings)
-        watch = EndWatch(settings, async_store)
+        async_store = ApiStore(settings)
+        watch = JobNews(settings, async_store)
         await watch.start()
         state = cast("Any", SimpleNamespace(store=async_store, ends=watch))
         may_go, stands = asyncio.Event(), asyncio.Event()
@@ -461,7 +469,7 @@ def test_an_api_that_stops_ends_its_streams(settings: Settings, tmp_path: Path) 
         assert time.monotonic() - started < 9
 
 
-def test_streams_count_as_waiting_and_not_as_slow(api: httpx.Client, store: JobStore) -> None:
+def test_streams_count_as_waiting_and_not_as_slow(api: httpx.Client, store: WorkerStore) -> None:
     job_id = submit(api)
     with following(api, job_id) as follower:
         complete(store, claim(store))

@@ -17,7 +17,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, keys
+from modelmill.store import ApiStore, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill.store.files import FileStore
 from modelmill_tasks.shared.examples import CAT, SPEECH
@@ -59,7 +59,7 @@ def sweep(settings: Settings, orphans_after_s: float | None = None) -> int:
     """What the API's sweeper does; how many blobs there were to be deleted, or without a record."""
 
     async def run() -> int:
-        store = AsyncJobStore(settings)
+        store = ApiStore(settings)
         files = FileStore(settings, store, store.blobs)
         try:
             if orphans_after_s is not None:
@@ -222,7 +222,7 @@ def test_a_file_whose_time_is_over_goes(
 @both
 @pytest.mark.parametrize("deleted", [False, True], ids=["its time is over", "deleted"])
 def test_a_file_stays_while_a_job_needs_it(
-    api: httpx.Client, settings: Settings, store: JobStore, raw_redis: redis.Redis, deleted: bool
+    api: httpx.Client, settings: Settings, store: WorkerStore, raw_redis: redis.Redis, deleted: bool
 ) -> None:
     content = PHOTO + bytes(100 * KIB)
     name = upload(api, content).json()["id"]
@@ -242,7 +242,7 @@ def test_a_file_stays_while_a_job_needs_it(
         assert raw_redis.hget(keys.FILE + file_id, "refs") == b"%d" % left
         (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
         assert job.files == {name: file_id}
-        store.settle([Ended(job.id, job.fence, Status.COMPLETE, result=b"{}")])
+        store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=b"{}")])
     raw_redis.zadd(keys.FILES, {file_id: 1})
     sweep(settings)
     assert store.read_file(file_id) is None
@@ -299,7 +299,7 @@ def test_blobs_that_no_record_names_are_swept(
 
 @both
 def test_large_bodies_and_results_lie_in_the_blob_store(
-    api: httpx.Client, settings: Settings, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     where = settings.blob_url is not None
     body = {"image": CAT + "\n" * 70_000, "classes": ["cat"]}
@@ -311,9 +311,9 @@ def test_large_bodies_and_results_lie_in_the_blob_store(
     assert read is not None
     assert httpx.Response(200, content=read).json() == body
     result = b'{"probabilities":[1.0%s]}' % (b",0.0" * 40_000)
-    ended = Ended(job.id, job.fence, Status.COMPLETE, result=result)
+    ended = Outcome(job.id, job.fence, Status.COMPLETE, result=result)
     # A worker that lost its lease writes, is refused, and leaves nothing.
-    (refused,) = store.settle([Ended(job.id, "f0", Status.COMPLETE, result=result)])
+    (refused,) = store.settle([Outcome(job.id, "f0", Status.COMPLETE, result=result)])
     assert (refused.value, len(blobs(settings))) == ("refused", int(where))
     assert [verdict.value for _ in range(2) for verdict in store.settle([ended])] == ["ok", "ok"]
     found = store.get(job_id)

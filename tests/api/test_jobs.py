@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore
+from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
@@ -19,10 +19,10 @@ TASK = "/api/tasks/zero-shot-image-classification"
 BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"], "config": {}}
 
 
-def finish(store: JobStore, status: Status = Status.COMPLETE, **end: Any) -> None:
+def finish(store: WorkerStore, status: Status = Status.COMPLETE, **end: Any) -> None:
     """Plays the worker."""
     (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
-    store.settle([Ended(job.id, job.fence, status, **end)])
+    store.settle([Outcome(job.id, job.fence, status, **end)])
 
 
 def test_a_submitted_job_is_accepted_with_its_address(api: httpx.Client) -> None:
@@ -34,7 +34,7 @@ def test_a_submitted_job_is_accepted_with_its_address(api: httpx.Client) -> None
     assert response.headers["location"] == f"{TASK}/jobs/{response.json()['id']}"
 
 
-def test_a_job_is_read_from_acceptance_to_completion(api: httpx.Client, store: JobStore) -> None:
+def test_a_job_is_read_from_acceptance_to_completion(api: httpx.Client, store: WorkerStore) -> None:
     address = api.post(f"{TASK}/noop/jobs", json=BODY).headers["location"]
     waiting = api.get(address)
     assert (waiting.json()["status"], waiting.headers["retry-after"]) == ("starting", "1")
@@ -53,7 +53,7 @@ def test_a_job_is_read_from_acceptance_to_completion(api: httpx.Client, store: J
     assert api.get(f"/api/jobs/{done['id']}").json() == done
 
 
-def test_a_failed_job_carries_its_error_and_no_result(api: httpx.Client, store: JobStore) -> None:
+def test_a_failed_job_carries_its_error_and_no_result(api: httpx.Client, store: WorkerStore) -> None:
     address = api.post(f"{TASK}/noop/jobs", json=BODY).headers["location"]
     error = {"code": "inference_failed", "message": "It did not work.", "retryable": False}
     finish(store, Status.FAILED, error=error)
@@ -62,7 +62,7 @@ def test_a_failed_job_carries_its_error_and_no_result(api: httpx.Client, store: 
     assert "result" not in failed
 
 
-def test_a_batched_job_has_routes_of_its_own(api: httpx.Client, store: JobStore) -> None:
+def test_a_batched_job_has_routes_of_its_own(api: httpx.Client, store: WorkerStore) -> None:
     body = {"image": [CAT, CAT, CAT], "classes": ["cat", "dog"]}
     response = api.post(f"{TASK}/batched/noop/jobs", json=body)
     address = response.headers["location"]
@@ -89,7 +89,7 @@ def test_the_same_idempotency_key_gives_the_same_job(api: httpx.Client) -> None:
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_conflict")
 
 
-def test_a_job_can_be_canceled_once(api: httpx.Client, store: JobStore) -> None:
+def test_a_job_can_be_canceled_once(api: httpx.Client, store: WorkerStore) -> None:
     queued = api.post(f"{TASK}/noop/jobs", json=BODY).json()["id"]
     canceled = api.post(f"{TASK}/jobs/{queued}/cancel")
     assert (canceled.status_code, canceled.json()) == (202, {"id": queued, "status": "canceled"})
@@ -101,7 +101,7 @@ def test_a_job_can_be_canceled_once(api: httpx.Client, store: JobStore) -> None:
     assert "complete" in refused.json()["detail"]
 
 
-def test_jobs_are_read_in_lane_order_by_workers(api: httpx.Client, store: JobStore) -> None:
+def test_jobs_are_read_in_lane_order_by_workers(api: httpx.Client, store: WorkerStore) -> None:
     ids = [
         api.post(f"{TASK}/noop/jobs", json=BODY | {"lane": lane}).json()["id"]
         for lane in ("bulk", "normal", "interactive")
@@ -162,7 +162,7 @@ def test_a_job_that_is_late_to_start_expires(api: httpx.Client, part: str) -> No
     assert (expired["status"], expired["error"]["code"]) == ("failed", "expired")
 
 
-def test_a_job_that_started_in_time_does_not_expire(api: httpx.Client, store: JobStore) -> None:
+def test_a_job_that_started_in_time_does_not_expire(api: httpx.Client, store: WorkerStore) -> None:
     address = api.post(f"{TASK}/noop/jobs", json=BODY | {"expires_in": 0.5}).headers["location"]
     store.claim("noop", "fence", "node", 1, 10**9)
     running = api.get(address, headers={"Prefer": "wait=1"}).json()

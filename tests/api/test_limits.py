@@ -8,7 +8,7 @@ import uuid
 import httpx
 
 from modelmill.states import Lane, Status
-from modelmill.store import Ended, JobStore, Limits
+from modelmill.store import Limits, Outcome, WorkerStore
 from tests.api.conftest import People
 from tests.api.test_auth import BODY, JOBS, finish_all
 from tests.conftest import wait_until
@@ -60,7 +60,7 @@ def test_a_repeated_submit_and_a_wrong_one_cost_nothing(people: People) -> None:
     assert "ratelimit" not in again.headers
 
 
-def test_who_waits_hears_of_the_rate_as_well(people: People, store: JobStore) -> None:
+def test_who_waits_hears_of_the_rate_as_well(people: People, store: WorkerStore) -> None:
     client = people(limits=Limits(jobs_per_minute=60, burst=5))
     waited = client.post(JOBS, json=BODY, headers={"Prefer": "wait=0"})
     assert (waited.status_code, waited.headers["preference-applied"]) == (202, "wait=0")
@@ -72,7 +72,7 @@ def test_a_key_without_a_rate_hears_nothing_of_rates(people: People) -> None:
     assert not {"ratelimit", "ratelimit-policy"} & answer.headers.keys()
 
 
-def test_only_so_many_jobs_of_a_key_are_open_at_once(people: People, store: JobStore) -> None:
+def test_only_so_many_jobs_of_a_key_are_open_at_once(people: People, store: WorkerStore) -> None:
     client, other = people("small", limits=Limits(max_jobs=2)), people("other")
     jobs = [client.post(JOBS, json=BODY).json()["id"] for _ in range(2)]
     refused = client.post(JOBS, json=BODY)
@@ -88,7 +88,7 @@ def test_only_so_many_jobs_of_a_key_are_open_at_once(people: People, store: JobS
     assert [client.post(JOBS, json=BODY).status_code for _ in range(3)] == [202, 202, 429]
     for job in store.claim("noop", uuid.uuid4().hex, "node", 10, 10**9).jobs:
         error = {"code": "inference_failed", "message": "No.", "retryable": False}
-        store.settle([Ended(job.id, job.fence, Status.FAILED, error=error)])
+        store.settle([Outcome(job.id, job.fence, Status.FAILED, error=error)])
     assert client.post(JOBS, json=BODY).status_code == 202
 
 

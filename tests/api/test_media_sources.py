@@ -14,7 +14,7 @@ import redis
 from PIL import Image
 
 from modelmill.settings import Settings
-from modelmill.store import JobStore, Limits, keys
+from modelmill.store import Limits, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.api.conftest import People
 from tests.conftest import ApiServer
@@ -72,7 +72,7 @@ def problem(response: httpx.Response) -> tuple[int, str, list[str]]:
 
 
 def test_a_job_takes_all_kinds_of_sources_together(
-    api: httpx.Client, web: Web, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, web: Web, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     name, url = upload(api, PHOTO), f"{web.url}/cat.jpg"
     answer = submit(api, [CAT, name, url, name, CAT.partition(",")[2], url])
@@ -118,7 +118,7 @@ def test_what_is_wrong_with_one_is_said_of_its_field(api: httpx.Client, web: Web
     assert str(HUGE) in submit(api, huge).json()["detail"]
 
 
-def test_media_within_a_conversation_are_found_too(api: httpx.Client, web: Web, store: JobStore) -> None:
+def test_media_within_a_conversation_are_found_too(api: httpx.Client, web: Web, store: WorkerStore) -> None:
     models = api.get("/api/tasks/chat-completion/models").json()
     path = f"/api/tasks/chat-completion/{models[0]}/jobs"
     name = upload(api, PHOTO)
@@ -148,7 +148,7 @@ def test_an_idempotent_replay_fetches_nothing_again(api: httpx.Client, web: Web)
     assert web.asked == {"/cat.jpg": 1}
 
 
-def test_a_job_names_a_bounded_number_of_urls(api: httpx.Client, web: Web, store: JobStore) -> None:
+def test_a_job_names_a_bounded_number_of_urls(api: httpx.Client, web: Web, store: WorkerStore) -> None:
     too_many = submit(api, [f"{web.url}/{number}" for number in range(65)])
     assert problem(too_many)[:2] == (422, "invalid_input")
     assert not web.asked

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, keys
+from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
@@ -35,11 +35,11 @@ def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: st
     return samples[name, frozenset(labels.items())]
 
 
-def test_jobs_are_counted_by_their_end(api: httpx.Client, store: JobStore) -> None:
+def test_jobs_are_counted_by_their_end(api: httpx.Client, store: WorkerStore) -> None:
     for _ in range(3):
         api.post(f"{TASK}/noop/jobs", json=BODY)
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 3, 10**9).jobs
-    store.settle([Ended(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
+    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
     queued = api.post(f"{TASK}/noop/jobs", json=BODY).json()["id"]
     api.post(f"{TASK}/jobs/{queued}/cancel")
     samples = scrape(api)
@@ -66,7 +66,7 @@ def test_the_oldest_job_counts_in_whichever_lane_it_waits(api: httpx.Client, raw
     assert 90 <= value(scrape(api), "modelmill_queue_oldest_seconds", model="noop") < 100
 
 
-def test_workers_and_their_loaded_models_are_shown(api: httpx.Client, store: JobStore) -> None:
+def test_workers_and_their_loaded_models_are_shown(api: httpx.Client, store: WorkerStore) -> None:
     tasks = ["zero-shot-image-classification"]
     for node, status in (("n1", "running"), ("n2", "loading")):
         store.announce(node, "parent", {"models": {"noop": tasks, "slow": tasks}}, ttl_s=60)

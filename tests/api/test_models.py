@@ -10,11 +10,11 @@ import redis
 from kombu.exceptions import OperationalError
 
 from modelmill.broker import MAX_WAITING_BELLS, Bells, node_queue
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from tests.conftest import wait_until
 
 
-def announce(store: JobStore, node: str, status: str | None, **more: object) -> None:
+def announce(store: WorkerStore, node: str, status: str | None, **more: object) -> None:
     """Plays a worker node that serves noop, and a model that only it knows."""
     models = {"noop": ["zero-shot-image-classification"], "its-own": ["text-embedding"]}
     store.announce(node, "parent", {"models": models}, ttl_s=60)
@@ -45,14 +45,14 @@ def test_unknown_names_in_listings_are_problems(api: httpx.Client) -> None:
 
 
 def test_a_model_that_only_a_worker_knows_is_listed_while_it_lives(
-    api: httpx.Client, store: JobStore
+    api: httpx.Client, store: WorkerStore
 ) -> None:
     announce(store, "n1", None)
     assert "its-own" in api.get("/api/models").json()
     assert api.get("/api/models/its-own/tasks").json() == ["text-embedding"]
 
 
-def test_the_status_of_a_model_is_the_best_of_its_workers(api: httpx.Client, store: JobStore) -> None:
+def test_the_status_of_a_model_is_the_best_of_its_workers(api: httpx.Client, store: WorkerStore) -> None:
     assert api.get("/api/models/noop/status").json() == {"status": "uninitialized", "jobs": [], "workers": {}}
     announce(store, "n1", "failed", error="no weights")
     failed = api.get("/api/models/noop/status").json()
@@ -65,7 +65,7 @@ def test_the_status_of_a_model_is_the_best_of_its_workers(api: httpx.Client, sto
     assert status["workers"].keys() == {"n1", "n2", "n3"}
 
 
-def test_the_status_of_a_model_lists_its_open_jobs(api: httpx.Client, store: JobStore) -> None:
+def test_the_status_of_a_model_lists_its_open_jobs(api: httpx.Client, store: WorkerStore) -> None:
     body = {"image": "R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAACAkQBADs=", "classes": ["x"]}
     ids = [
         api.post("/api/tasks/zero-shot-image-classification/noop/jobs", json=body).json()["id"]
@@ -78,7 +78,7 @@ def test_the_status_of_a_model_lists_its_open_jobs(api: httpx.Client, store: Job
     ]
 
 
-def test_starting_and_stopping_need_a_live_worker(api: httpx.Client, store: JobStore) -> None:
+def test_starting_and_stopping_need_a_live_worker(api: httpx.Client, store: WorkerStore) -> None:
     for order in ("start", "stop"):
         refused = api.post(f"/api/models/noop/{order}")
         assert (refused.status_code, refused.json()["code"]) == (503, "no_live_worker")
@@ -89,7 +89,7 @@ def test_starting_and_stopping_need_a_live_worker(api: httpx.Client, store: JobS
 
 
 def test_an_order_that_does_not_fit_into_a_workers_queue_is_refused(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     announce(store, "n1", None)
     announce(store, "n2", None)
@@ -106,7 +106,7 @@ def test_an_order_that_does_not_fit_into_a_workers_queue_is_refused(
 
 
 def test_an_order_that_the_broker_does_not_take_is_refused(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     announce(store, "n1", None)
     announce(store, "n2", None)
@@ -133,7 +133,9 @@ def test_an_order_that_the_broker_does_not_take_is_refused(
     assert raw_redis.llen(node_queue("n2")) == 1
 
 
-def test_readiness_tells_the_store_and_apart_from_it_the_workers(api: httpx.Client, store: JobStore) -> None:
+def test_readiness_tells_the_store_and_apart_from_it_the_workers(
+    api: httpx.Client, store: WorkerStore
+) -> None:
     assert api.get("/health/ready").json() == {"status": "ready", "redis": "up", "models": {}}
     announce(store, "n1", None)
     announce(store, "n2", "running")

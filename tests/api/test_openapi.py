@@ -111,7 +111,8 @@ def test_the_documentation_page_needs_no_other_server(api: httpx.Client) -> None
 def test_importing_the_api_imports_no_runtime() -> None:
     code = (
         "import sys, modelmill_api.app; "
-        "names = ('torch', 'transformers', 'onnxruntime', 'numpy', 'modelmill_backends', 'modelmill_worker'); "
+        "names = ('torch', 'transformers', 'onnxruntime', 'numpy', "
+        "'modelmill_backends', 'modelmill_worker'); "
         "print([m for m in names "
         "if any(n == m or n.startswith(m + '.') for n in sys.modules)])"
     )

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, keys
+from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import wait_until
 
@@ -21,7 +21,7 @@ def submit(client: httpx.Client, **more: object) -> str:
     return str(client.post(f"{TASK}/noop/jobs", json=BODY | more).headers["location"])
 
 
-def announce(store: JobStore, node: str, status: str | None) -> None:
+def announce(store: WorkerStore, node: str, status: str | None) -> None:
     models = {"noop": ["zero-shot-image-classification"]}
     states = {} if status is None else {"noop": {"status": status}}
     store.announce(node, "parent", {"models": models}, ttl_s=60)
@@ -57,7 +57,7 @@ def test_without_a_worker_there_is_no_estimate(api: httpx.Client, raw_redis: red
     ],
 )
 def test_the_reason_is_what_the_job_waits_for(
-    api: httpx.Client, store: JobStore, statuses: list[str | None], reason: str
+    api: httpx.Client, store: WorkerStore, statuses: list[str | None], reason: str
 ) -> None:
     for number, status in enumerate(statuses):
         announce(store, f"n{number}", status)
@@ -66,7 +66,7 @@ def test_the_reason_is_what_the_job_waits_for(
 
 
 def test_the_estimate_is_made_from_what_the_workers_did(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     announce(store, "n1", "running")
     announce(store, "n2", "running")
@@ -76,21 +76,23 @@ def test_the_estimate_is_made_from_what_the_workers_did(
     assert outlook(api, addresses[14]) == (14, 3.0, "behind 14 jobs")
 
 
-def test_a_worker_that_comes_is_seen_within_seconds(api: httpx.Client, store: JobStore) -> None:
+def test_a_worker_that_comes_is_seen_within_seconds(api: httpx.Client, store: WorkerStore) -> None:
     address = submit(api)
     assert outlook(api, address)[2] == "no live worker"
     announce(store, "n1", "running")
     wait_until(lambda: outlook(api, address)[2] == "next", timeout_s=5)
 
 
-def test_a_job_that_runs_is_in_no_queue(api: httpx.Client, store: JobStore) -> None:
+def test_a_job_that_runs_is_in_no_queue(api: httpx.Client, store: WorkerStore) -> None:
     address = submit(api)
     store.claim("noop", "fence", "node", 1, 10**9)
     assert outlook(api, address) == (None, None, "running")
     assert "progress" not in api.get(address).json()
 
 
-def test_a_batched_job_shows_its_progress(api: httpx.Client, store: JobStore, raw_redis: redis.Redis) -> None:
+def test_a_batched_job_shows_its_progress(
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
+) -> None:
     body = BODY | {"image": [CAT] * 4}
     address = api.post(f"{TASK}/batched/noop/jobs", json=body).headers["location"]
     assert "progress" not in api.get(address).json()
@@ -104,7 +106,7 @@ def test_a_batched_job_shows_its_progress(api: httpx.Client, store: JobStore, ra
     running = api.get(address).json()
     assert running["progress"] == {"done": 3, "total": 4, "unit": "items"}
     assert 0 <= running["eta_seconds"] < 10
-    store.settle([Ended(job.id, "fence", Status.COMPLETE, b"[{},{},{},{}]")])
+    store.settle([Outcome(job.id, "fence", Status.COMPLETE, b"[{},{},{},{}]")])
     ended = api.get(address).json()
     assert ended["status"] == "complete"
     assert ended.keys().isdisjoint({"progress", "position", "eta_seconds", "eta_reason"})

@@ -13,7 +13,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, keys
+from modelmill.store import Outcome, WorkerStore, keys
 from modelmill.store.listing import MAX_SCANNED
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer, wait_until
@@ -29,10 +29,10 @@ def submit(client: httpx.Client, path: str = f"{TASK}/noop", **more: Any) -> str
     return str(client.post(f"{path}/jobs", json=body | more).raise_for_status().json()["id"])
 
 
-def finish(store: JobStore, status: Status = Status.COMPLETE, model: str = "noop", **end: Any) -> None:
+def finish(store: WorkerStore, status: Status = Status.COMPLETE, model: str = "noop", **end: Any) -> None:
     """Plays the worker."""
     (job,) = store.claim(model, uuid.uuid4().hex, "node", 1, 10**9).jobs
-    store.settle([Ended(job.id, job.fence, status, **end)])
+    store.settle([Outcome(job.id, job.fence, status, **end)])
 
 
 def listed(client: httpx.Client, **query: Any) -> list[str]:
@@ -46,7 +46,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 # Listing
 
 
-def test_jobs_are_listed_newest_first_without_their_results(api: httpx.Client, store: JobStore) -> None:
+def test_jobs_are_listed_newest_first_without_their_results(api: httpx.Client, store: WorkerStore) -> None:
     first, second = submit(api), submit(api, f"{TASK}/batched/noop", metadata={"row": 7}, tags=["blue"])
     finish(store, result=b'{"probabilities":[1,0]}')
     page = api.get("/api/jobs").json()
@@ -62,7 +62,7 @@ def test_jobs_are_listed_newest_first_without_their_results(api: httpx.Client, s
     assert older.items() >= alone.items()
 
 
-def test_filters_narrow_the_list(api: httpx.Client, store: JobStore) -> None:
+def test_filters_narrow_the_list(api: httpx.Client, store: WorkerStore) -> None:
     done = submit(api, tags=["red", "blue"])
     finish(store, result=b"{}")
     failed = submit(api, tags=["red"])
@@ -100,7 +100,7 @@ def test_the_last_full_page_has_no_next(api: httpx.Client) -> None:
 
 
 def test_one_request_looks_at_a_bounded_number_of_jobs(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     wanted = submit(api, tags=["rare"])
     others = {f"00000000-0000-4000-8000-{number:012d}": 10**6 + number for number in range(MAX_SCANNED + 10)}
@@ -130,7 +130,7 @@ def test_a_wrong_filter_is_named(api: httpx.Client) -> None:
 # Cancel and delete
 
 
-def test_a_job_of_any_task_is_canceled_at_one_address(api: httpx.Client, store: JobStore) -> None:
+def test_a_job_of_any_task_is_canceled_at_one_address(api: httpx.Client, store: WorkerStore) -> None:
     plain, batched = submit(api), submit(api, f"{TASK}/batched/noop")
     assert api.post(f"/api/jobs/{plain}/cancel").json() == {"id": plain, "status": "canceled"}
     assert api.post(f"{TASK}/batched/jobs/{batched}/cancel").json()["status"] == "canceled"
@@ -167,13 +167,15 @@ def check_deleted(api: httpx.Client, raw_redis: redis.Redis, path: str, address:
     assert left == set()
 
 
-def test_a_running_job_goes_with_its_end(api: httpx.Client, store: JobStore, raw_redis: redis.Redis) -> None:
+def test_a_running_job_goes_with_its_end(
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
+) -> None:
     job = submit(api)
     (claimed,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
     assert api.delete(f"/api/jobs/{job}").status_code == 204
     assert code(api.get(f"/api/jobs/{job}")) == (404, "job_not_found")
     assert listed(api) == []
-    store.settle([Ended(job, claimed.fence, Status.COMPLETE, result=b"{}")])
+    store.settle([Outcome(job, claimed.fence, Status.COMPLETE, result=b"{}")])
     assert raw_redis.exists(keys.JOB + job) == 0
 
 
@@ -200,7 +202,7 @@ def test_a_job_is_deleted_at_its_own_address_only(api: httpx.Client) -> None:
 
 
 def test_a_job_runs_again_with_the_same_request(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     more = {"lane": "bulk", "tags": ["a"], "metadata": {"n": 1}, "idempotency_key": "once"}
     first = submit(api, f"{TASK}/batched/noop", **more)
@@ -215,7 +217,7 @@ def test_a_job_runs_again_with_the_same_request(
     assert raw_redis.get(keys.IN + again) == raw_redis.get(keys.IN + first)
 
 
-def test_running_again_takes_an_idempotency_key_and_waits(api: httpx.Client, store: JobStore) -> None:
+def test_running_again_takes_an_idempotency_key_and_waits(api: httpx.Client, store: WorkerStore) -> None:
     first = submit(api)
     headers = {"Idempotency-Key": "again"}
     jobs = {api.post(f"/api/jobs/{first}/rerun", headers=headers).json()["id"] for _ in range(2)}
@@ -227,7 +229,7 @@ def test_running_again_takes_an_idempotency_key_and_waits(api: httpx.Client, sto
     assert waited.headers["preference-applied"] == "wait=20"
 
 
-def test_a_request_that_was_not_kept_cannot_run_again(settings: Settings, store: JobStore) -> None:
+def test_a_request_that_was_not_kept_cannot_run_again(settings: Settings, store: WorkerStore) -> None:
     server = ApiServer(settings.model_copy(update={"keep_request_bytes": 10}))
     try:
         with httpx.Client(base_url=server.url) as client:
@@ -254,7 +256,7 @@ def upload(client: httpx.Client) -> str:
     return str(client.post("/api/files", files={"file": ("cat.jpg", png)}).raise_for_status().json()["id"])
 
 
-def test_media_that_a_request_names_must_still_be_there(api: httpx.Client, store: JobStore) -> None:
+def test_media_that_a_request_names_must_still_be_there(api: httpx.Client, store: WorkerStore) -> None:
     file = upload(api)
     job = submit(api, image=file)
     finish(store, result=b"{}")
@@ -283,7 +285,7 @@ RESULT = {
 
 
 @pytest.fixture
-def done(api: httpx.Client, store: JobStore) -> str:
+def done(api: httpx.Client, store: WorkerStore) -> str:
     job = submit(api)
     finish(store, result=json.dumps(RESULT).encode())
     return f"/api/jobs/{job}/result"
@@ -323,14 +325,14 @@ def test_a_part_that_is_not_there_is_a_404(api: httpx.Client, done: str) -> None
         assert code(api.get(f"{done}/{path}")) == (404, "not_found")
 
 
-def test_a_large_result_is_read_in_parts_too(api: httpx.Client, store: JobStore) -> None:
+def test_a_large_result_is_read_in_parts_too(api: httpx.Client, store: WorkerStore) -> None:
     pixels = bytes(range(256)) * 4096
     job = submit(api)
     finish(store, result=json.dumps({"image": data_url("image/png", pixels)}).encode())
     assert api.get(f"/api/jobs/{job}/result/image").content == pixels
 
 
-def test_a_result_that_is_not_there_says_where_the_job_is(api: httpx.Client, store: JobStore) -> None:
+def test_a_result_that_is_not_there_says_where_the_job_is(api: httpx.Client, store: WorkerStore) -> None:
     job = submit(api)
     waiting = api.get(f"/api/jobs/{job}/result")
     assert code(waiting) == (409, "result_not_ready")
@@ -368,7 +370,7 @@ def test_what_belongs_to_a_job_is_bounded(api: httpx.Client) -> None:
             assert response.json()["errors"][0]["field"].split(".")[0] == field
 
 
-def test_an_ended_job_says_when_it_is_forgotten_and_then_is(api: httpx.Client, store: JobStore) -> None:
+def test_an_ended_job_says_when_it_is_forgotten_and_then_is(api: httpx.Client, store: WorkerStore) -> None:
     short, usual = submit(api, result_ttl=1), submit(api)
     finish(store, result=b"{}")
     finish(store, result=b"{}")

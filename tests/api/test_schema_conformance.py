@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore
+from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import ApiServer
 
@@ -74,15 +74,15 @@ class Target:
         self._chance = random.Random(1)
 
     def _end(self, settings: Settings) -> None:
-        store = JobStore(settings)
+        store = WorkerStore(settings)
         first, second = store.claim("noop", uuid.uuid4().hex, "node", 2, 10**9).jobs
         (third,) = store.claim(self.models["custom"][0], uuid.uuid4().hex, "node", 1, 10**9).jobs
         error = {"code": "inference_failed", "message": "No.", "retryable": False}
         store.settle(
             [
-                Ended(first.id, first.fence, Status.COMPLETE, result=b'{"probabilities":[0.5,0.5]}'),
-                Ended(second.id, second.fence, Status.FAILED, error=error),
-                Ended(third.id, third.fence, Status.COMPLETE, result=b'{"output":{"image":"%b"}}' % PIXELS),
+                Outcome(first.id, first.fence, Status.COMPLETE, result=b'{"probabilities":[0.5,0.5]}'),
+                Outcome(second.id, second.fence, Status.FAILED, error=error),
+                Outcome(third.id, third.fence, Status.COMPLETE, result=b'{"output":{"image":"%b"}}' % PIXELS),
             ]
         )
         store.close()

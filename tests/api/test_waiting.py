@@ -20,7 +20,7 @@ import redis
 from modelmill.client import Client
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, keys
+from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_api.waiting import preferred_wait
 from modelmill_tasks.shared.examples import CAT
 from tests.api.conftest import api_process
@@ -35,7 +35,7 @@ def submit(client: httpx.Client) -> str:
     return str(client.post(f"{TASK}/noop/jobs", json=BODY).raise_for_status().json()["id"])
 
 
-def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
+def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
     """Plays the worker: ends all that waits."""
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
     end: dict[str, Any] = (
@@ -43,7 +43,7 @@ def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RE
         if status is Status.COMPLETE
         else {"error": {"code": "inference_failed", "message": "No.", "retryable": False}}
     )
-    store.settle([Ended(job.id, job.fence, status, **end) for job in jobs])
+    store.settle([Outcome(job.id, job.fence, status, **end) for job in jobs])
     return [job.id for job in jobs]
 
 
@@ -68,7 +68,7 @@ def in_background(call: Callable[[], httpx.Response]) -> Iterator[Future[httpx.R
     [("", BODY, RESULT), ("/batched", {"image": [CAT, CAT], "classes": ["cat"]}, b"[{},{}]")],
 )
 def test_a_submit_that_waits_is_answered_with_the_job(
-    api: httpx.Client, store: JobStore, part: str, body: dict[str, Any], result: bytes
+    api: httpx.Client, store: WorkerStore, part: str, body: dict[str, Any], result: bytes
 ) -> None:
     def call() -> httpx.Response:
         return api.post(f"{TASK}{part}/noop/jobs", json=body, headers={"Prefer": "wait=20"})
@@ -99,7 +99,7 @@ def test_a_submit_whose_job_does_not_end_in_time_is_accepted_as_ever(api: httpx.
 @pytest.mark.parametrize("address", [f"{TASK}/jobs/", "/api/jobs/"])
 @pytest.mark.parametrize("status", [Status.COMPLETE, Status.FAILED, Status.CANCELED])
 def test_a_read_is_answered_the_moment_the_job_ends(
-    api: httpx.Client, store: JobStore, address: str, status: Status
+    api: httpx.Client, store: WorkerStore, address: str, status: Status
 ) -> None:
     job_id = submit(api)
     with in_background(lambda: api.get(address + job_id, headers={"Prefer": "wait=20"})) as answer:
@@ -117,7 +117,7 @@ def test_a_read_is_answered_the_moment_the_job_ends(
 
 
 def test_a_read_whose_job_does_not_end_in_time_says_where_it_stands(
-    api: httpx.Client, store: JobStore
+    api: httpx.Client, store: WorkerStore
 ) -> None:
     job_id = submit(api)
     with in_background(lambda: api.get(f"/api/jobs/{job_id}", headers={"Prefer": "wait=1"})) as answer:
@@ -130,7 +130,7 @@ def test_a_read_whose_job_does_not_end_in_time_says_where_it_stands(
     assert response.headers["preference-applied"] == "wait=1"
 
 
-def test_an_ended_or_unknown_job_is_not_waited_for(api: httpx.Client, store: JobStore) -> None:
+def test_an_ended_or_unknown_job_is_not_waited_for(api: httpx.Client, store: WorkerStore) -> None:
     job_id = submit(api)
     finish(store)
     started = time.monotonic()
@@ -143,7 +143,7 @@ def test_an_ended_or_unknown_job_is_not_waited_for(api: httpx.Client, store: Job
     assert time.monotonic() - started < 2
 
 
-def test_a_replayed_submit_waits_for_the_first_job(api: httpx.Client, store: JobStore) -> None:
+def test_a_replayed_submit_waits_for_the_first_job(api: httpx.Client, store: WorkerStore) -> None:
     headers = {"Idempotency-Key": "mine"}
     job_id = api.post(f"{TASK}/noop/jobs", json=BODY, headers=headers).json()["id"]
     finish(store)
@@ -151,7 +151,7 @@ def test_a_replayed_submit_waits_for_the_first_job(api: httpx.Client, store: Job
     assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, job_id, "complete")
 
 
-def test_no_end_is_missed_while_a_waiter_registers(api: httpx.Client, store: JobStore) -> None:
+def test_no_end_is_missed_while_a_waiter_registers(api: httpx.Client, store: WorkerStore) -> None:
     stop = threading.Event()
 
     def work() -> None:
@@ -172,7 +172,7 @@ def test_no_end_is_missed_while_a_waiter_registers(api: httpx.Client, store: Job
 
 
 def test_two_hundred_waiters_share_one_subscription_and_ask_redis_nothing(
-    api: httpx.Client, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     def reads() -> int:
         stats = raw_redis.info("commandstats")
@@ -231,10 +231,10 @@ def test_a_waiter_outlives_a_restart_of_redis(
         own_valkey.stop()
         time.sleep(0.5)
         own_valkey.start()
-        store = JobStore(settings.model_copy(update={"redis_url": own_valkey.url}))
+        store = WorkerStore(settings.model_copy(update={"redis_url": own_valkey.url}))
         # Ended before the API may have subscribed again: nobody hears of it, so it has to look.
         (job,) = store.claim("noop", "f1", "node", 1, 10**9).jobs
-        store.settle([Ended(job.id, job.fence, Status.COMPLETE, RESULT)])
+        store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT)])
         assert first.result(timeout=20).json()["status"] == "complete"
         finish(store)
         assert second.result(timeout=20).json()["status"] == "complete"
@@ -242,7 +242,7 @@ def test_a_waiter_outlives_a_restart_of_redis(
 
 
 def test_a_silent_subscription_is_kept_and_a_broken_one_replaced(
-    settings: Settings, raw_redis: redis.Redis, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, raw_redis: redis.Redis, store: WorkerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def subscriber() -> list[str]:
         return [client["id"] for client in raw_redis.client_list(_type="pubsub")]
@@ -300,7 +300,7 @@ def test_an_api_that_started_without_redis_subscribes_when_it_comes(
             with in_background(
                 lambda: client.get(f"/api/jobs/{job_id}", headers={"Prefer": "wait=20"})
             ) as answer:
-                store = JobStore(settings.model_copy(update={"redis_url": own_valkey.url}))
+                store = WorkerStore(settings.model_copy(update={"redis_url": own_valkey.url}))
                 finish(store)
                 store.close()
                 assert answer.result(timeout=10).json()["status"] == "complete"
@@ -387,7 +387,7 @@ def test_the_document_of_the_api_shows_the_preference(api: httpx.Client) -> None
         assert "Preference-Applied" in submitted["responses"][status]["headers"]
 
 
-def test_the_client_waits_in_one_request(api: httpx.Client, store: JobStore) -> None:
+def test_the_client_waits_in_one_request(api: httpx.Client, store: WorkerStore) -> None:
     with Client(str(api.base_url)) as client:
         paths: list[str] = []
         client._wire.http.event_hooks["request"].append(lambda request: paths.append(request.url.path))

@@ -22,7 +22,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, Progress, keys
+from modelmill.store import ApiStore, Outcome, Progress, WorkerStore, keys
 from modelmill.store.webhooks import Delivery
 from modelmill_api.background.webhooks import SCHEDULE_S, compose
 from modelmill_tasks.shared.examples import CAT
@@ -54,7 +54,7 @@ def submit(api: httpx.Client, url: str, *events: str, **more: Any) -> str:
     return str(api.post(JOBS, json=body).raise_for_status().json()["id"])
 
 
-def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> None:
+def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> None:
     """Plays the worker: ends all that waits."""
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
     ends: dict[Status, dict[str, Any]] = {
@@ -63,7 +63,7 @@ def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RE
         Status.CANCELED: {},
     }
     end = ends[status]
-    store.settle([Ended(job.id, job.fence, status, **end) for job in jobs])
+    store.settle([Outcome(job.id, job.fence, status, **end) for job in jobs])
 
 
 def hasten(raw_redis: redis.Redis) -> None:
@@ -95,7 +95,7 @@ def outbox(raw_redis: redis.Redis) -> list[bytes]:
 
 @pytest.mark.parametrize("status", [Status.COMPLETE, Status.FAILED, Status.CANCELED])
 def test_the_end_of_a_job_is_told_and_signed(
-    api: httpx.Client, store: JobStore, receiver: Receiver, raw_redis: redis.Redis, status: Status
+    api: httpx.Client, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis, status: Status
 ) -> None:
     job_id = submit(api, receiver.url + "?for=me", metadata={"row": 7}, tags=["a"])
     finish(store, status)
@@ -121,7 +121,7 @@ def test_the_end_of_a_job_is_told_and_signed(
     assert max(left_ms) - min(left_ms) < 1000
 
 
-def test_only_what_was_asked_for_is_told(api: httpx.Client, store: JobStore, receiver: Receiver) -> None:
+def test_only_what_was_asked_for_is_told(api: httpx.Client, store: WorkerStore, receiver: Receiver) -> None:
     started = submit(api, receiver.url, "started")
     silent = api.post(JOBS, json={"image": CAT, "classes": ["cat"]}).json()["id"]
     finish(store)
@@ -132,7 +132,7 @@ def test_only_what_was_asked_for_is_told(api: httpx.Client, store: JobStore, rec
 
 
 def test_start_and_progress_are_told_as_they_happen(
-    api: httpx.Client, store: JobStore, receiver: Receiver
+    api: httpx.Client, store: WorkerStore, receiver: Receiver
 ) -> None:
     job_id = submit(api, receiver.url, "started", "progress", "ended")
     (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
@@ -145,12 +145,12 @@ def test_start_and_progress_are_told_as_they_happen(
         assert (request.id, request.event["type"]) == (f"msg_{job_id}_progress_{number}", "job.progress")
         assert request.event["data"]["progress"] == {"done": number, "total": 4, "unit": "steps"}
         log(api, job_id, 1 + number)
-    store.settle([Ended(job.id, "fence", Status.COMPLETE, RESULT)])
+    store.settle([Outcome(job.id, "fence", Status.COMPLETE, RESULT)])
     assert receiver.next().event["type"] == "job.complete"
 
 
 def test_a_large_result_is_named_by_its_address(
-    api: httpx.Client, store: JobStore, receiver: Receiver
+    api: httpx.Client, store: WorkerStore, receiver: Receiver
 ) -> None:
     job_id = submit(api, receiver.url)
     finish(store, result=json.dumps({"text": "a" * 70_000}).encode())
@@ -160,7 +160,7 @@ def test_a_large_result_is_named_by_its_address(
 
 
 def test_what_failed_is_sent_again_the_very_same_until_it_is_given_up(
-    api: httpx.Client, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     receiver.status = 500
     job_id = submit(api, receiver.url)
@@ -182,7 +182,7 @@ def test_what_failed_is_sent_again_the_very_same_until_it_is_given_up(
 
 
 def test_a_receiver_that_is_gone_is_told_nothing_more_of_the_job(
-    api: httpx.Client, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     receiver.status = 410
     job_id = submit(api, receiver.url, "started", "ended")
@@ -191,7 +191,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_more_of_the_job(
     (attempt,) = log(api, job_id)
     assert (attempt["outcome"], attempt["status"], attempt["next_attempt_at"]) == ("gone", 410, None)
     receiver.status = 204
-    store.settle([Ended(job.id, "fence", Status.COMPLETE, RESULT)])
+    store.settle([Outcome(job.id, "fence", Status.COMPLETE, RESULT)])
     other = submit(api, receiver.url)
     finish(store)
     assert receiver.next().id == f"msg_{other}_ended"
@@ -199,7 +199,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_more_of_the_job(
     assert len(log(api, job_id)) == 1
 
 
-def test_redirects_are_not_followed(api: httpx.Client, store: JobStore, receiver: Receiver) -> None:
+def test_redirects_are_not_followed(api: httpx.Client, store: WorkerStore, receiver: Receiver) -> None:
     receiver.status = 307
     job_id = submit(api, receiver.url)
     finish(store)
@@ -211,7 +211,7 @@ def test_redirects_are_not_followed(api: httpx.Client, store: JobStore, receiver
 
 
 def test_where_webhooks_may_not_go_they_are_given_up_at_once(
-    settings: Settings, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     with (
         ApiServer(settings.model_copy(update={"private_networks": ""})) as server,
@@ -246,7 +246,7 @@ def test_a_webhook_that_cannot_be_sent_is_refused_with_its_job(settings: Setting
         assert api.post(JOBS, json=body | {"webhook": "https://app.example.com/hook"}).status_code == 202
 
 
-def test_nobody_at_the_address_is_a_failure_that_is_retried(api: httpx.Client, store: JobStore) -> None:
+def test_nobody_at_the_address_is_a_failure_that_is_retried(api: httpx.Client, store: WorkerStore) -> None:
     job_id = submit(api, f"http://127.0.0.1:{processes.free_port()}/")
     finish(store)
     (attempt,) = log(api, job_id)
@@ -255,7 +255,7 @@ def test_nobody_at_the_address_is_a_failure_that_is_retried(api: httpx.Client, s
 
 
 def test_retries_go_on_after_the_api_was_killed(
-    settings: Settings, store: JobStore, receiver: Receiver, raw_redis: redis.Redis, tmp_path: Path
+    settings: Settings, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     receiver.status = 503
     with api_process(settings, tmp_path) as (process, url), httpx.Client(base_url=url) as api:
@@ -274,7 +274,7 @@ def test_retries_go_on_after_the_api_was_killed(
 
 
 def test_several_processes_send_each_webhook_once(
-    settings: Settings, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     with ExitStack() as cleanup:
         servers = [ApiServer(settings) for _ in range(2)]
@@ -298,7 +298,7 @@ def test_several_processes_send_each_webhook_once(
 
 
 def test_a_slow_receiver_does_not_keep_the_others_waiting(
-    api: httpx.Client, store: JobStore, receiver: Receiver
+    api: httpx.Client, store: WorkerStore, receiver: Receiver
 ) -> None:
     slow = Receiver("127.0.0.2")
     slow.going_on.clear()
@@ -316,7 +316,7 @@ def test_a_slow_receiver_does_not_keep_the_others_waiting(
 
 
 def test_a_deleted_job_is_not_told_of(
-    api: httpx.Client, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     receiver.status = 500
     job_id = submit(api, receiver.url)
@@ -330,7 +330,7 @@ def test_a_deleted_job_is_not_told_of(
 
 
 def test_secrets_are_made_once_and_can_be_rotated(
-    api: httpx.Client, store: JobStore, receiver: Receiver, raw_redis: redis.Redis
+    api: httpx.Client, store: WorkerStore, receiver: Receiver, raw_redis: redis.Redis
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = set(pool.map(lambda _: api.get("/api/webhooks/secret").json()["key"], range(16)))
@@ -354,8 +354,8 @@ def test_secrets_are_made_once_and_can_be_rotated(
         Webhook(old).verify(request.body, request.headers)
 
 
-async def _delete(store: JobStore, job_id: str) -> None:
-    jobs = AsyncJobStore(store._settings)
+async def _delete(store: WorkerStore, job_id: str) -> None:
+    jobs = ApiStore(store._settings)
     assert await jobs.delete([job_id]) == ["deleted"]
     await jobs.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 
 from modelmill.settings import Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from tests.conftest import ApiServer
 
 TASKS = ["zero-shot-image-classification"]
@@ -38,7 +38,9 @@ def test_without_workers_the_list_is_empty(api: httpx.Client) -> None:
     assert api.get("/api/workers").json() == []
 
 
-def test_a_models_status_tells_times_as_the_list_of_workers_does(api: httpx.Client, store: JobStore) -> None:
+def test_a_models_status_tells_times_as_the_list_of_workers_does(
+    api: httpx.Client, store: WorkerStore
+) -> None:
     store.announce("gpu-host-1", "parent", PARENT, ttl_s=60)
     store.announce("gpu-host-1", "child", CHILD, ttl_s=60)
 
@@ -51,7 +53,7 @@ def test_a_models_status_tells_times_as_the_list_of_workers_does(api: httpx.Clie
     assert listed["since"] == said["since"]
 
 
-def test_a_worker_is_listed_with_its_device_and_its_models(api: httpx.Client, store: JobStore) -> None:
+def test_a_worker_is_listed_with_its_device_and_its_models(api: httpx.Client, store: WorkerStore) -> None:
     store.announce("gpu-host-1", "parent", PARENT, ttl_s=60)
     store.announce("gpu-host-1", "child", CHILD, ttl_s=60)
     (worker,) = api.get("/api/workers").json()
@@ -79,14 +81,14 @@ def test_a_worker_is_listed_with_its_device_and_its_models(api: httpx.Client, st
     assert models[2]["batch_size"] == 8
 
 
-def test_a_worker_that_says_little_is_listed_too(api: httpx.Client, store: JobStore) -> None:
+def test_a_worker_that_says_little_is_listed_too(api: httpx.Client, store: WorkerStore) -> None:
     store.announce("n1", "parent", {"models": {"noop": TASKS}}, ttl_s=60)
     assert api.get("/api/workers").json() == [
         {"name": "n1", "models": [{"name": "noop", "tasks": TASKS, "status": "uninitialized"}]}
     ]
 
 
-def test_a_worker_that_left_is_gone(api: httpx.Client, store: JobStore) -> None:
+def test_a_worker_that_left_is_gone(api: httpx.Client, store: WorkerStore) -> None:
     store.announce("n1", "parent", PARENT, ttl_s=60)
     store.announce("n2", "parent", PARENT, ttl_s=60)
     store.retire("n1")

@@ -198,7 +198,7 @@ def test_a_config_key_that_an_entry_declares_reaches_its_runner(open_model: Open
 def test_a_config_key_that_no_entry_declares_is_named() -> None:
     item = {"image": CAT, "classes": ["cat"], "config": {"tone": "high"}}
 
-    for contract in (find_task(ZERO_SHOT), find_task(ZERO_SHOT).accepting(("pitch",))):
+    for contract in (find_task(ZERO_SHOT), find_task(ZERO_SHOT).with_config_keys(("pitch",))):
         with pytest.raises(ModelmillError) as caught:
             contract.parse(json.dumps(item), trusted=True)
         assert caught.value.code is ErrorCode.INVALID_INPUT

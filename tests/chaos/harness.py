@@ -22,7 +22,7 @@ from modelmill import processes
 from modelmill.broker import model_queue
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Submission, keys
+from modelmill.store import ApiStore, Submission, keys
 from tests.conftest import TEST_MODELS, Valkey, environment_of, live_nodes, wait_until
 
 TASK = "zero-shot-image-classification"
@@ -256,7 +256,7 @@ class System:
         jobs = [Submission(str(uuid.uuid4()), TASK, model, request) for request in requests]
 
         async def submit() -> None:
-            store = AsyncJobStore(self.settings)
+            store = ApiStore(self.settings)
             accepted = await asyncio.gather(*map(store.submit, jobs))
             await store.close()
             if any(each.bell for each in accepted):

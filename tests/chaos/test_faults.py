@@ -16,7 +16,7 @@ import pytest
 
 from modelmill.broker import DRAIN, MAX_WAITING_BELLS, Bells, make_celery, model_queue
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, Ended, JobStore, Settlement, Submission, keys
+from modelmill.store import ApiStore, Outcome, Settlement, Submission, WorkerStore, keys
 from tests.chaos.harness import DOT, TASK, Api, System, Worker, body, probabilities
 from tests.conftest import environment_of, wait_until
 
@@ -32,8 +32,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 
 @pytest.fixture
-def store(system: System) -> Iterator[JobStore]:
-    job_store = JobStore(system.settings)
+def store(system: System) -> Iterator[WorkerStore]:
+    job_store = WorkerStore(system.settings)
     yield job_store
     job_store.close()
 
@@ -60,7 +60,7 @@ def is_refused(worker: Worker, job_id: str) -> bool:
     return any("settled=refused" in line or "its lease was lost" in line for line in lines)
 
 
-def test_a_node_that_was_stopped_beyond_its_lease_settles_nothing(system: System, store: JobStore) -> None:
+def test_a_node_that_was_stopped_beyond_its_lease_settles_nothing(system: System, store: WorkerStore) -> None:
     ids = start_a_slow_batch(system)
     fences = {job_id: field_of(system, job_id, "fence") for job_id in ids}
     stopped = holder_of(system, ids[0])
@@ -74,7 +74,7 @@ def test_a_node_that_was_stopped_beyond_its_lease_settles_nothing(system: System
     assert {each["node"] for each in done}.isdisjoint(system.nodes_of(stopped))
     # It is back among the living, and has its say: of each job it learns that it is not its any more.
     wait_until(lambda: all(is_refused(stopped, job_id) for job_id in ids), what="the late results")
-    late = [Ended(job_id, fence, Status.FAILED, error={"code": "x"}) for job_id, fence in fences.items()]
+    late = [Outcome(job_id, fence, Status.FAILED, error={"code": "x"}) for job_id, fence in fences.items()]
     assert store.settle(late) == [Settlement.REFUSED] * 4
     assert system.documents(ids) == done
     assert system.broken_promises(ids) == []
@@ -117,7 +117,7 @@ def test_jobs_of_an_api_that_died_before_it_rang_are_run(system: System) -> None
     ]
 
     async def submit() -> None:
-        store = AsyncJobStore(system.settings)
+        store = ApiStore(system.settings)
         for job in jobs:
             await store.submit(job)
         await store.close()
@@ -162,7 +162,7 @@ def test_a_full_job_store_accepts_nothing_and_running_jobs_still_end(system: Sys
 
 def test_the_bells_of_a_queue_that_nobody_serves_stay_few(tmp_path: Path) -> None:
     with System(tmp_path, workers=()) as system:
-        store, bells = JobStore(system.settings), Bells(make_celery(system.settings), lambda _: None)
+        store, bells = WorkerStore(system.settings), Bells(make_celery(system.settings), lambda _: None)
         system.submit("echo", *[body(0.5)] * 20)
         rung = 0
         # An hour of it: a reaper may ring once in five seconds.

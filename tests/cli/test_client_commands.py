@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from modelmill import processes
 from modelmill.client import Client, Job
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_cli.app import app
 from tests.modelmill.client.conftest import INPUTS, TASK, finish
 
@@ -53,7 +53,7 @@ def test_a_job_is_canceled_and_deleted(run: Run, job: Job) -> None:
     assert "job_not_found" in again.output
 
 
-def test_events_are_a_line_of_json_each(run: Run, job: Job, store: JobStore) -> None:
+def test_events_are_a_line_of_json_each(run: Run, job: Job, store: WorkerStore) -> None:
     finish(store)
 
     lines = [json.loads(line) for line in run("events", job.id).stdout.splitlines()]
@@ -63,7 +63,7 @@ def test_events_are_a_line_of_json_each(run: Run, job: Job, store: JobStore) -> 
 
 
 def test_models_in_use_are_listed_first_and_in_full(
-    run: Run, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    run: Run, store: WorkerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelmill_cli.jobs.out.width", 80)
     ours = "a-model-that-only-a-worker-of-ours-knows"

@@ -13,14 +13,14 @@ import psutil
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore
+from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import environment_of, wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 
 
-def test_two_processes_answer_on_one_port(settings: Settings, store: JobStore, tmp_path: Path) -> None:
+def test_two_processes_answer_on_one_port(settings: Settings, store: WorkerStore, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{(port := processes.free_port())}"
     with (tmp_path / "log").open("wb") as log:
         command = processes.python("-m", "modelmill_cli", "api", "--workers", "2", "--port", str(port))
@@ -42,7 +42,7 @@ def test_two_processes_answer_on_one_port(settings: Settings, store: JobStore, t
             answers = [pool.submit(submit, n) for n in range(16)]
             wait_until(lambda: store.depth("noop") == 16, what="all jobs")
             jobs = store.claim("noop", uuid.uuid4().hex, "node", 16, 10**9).jobs
-            store.settle([Ended(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
+            store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
             # Whichever process it waits in, each is told.
             assert {answer.result().json()["status"] for answer in answers} == {"complete"}
         family = psutil.Process(process.pid).children(recursive=True)

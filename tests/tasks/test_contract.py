@@ -67,7 +67,7 @@ def names(error: ModelmillError) -> list[str]:
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_what_is_echoed_or_passed_on_holds_only_numbers_that_json_has(number: str) -> None:
-    wider = EMBEDDING.accepting(("extra",))
+    wider = EMBEDDING.with_config_keys(("extra",))
     for task, fields, at in (
         (EMBEDDING, f'"text": "x", "metadata": {{"a": [{{"b": {number}}}]}}', "metadata"),
         (wider, f'"text": "x", "config": {{"extra": [{number}]}}', "config.extra"),

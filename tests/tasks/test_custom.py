@@ -45,7 +45,7 @@ def test_config_is_any_object_for_all_items_or_one_an_item() -> None:
 
 
 def test_a_model_s_further_config_keys_change_nothing_where_every_key_is_taken() -> None:
-    wider = TASK.accepting(("anything",))
+    wider = TASK.with_config_keys(("anything",))
 
     assert wider.parse(json.dumps({"input": 1, "config": {"anything": 1, "else": 2}}))
 

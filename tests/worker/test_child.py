@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from modelmill.broker import make_celery, node_queue
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_worker.config import NODE_VARIABLE, STATE_VARIABLE
 from modelmill_worker.processes.child import Child
 from tests.conftest import wait_until
@@ -35,7 +35,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def make_child(
-    monkeypatch: pytest.MonkeyPatch, settings: Settings, store: JobStore, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, store: WorkerStore, tmp_path: Path
 ) -> Iterator[MakeChild]:
     """Children without a heartbeat, and what their parents announce."""
     brief = settings.model_copy(update={"linger_s": 0.0})
@@ -62,7 +62,7 @@ def make_child(
         child._store.close()
 
 
-def announce(store: JobStore, name: str, **states: str) -> None:
+def announce(store: WorkerStore, name: str, **states: str) -> None:
     """Plays the parent of a node and, with states of models, its child."""
     names = ("broken", "gpu-only", "gpu-weights", "noop")
     store.announce(name, "parent", {"models": dict.fromkeys(names, MODELS)}, 60)
@@ -82,12 +82,12 @@ def _decoded(message: dict[str, Any]) -> bytes:
     return base64.b64decode(message["body"])
 
 
-def ends(store: JobStore, ids: list[str]) -> set[tuple[str, str | None]]:
+def ends(store: WorkerStore, ids: list[str]) -> set[tuple[str, str | None]]:
     return {(job.status.value, (job.error or {}).get("code")) for job in records(store, ids)}
 
 
 def test_nodes_that_fail_at_the_same_time_do_not_pass_a_bell_in_circles(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, make_child: MakeChild
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, make_child: MakeChild
 ) -> None:
     first, second = make_child("first"), make_child("second")
     ids = submit(settings, "broken", "a", "b")
@@ -107,7 +107,7 @@ def test_nodes_that_fail_at_the_same_time_do_not_pass_a_bell_in_circles(
 
 
 def test_a_resting_node_leaves_a_model_to_one_that_has_it_whatever_the_backlog(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, make_child: MakeChild
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, make_child: MakeChild
 ) -> None:
     child = make_child("own")
     announce(store, "other", broken="running")
@@ -120,7 +120,7 @@ def test_a_resting_node_leaves_a_model_to_one_that_has_it_whatever_the_backlog(
 
 
 def test_a_model_for_gpus_fails_its_jobs_only_where_no_node_has_one(
-    settings: Settings, store: JobStore, make_child: MakeChild, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, make_child: MakeChild, raw_redis: redis.Redis
 ) -> None:
     child, gpu = make_child("own"), make_child("other", "cuda")
     ids = submit(settings, "gpu-only", "a")
@@ -137,7 +137,7 @@ def test_a_model_for_gpus_fails_its_jobs_only_where_no_node_has_one(
 
 
 def test_a_job_says_where_it_ran_if_that_was_not_on_its_nodes_device(
-    settings: Settings, store: JobStore, make_child: MakeChild
+    settings: Settings, store: WorkerStore, make_child: MakeChild
 ) -> None:
     child = make_child("own", "cuda")
     for model, device in (("no-gpu", "cpu"), ("noop", "cuda")):
@@ -147,7 +147,7 @@ def test_a_job_says_where_it_ran_if_that_was_not_on_its_nodes_device(
 
 
 def test_a_bell_that_comes_late_loads_nothing(
-    settings: Settings, store: JobStore, make_child: MakeChild
+    settings: Settings, store: WorkerStore, make_child: MakeChild
 ) -> None:
     child = make_child("own")
     child.drain("noop")
@@ -158,7 +158,7 @@ def test_a_bell_that_comes_late_loads_nothing(
 
 
 def test_a_process_with_memory_that_it_cannot_give_back_ends_and_fails_no_job(
-    settings: Settings, store: JobStore, make_child: MakeChild, exits: list[int], raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, make_child: MakeChild, exits: list[int], raw_redis: redis.Redis
 ) -> None:
     child = make_child("own")
     child._models.pinned = True
@@ -175,7 +175,7 @@ def test_a_process_with_memory_that_it_cannot_give_back_ends_and_fails_no_job(
 
 
 def test_a_node_that_cannot_say_what_it_has_goes_on(
-    settings: Settings, store: JobStore, make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: WorkerStore, make_child: MakeChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = make_child("own")
     for error in (RedisError("away"), ValueError("unforeseen")):

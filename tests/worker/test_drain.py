@@ -18,7 +18,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobRecord, JobStore, Released, Return, Submission, keys
+from modelmill.store import ApiStore, JobRecord, Released, Return, Submission, WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
@@ -35,7 +35,7 @@ TASK = "zero-shot-image-classification"
 
 
 @pytest.fixture
-def leases(store: JobStore) -> Leases:
+def leases(store: WorkerStore) -> Leases:
     return Leases(store)
 
 
@@ -45,7 +45,7 @@ def recorder(tmp_path: Path) -> Recorder:
 
 
 @pytest.fixture
-def drain(settings: Settings, store: JobStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
+def drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
     brief = settings.model_copy(update={"linger_s": 0.05})
     made = Drain(brief, store, leases, recorder, "node", "cpu")
     yield made
@@ -59,7 +59,7 @@ def model(name: str, settings: Settings) -> LoadedModel:
 
 def submit(settings: Settings, name: str, *classes: str) -> list[str]:
     async def act() -> list[str]:
-        store = AsyncJobStore(settings)
+        store = ApiStore(settings)
         ids = []
         for each in classes:
             body = json.dumps({"image": CAT, "classes": [each, "other"]}).encode()
@@ -75,7 +75,7 @@ def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) 
     job = Submission(str(uuid.uuid4()), TASK, name, body, batched=True, items=items)
 
     async def act() -> None:
-        async_store = AsyncJobStore(settings)
+        async_store = ApiStore(settings)
         await async_store.submit(job)
         await async_store.close()
 
@@ -83,17 +83,17 @@ def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) 
     return job.id
 
 
-def are_complete(store: JobStore, ids: list[str]) -> bool:
+def are_complete(store: WorkerStore, ids: list[str]) -> bool:
     return all(record.status is Status.COMPLETE for record in records(store, ids))
 
 
-def records(store: JobStore, ids: list[str]) -> list[JobRecord]:
+def records(store: WorkerStore, ids: list[str]) -> list[JobRecord]:
     found = [store.get(job_id) for job_id in ids]
     return [record for record in found if record is not None]
 
 
 def test_a_drain_runs_the_queue_empty_in_full_batches(
-    settings: Settings, store: JobStore, drain: Drain
+    settings: Settings, store: WorkerStore, drain: Drain
 ) -> None:
     ids = submit(settings, "noop", *["a"] * 20)
     assert drain.run(model("noop", settings), threading.Event()) is False
@@ -105,7 +105,7 @@ def test_a_drain_runs_the_queue_empty_in_full_batches(
 
 
 def test_a_drain_that_lingers_takes_what_comes(
-    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
     patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
     loaded = model("noop", settings)
@@ -124,7 +124,7 @@ def test_a_drain_that_lingers_takes_what_comes(
 
 
 def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
-    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: WorkerStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelmill_worker.drain.drain.AHEAD_UP_TO_S", 0.2)
     # Batches of four that take half a second. How long they take is not known before the first.
@@ -141,7 +141,7 @@ def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
 
 
 def test_told_to_stop_it_does_not_linger(
-    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
     patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
     stopping = threading.Event()
@@ -154,7 +154,7 @@ def test_told_to_stop_it_does_not_linger(
     patient.close()
 
 
-def test_one_bad_job_among_many_fails_alone(settings: Settings, store: JobStore, drain: Drain) -> None:
+def test_one_bad_job_among_many_fails_alone(settings: Settings, store: WorkerStore, drain: Drain) -> None:
     ids = submit(settings, "picky", "a", "bad", "a", "poison", "late", "a")
     drain.run(model("picky", settings), threading.Event())
     assert [record.status.value for record in records(store, ids)] == [
@@ -163,7 +163,7 @@ def test_one_bad_job_among_many_fails_alone(settings: Settings, store: JobStore,
 
 
 def test_a_slice_ends_and_says_that_jobs_remain(
-    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder
+    settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
     brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
     ids = submit(settings, "slow", *["a"] * 12)
@@ -176,7 +176,7 @@ def test_a_slice_ends_and_says_that_jobs_remain(
 
 
 def test_told_to_stop_it_finishes_the_batch_in_hand_and_gives_the_rest_back(
-    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, "slow", *["a"] * 12)
     stopping = threading.Event()
@@ -194,7 +194,7 @@ def test_told_to_stop_it_finishes_the_batch_in_hand_and_gives_the_rest_back(
 
 
 def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason(
-    settings: Settings, store: JobStore, drain: Drain
+    settings: Settings, store: WorkerStore, drain: Drain
 ) -> None:
     ids = submit(settings, "broken", "a", "b")
     with pytest.raises(ModelmillError) as reason:
@@ -208,7 +208,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason(
 
 
 def test_a_running_job_that_is_canceled_ends_between_batches(
-    settings: Settings, store: JobStore, leases: Leases, drain: Drain, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, leases: Leases, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, "slow", *["a"] * 8)
     worker = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
@@ -216,7 +216,7 @@ def test_a_running_job_that_is_canceled_ends_between_batches(
     wait_until(lambda: raw_redis.zcard(keys.LEASES) == 8, what="two claims")
 
     async def cancel() -> str:
-        async_store = AsyncJobStore(settings)
+        async_store = ApiStore(settings)
         try:
             return await async_store.cancel(ids[-1])
         finally:
@@ -230,7 +230,7 @@ def test_a_running_job_that_is_canceled_ends_between_batches(
 
 
 def test_results_are_held_while_the_store_is_away(
-    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, "slow", "a")
     worker = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
@@ -243,7 +243,7 @@ def test_results_are_held_while_the_store_is_away(
 
 
 def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
-    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     job_id = submit_batched(settings, "slow", 12)
     stopping = threading.Event()
@@ -263,7 +263,7 @@ def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
 
 
 def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
-    settings: Settings, store: JobStore, leases: Leases, recorder: Recorder
+    settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
     brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
     job_id = submit_batched(settings, "slow", 12)
@@ -284,7 +284,7 @@ def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on
     settings: Settings, own_valkey: Valkey, recorder: Recorder
 ) -> None:
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "linger_s": 0.05})
-    store, raw = JobStore(settings), redis.Redis.from_url(own_valkey.url)
+    store, raw = WorkerStore(settings), redis.Redis.from_url(own_valkey.url)
     drain = Drain(settings, store, Leases(store), recorder, "node", "cpu")
     large = submit_batched(settings, "noop", 100, classes=300)
     small = submit(settings, "noop", "a", "b")
@@ -302,7 +302,7 @@ def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on
 
 
 def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(
-    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: WorkerStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = []
 
@@ -321,7 +321,11 @@ def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(
 
 
 def test_beside_a_suspect_nothing_is_claimed_or_prepared(
-    settings: Settings, store: JobStore, drain: Drain, raw_redis: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    settings: Settings,
+    store: WorkerStore,
+    drain: Drain,
+    raw_redis: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = submit(settings, "slow", *["a"] * 3)
     for job in store.claim("slow", "before", "node", 2, 2**20).jobs:
@@ -340,7 +344,7 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
 
 
 def test_who_is_being_prepared_stands_in_the_flight_recorder(
-    settings: Settings, store: JobStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: WorkerStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder.child_started()
     seen: list[set[str]] = []
@@ -362,7 +366,7 @@ def test_who_is_being_prepared_stands_in_the_flight_recorder(
 
 
 def test_told_to_stop_it_prepares_no_further(
-    settings: Settings, store: JobStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, store: WorkerStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopping = threading.Event()
     prepared = []
@@ -382,7 +386,7 @@ def test_told_to_stop_it_prepares_no_further(
 
 @pytest.mark.parametrize(("max_wait_ms", "sizes"), [(None, [1, 1]), (5000, [2, 2])])
 def test_a_batch_waits_for_more_only_where_its_model_says_so(
-    settings: Settings, store: JobStore, drain: Drain, max_wait_ms: int | None, sizes: list[int]
+    settings: Settings, store: WorkerStore, drain: Drain, max_wait_ms: int | None, sizes: list[int]
 ) -> None:
     catalogue = Catalogue.load(TEST_MODELS)
     changes = {"max_wait_ms": max_wait_ms, "max_batch": 2, "options": {"batch_s": 0.3}}

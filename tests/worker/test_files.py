@@ -18,7 +18,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Claimed, JobStore, keys
+from modelmill.store import Claimed, WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
@@ -62,7 +62,7 @@ def looker(settings: Settings) -> LoadedModel:
 
 
 @pytest.fixture
-def drain(settings: Settings, store: JobStore, tmp_path: Path) -> Iterator[Drain]:
+def drain(settings: Settings, store: WorkerStore, tmp_path: Path) -> Iterator[Drain]:
     made = Drain(settings, store, Leases(store), Recorder(tmp_path), "node", "cpu")
     yield made
     made.close()
@@ -133,7 +133,7 @@ def test_an_item_whose_file_is_away_has_not_ended(looker: LoadedModel) -> None:
 
 
 def test_a_file_that_is_gone_fails_its_item_alone(
-    api: httpx.Client, drain: Drain, looker: LoadedModel, store: JobStore, raw_redis: redis.Redis
+    api: httpx.Client, drain: Drain, looker: LoadedModel, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     lost, kept = upload(api), upload(api)
     job_id = submit(api, [lost, kept, CAT])

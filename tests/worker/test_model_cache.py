@@ -14,7 +14,7 @@ import pytest
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_backends.device import Device, current_device
 from modelmill_worker.child_state import LoadDeaths, Recorder
 from modelmill_worker.models.cache import ModelCache
@@ -38,7 +38,7 @@ def cache(
     budget_mib: int = 100,
     device: Device | None = None,
     recorder: Recorder | None = None,
-    store: JobStore | None = None,
+    store: WorkerStore | None = None,
 ) -> ModelCache:
     settings = Settings(model_memory_bytes=budget_mib * MIB)
     catalogue = Catalogue({each.name: each for each in entries})
@@ -140,7 +140,7 @@ def test_deaths_of_processes_are_forgotten_once_a_model_loads(tmp_path: Path) ->
 
 
 def test_what_a_model_takes_is_measured_and_known_to_the_next_worker(
-    store: JobStore, used: list[int]
+    store: WorkerStore, used: list[int]
 ) -> None:
     used[:] = [10, 70]
     models = cache(entry("large", None), entry("small", 50), store=store)

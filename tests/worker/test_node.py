@@ -18,7 +18,7 @@ import redis
 
 from modelmill.catalogue import Catalogue
 from modelmill.settings import Settings
-from modelmill.store import JobStore, keys
+from modelmill.store import WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
@@ -267,7 +267,7 @@ def test_orders_reach_every_node_and_a_batch_that_runs_is_finished_first(
 
 def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_for_the_next(
     settings: Settings,
-    store: JobStore,
+    store: WorkerStore,
     api: httpx.Client,
     start_workers: StartWorkers,
     raw_redis: redis.Redis,

@@ -13,7 +13,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Claimed, JobStore, keys
+from modelmill.store import Claimed, WorkerStore, keys
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.processes.watchdog import MAX_LOAD_DEATHS, Undertaker
 from tests.conftest import is_running, wait_until
@@ -44,11 +44,11 @@ def say(folder: Path, words: str, hang_s: float = 0.0) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def undertaker(settings: Settings, store: JobStore, tmp_path: Path) -> Undertaker:
+def undertaker(settings: Settings, store: WorkerStore, tmp_path: Path) -> Undertaker:
     return Undertaker(settings.model_copy(update={"batch_timeout_s": 0.2}), store, Recorder(tmp_path))
 
 
-def claim(store: JobStore, count: int) -> list[Claimed]:
+def claim(store: WorkerStore, count: int) -> list[Claimed]:
     return list(store.claim("noop", uuid.uuid4().hex, "node", count, 2**20).jobs)
 
 
@@ -80,7 +80,7 @@ def standing(raw_redis: redis.Redis, jobs: Sequence[Claimed]) -> list[str]:
 
 
 def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it(
-    settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
+    settings: Settings, store: WorkerStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 3)
     jobs = claim(store, 3)
@@ -100,7 +100,7 @@ def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it
 
 
 def test_one_in_forward_and_one_in_preparation_are_both_in_doubt_and_neither_is_charged(
-    settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
+    settings: Settings, store: WorkerStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 4)
     running, ahead = claim(store, 1), claim(store, 3)
@@ -110,7 +110,7 @@ def test_one_in_forward_and_one_in_preparation_are_both_in_doubt_and_neither_is_
 
 
 def test_what_was_prepared_before_the_death_is_not_in_doubt(
-    settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
+    settings: Settings, store: WorkerStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 2)
     running, ahead = claim(store, 1), claim(store, 1)
@@ -121,7 +121,7 @@ def test_what_was_prepared_before_the_death_is_not_in_doubt(
 
 
 def test_a_child_that_does_not_get_on_with_its_preparations_is_killed(
-    settings: Settings, store: JobStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
+    settings: Settings, store: WorkerStore, undertaker: Undertaker, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 1)
     jobs = claim(store, 1)

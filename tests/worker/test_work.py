@@ -12,7 +12,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Claimed, Ended
+from modelmill.store import Claimed, Outcome
 from modelmill_backends.contract import LoadContext, Prepared
 from modelmill_backends.device import current_device
 from modelmill_tasks.shared.examples import CAT
@@ -63,7 +63,7 @@ def plain(classes: list[str], job_id: str = "id") -> Job:
     return job_of({"image": CAT, "classes": classes}, job_id=job_id)
 
 
-def end(job: Job) -> Ended:
+def end(job: Job) -> Outcome:
     assert job.is_done
     return close_job(job, {"device": "cpu"})
 

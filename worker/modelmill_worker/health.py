@@ -8,11 +8,11 @@ import sys
 
 from modelmill.errors import ModelmillError
 from modelmill.settings import get_settings
-from modelmill.store import AsyncJobStore
+from modelmill.store import ApiStore
 
 
 async def _nodes_here() -> int:
-    store = AsyncJobStore(get_settings())
+    store = ApiStore(get_settings())
     try:
         nodes = await store.nodes()
     finally:

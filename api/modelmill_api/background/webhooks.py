@@ -23,8 +23,8 @@ from modelmill.errors import ModelmillError
 from modelmill.hosts import parse_url
 from modelmill.outbound import Guard, RefusedError
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobRecord
-from modelmill.store.webhooks import Attempt, Delivery, HookStore, Outcome
+from modelmill.store import ApiStore, JobRecord
+from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome, HookStore
 from modelmill_api.responses import job_document
 from modelmill_api.state import ApiState
 
@@ -59,7 +59,7 @@ class Deliverer:
         timeout_s: How long one attempt may take.
     """
 
-    def __init__(self, store: AsyncJobStore, guard: Guard, timeout_s: float) -> None:
+    def __init__(self, store: ApiStore, guard: Guard, timeout_s: float) -> None:
         self._store = store
         self._hooks = HookStore(store)
         self._guard = guard
@@ -155,7 +155,7 @@ class Deliverer:
 
     def _pause(self, delivery: Delivery, attempt: Attempt) -> float | None:
         """How long to wait before the next attempt; None when there is none."""
-        if attempt.outcome is not Outcome.FAILED or delivery.attempts >= len(SCHEDULE_S):
+        if attempt.outcome is not DeliveryOutcome.FAILED or delivery.attempts >= len(SCHEDULE_S):
             return None
         if delivery.event == "progress":
             return None  # the next one tells more
@@ -176,9 +176,9 @@ class Deliverer:
         try:
             status = await self._guard.post(delivery.url, body.encode(), headers, self._timeout_s)
         except RefusedError as refused:
-            outcome, error = Outcome.REFUSED, refused.message
+            outcome, error = DeliveryOutcome.REFUSED, refused.message
         except ModelmillError as failed:
-            outcome, error = Outcome.FAILED, failed.message
+            outcome, error = DeliveryOutcome.FAILED, failed.message
         else:
             outcome, error = _judged(status)
         return Attempt(
@@ -238,14 +238,17 @@ def signed(message_id: str, body: str, keys: Sequence[str]) -> Mapping[str, str]
     }
 
 
-def _judged(status: int) -> tuple[Outcome, str | None]:
+def _judged(status: int) -> tuple[DeliveryOutcome, str | None]:
     if 200 <= status < 300:
-        return Outcome.DELIVERED, None
+        return DeliveryOutcome.DELIVERED, None
     if status == 410:
-        return Outcome.GONE, "The receiver wants no more webhooks of this job."
+        return DeliveryOutcome.GONE, "The receiver wants no more webhooks of this job."
     if 300 <= status < 400:
-        return Outcome.FAILED, f"The receiver answered with status {status}; redirects are not followed."
-    return Outcome.FAILED, f"The receiver answered with status {status}."
+        return (
+            DeliveryOutcome.FAILED,
+            f"The receiver answered with status {status}; redirects are not followed.",
+        )
+    return DeliveryOutcome.FAILED, f"The receiver answered with status {status}."
 
 
 def _host(url: str) -> str:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore
+from modelmill.store import ApiStore
 from modelmill.store.callers import ApiKey, look_up, note_use, parse_token, proves
 from modelmill_api.callers import Caller, name_caller
 from modelmill_api.problems import problem_response
@@ -215,7 +215,7 @@ class KeyGate:
         if parsed is None:
             raise unauthenticated()
         key_id, secret = parsed
-        store: AsyncJobStore = scope["app"].state.modelmill.store
+        store: ApiStore = scope["app"].state.modelmill.store
         known = await self._find(store, key_id)
         if not proves(secret, known.key) or known.caller is None:
             raise unauthenticated()
@@ -225,7 +225,7 @@ class KeyGate:
             with suppress(ModelmillError):
                 await note_use(store, key_id, known.redis_now)
 
-    async def _find(self, store: AsyncJobStore, key_id: str) -> _Known:
+    async def _find(self, store: ApiStore, key_id: str) -> _Known:
         known = self._known.get(key_id) or self._unknown.get(key_id)
         if known is not None and time.monotonic() < known.until:
             return known
@@ -235,7 +235,7 @@ class KeyGate:
         # Others may wait for the same answer when this request is given up.
         return await asyncio.shield(task)
 
-    async def _look_up(self, store: AsyncJobStore, key_id: str) -> _Known:
+    async def _look_up(self, store: ApiStore, key_id: str) -> _Known:
         # Before it is asked for: what is known is no older than this.
         asked_at = time.monotonic()
         try:

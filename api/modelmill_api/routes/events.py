@@ -15,7 +15,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import JobRecord
 from modelmill.store.events import Event, cursor_of, events_after, is_end
 from modelmill_api.callers import caller_of
-from modelmill_api.lookup import find_job, get_job
+from modelmill_api.lookup import get_job, get_task_job
 from modelmill_api.middleware.metrics import name_route
 from modelmill_api.openapi.routes import task_path
 from modelmill_api.problems import responses
@@ -90,7 +90,7 @@ def _add_task_route(batched: bool) -> None:
         caller, contract = caller_of(request), find_task(task)
         name_route(request.scope, f"{task_path(contract.name, batched)}/jobs/{{id}}/events")
         return await _respond(
-            state, id, last_event_id, lambda: find_job(state, caller, contract, id, batched)
+            state, id, last_event_id, lambda: get_task_job(state, caller, contract, id, batched)
         )
 
     path = f"{task_path('{task}', batched)}/jobs/{{id}}/events"

@@ -16,7 +16,7 @@ from modelmill.states import Status
 from modelmill.store import JobRecord
 from modelmill.store.listing import JobFilter, list_jobs
 from modelmill_api.callers import caller_of
-from modelmill_api.lookup import find_job, get_job, no_such_job
+from modelmill_api.lookup import get_job, get_task_job, no_such_job
 from modelmill_api.openapi.routes import RERUN_PROBLEMS, IdempotencyKey
 from modelmill_api.openapi.schemas import ACCEPTED_OR_ENDED
 from modelmill_api.problems import responses
@@ -125,7 +125,7 @@ async def cancel(id: str, request: Request, state: State) -> JobAccepted:
     description=CANCELING,
 )
 async def cancel_of_task(task: str, id: str, request: Request, state: State) -> JobAccepted:
-    return await _cancel(state, await find_job(state, caller_of(request), find_task(task), id, None))
+    return await _cancel(state, await get_task_job(state, caller_of(request), find_task(task), id, None))
 
 
 @router.post(
@@ -137,7 +137,7 @@ async def cancel_of_task(task: str, id: str, request: Request, state: State) -> 
     description=CANCELING,
 )
 async def cancel_batched(task: str, id: str, request: Request, state: State) -> JobAccepted:
-    return await _cancel(state, await find_job(state, caller_of(request), find_task(task), id, True))
+    return await _cancel(state, await get_task_job(state, caller_of(request), find_task(task), id, True))
 
 
 async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
@@ -180,7 +180,7 @@ async def delete(id: str, request: Request, state: State) -> None:
     description=DELETING,
 )
 async def delete_of_task(task: str, id: str, request: Request, state: State) -> None:
-    await _delete(state, await find_job(state, caller_of(request), find_task(task), id, False))
+    await _delete(state, await get_task_job(state, caller_of(request), find_task(task), id, False))
 
 
 @router.delete(
@@ -193,7 +193,7 @@ async def delete_of_task(task: str, id: str, request: Request, state: State) -> 
     description=DELETING,
 )
 async def delete_batched(task: str, id: str, request: Request, state: State) -> None:
-    await _delete(state, await find_job(state, caller_of(request), find_task(task), id, True))
+    await _delete(state, await get_task_job(state, caller_of(request), find_task(task), id, True))
 
 
 async def _delete(state: ApiState, record: JobRecord) -> None:

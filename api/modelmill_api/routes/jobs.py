@@ -15,7 +15,7 @@ from modelmill.store import JobRecord, Submission
 from modelmill_api.body import read_body
 from modelmill_api.callers import Caller, caller_of, rate_limit_fields
 from modelmill_api.eta import outlook
-from modelmill_api.lookup import find_job, get_job, is_uuid
+from modelmill_api.lookup import get_job, get_task_job, is_uuid
 from modelmill_api.middleware.metrics import name_route
 from modelmill_api.openapi.routes import READ_PROBLEMS, IdempotencyKey, task_path
 from modelmill_api.responses import JobDocument, job_response
@@ -56,7 +56,7 @@ def _read_handler(batched: bool) -> Callable[[Request], Awaitable[Response]]:
         prefer = request.headers.getlist("prefer")
         caller = caller_of(request)
         return await _read(
-            request, state, job_id, prefer, lambda: find_job(state, caller, task, job_id, batched)
+            request, state, job_id, prefer, lambda: get_task_job(state, caller, task, job_id, batched)
         )
 
     return read

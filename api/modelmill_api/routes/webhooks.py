@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.outbound import Guard
-from modelmill.store.webhooks import HookStore, LoggedAttempt, Outcome
+from modelmill.store.webhooks import DeliveryOutcome, HookStore, LoggedAttempt
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import is_uuid, no_such_job
 from modelmill_api.problems import responses
@@ -50,7 +50,7 @@ class WebhookDelivery(BaseModel):
     event: str = Field(description="started, progress or ended.")
     attempt: int = Field(description="1 is the first.")
     at: datetime
-    outcome: Outcome = Field(
+    outcome: DeliveryOutcome = Field(
         description="delivered; failed; refused, as a URL that may not be asked; or gone, after status 410."
     )
     status: int | None = Field(description="The receiver's; null when it gave no answer.")

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from modelmill.client import Client
 from modelmill.client import protocol as client_protocol
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore
+from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.conftest import QuickServer, wait_until
 
@@ -39,7 +39,7 @@ def client(api: httpx.Client) -> Iterator[Client]:
         yield connected
 
 
-def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
+def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
     """Plays the worker: ends all that waits for the model ``noop``."""
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
     end: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def finish(store: JobStore, status: Status = Status.COMPLETE, result: bytes = RE
         end = {"result": result}
     elif status is Status.FAILED:
         end = {"error": {"code": "inference_failed", "message": "No.", "retryable": False}}
-    store.settle([Ended(job.id, job.fence, status, **end) for job in jobs])
+    store.settle([Outcome(job.id, job.fence, status, **end) for job in jobs])
     return [job.id for job in jobs]
 
 

@@ -20,7 +20,7 @@ from modelmill.client import (
     JobTimeoutError,
     NotFoundError,
 )
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import source_bytes
 from tests.conftest import wait_until
@@ -68,7 +68,7 @@ def test_the_server_is_asked_what_it_has(ask: Ask) -> None:
     ask(look)
 
 
-def test_a_job_is_submitted_waited_for_and_read(ask: Ask, store: JobStore) -> None:
+def test_a_job_is_submitted_waited_for_and_read(ask: Ask, store: WorkerStore) -> None:
     async def look(client: AsyncClient) -> None:
         job = await client.submit(TASK, "noop", image=Path("modelmill/data/chelsea.jpg"), classes=["cat"])
         with pytest.raises(JobTimeoutError):
@@ -82,7 +82,7 @@ def test_a_job_is_submitted_waited_for_and_read(ask: Ask, store: JobStore) -> No
     ask(look)
 
 
-def test_a_run_gives_the_result_or_its_error(ask: Ask, store: JobStore) -> None:
+def test_a_run_gives_the_result_or_its_error(ask: Ask, store: WorkerStore) -> None:
     async def look(client: AsyncClient) -> None:
         running = asyncio.create_task(client.run(TASK, "noop", INPUTS, timeout_s=20))
         await asyncio.to_thread(wait_until, lambda: finish(store))
@@ -122,7 +122,7 @@ def test_files_are_uploaded_used_and_deleted(ask: Ask) -> None:
     ask(look)
 
 
-def test_many_are_submitted_and_collected(ask: Ask, store: JobStore) -> None:
+def test_many_are_submitted_and_collected(ask: Ask, store: WorkerStore) -> None:
     async def look(client: AsyncClient) -> None:
         jobs = await client.submit_many(TASK, "noop", [{"classes": ["a"]}, {"classes": []}], image=CAT)
         assert isinstance(jobs[0], AsyncJob)

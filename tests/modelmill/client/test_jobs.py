@@ -28,7 +28,7 @@ from modelmill.client import (
 )
 from modelmill.errors import ErrorCode
 from modelmill.states import Status
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from tests.modelmill.client.conftest import (
     INPUTS,
     JOB_ID,
@@ -54,7 +54,7 @@ def test_a_job_that_has_not_ended_has_no_result(client: Client) -> None:
         _ = job.result
 
 
-def test_a_job_that_has_ended_has_one(client: Client, store: JobStore) -> None:
+def test_a_job_that_has_ended_has_one(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     finish(store)
 
@@ -64,7 +64,7 @@ def test_a_job_that_has_ended_has_one(client: Client, store: JobStore) -> None:
     assert client.job(job.id).result == job.result
 
 
-def test_a_failed_job_raises_its_own_error(client: Client, store: JobStore) -> None:
+def test_a_failed_job_raises_its_own_error(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     finish(store, Status.FAILED)
 
@@ -87,7 +87,7 @@ def test_a_job_can_be_canceled(client: Client) -> None:
     assert (caught.value.code, caught.value.job_id) == (ErrorCode.JOB_CANCELED, job.id)
 
 
-def test_a_job_that_has_ended_cannot_be_canceled(client: Client, store: JobStore) -> None:
+def test_a_job_that_has_ended_cannot_be_canceled(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     finish(store)
 
@@ -121,7 +121,7 @@ def test_a_deleted_job_is_gone(client: Client) -> None:
         list(job.events())
 
 
-def test_a_job_can_be_run_again(client: Client, store: JobStore) -> None:
+def test_a_job_can_be_run_again(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     finish(store)
 
@@ -146,7 +146,7 @@ def test_jobs_are_listed_page_by_page(client: Client) -> None:
     assert list(client.jobs(model="conse-lite0")) == []
 
 
-def test_a_listed_job_has_its_result_when_it_was_read(client: Client, store: JobStore) -> None:
+def test_a_listed_job_has_its_result_when_it_was_read(client: Client, store: WorkerStore) -> None:
     client.submit(TASK, "noop", INPUTS)
     finish(store)
 
@@ -162,7 +162,7 @@ def kinds(events: list[Event]) -> list[str]:
     return [event.type for event in events]
 
 
-def test_events_of_a_job_come_until_its_end(client: Client, store: JobStore) -> None:
+def test_events_of_a_job_come_until_its_end(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     with ThreadPoolExecutor(1) as pool:
         heard = pool.submit(lambda: list(client.job(job.id).events()))
@@ -177,7 +177,7 @@ def test_events_of_a_job_come_until_its_end(client: Client, store: JobStore) -> 
     assert list(job.events(last_event_id=events[-1].id)) == []
 
 
-def test_events_are_awaited_too(client: Client, store: JobStore, api: httpx.Client) -> None:
+def test_events_are_awaited_too(client: Client, store: WorkerStore, api: httpx.Client) -> None:
     job_id = client.submit(TASK, "noop", INPUTS).id
 
     async def follow() -> list[Event]:
@@ -189,7 +189,7 @@ def test_events_are_awaited_too(client: Client, store: JobStore, api: httpx.Clie
     assert kinds(asyncio.run(follow())) == ["started", "ended"]
 
 
-def test_waiting_for_long_listens_to_events(client: Client, store: JobStore) -> None:
+def test_waiting_for_long_listens_to_events(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     paths: list[str] = []
     listening = threading.Event()
@@ -340,7 +340,7 @@ def test_who_may_not_listen_is_told(play: Play) -> None:
             job_of(client).wait()
 
 
-def test_leaving_events_early_closes_the_stream(client: Client, store: JobStore) -> None:
+def test_leaving_events_early_closes_the_stream(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     finish(store)
 

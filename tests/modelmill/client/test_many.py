@@ -23,7 +23,7 @@ from modelmill.client import (
 )
 from modelmill.client.flows import Source
 from modelmill.errors import ErrorCode
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import source_bytes
 from tests.modelmill.client.conftest import TASK, Play, broken_stream, finish
@@ -32,7 +32,7 @@ NDJSON = "application/x-ndjson"
 
 
 def test_many_are_submitted_in_few_requests(
-    client: Client, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: WorkerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(many, "MAX_BULK_LINES", 4)
     paths: list[str] = []
@@ -158,7 +158,7 @@ def test_lines_are_cut_by_number_and_size() -> None:
 
 
 @pytest.mark.parametrize("kind", ["path", "bytes", "file"])
-def test_a_file_is_uploaded_and_used(client: Client, store: JobStore, tmp_path: Path, kind: str) -> None:
+def test_a_file_is_uploaded_and_used(client: Client, store: WorkerStore, tmp_path: Path, kind: str) -> None:
     content = source_bytes(CAT)
     path = tmp_path / "cat.jpg"
     path.write_bytes(content)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelmill.states import Status
-from modelmill.store import OPENING, Ended, Limits, Released, Return, Settlement, Submission, Verdict
+from modelmill.store import OPENING, Limits, Outcome, Released, Return, Settlement, Submission, Verdict
 from modelmill.store.records import LANE_RANK
 from modelmill.store.scripts import ORPHAN_TTL_S
 
@@ -337,7 +337,7 @@ class StoreModel:
         job = self.jobs.get(job_id)
         return job is not None and job.place == "leased" and job.fence == fence
 
-    def settled(self, outcome: Ended | Released, large: bool) -> Settlement:
+    def settled(self, outcome: Outcome | Released, large: bool) -> Settlement:
         job = self.jobs.get(outcome.id)
         if job is None or job.fence != outcome.fence:
             return Settlement.REFUSED
@@ -345,7 +345,7 @@ class StoreModel:
             return Settlement.OK
         if job.place != "leased":
             return Settlement.REFUSED
-        if isinstance(outcome, Ended):
+        if isinstance(outcome, Outcome):
             job.large_under = outcome.fence if large else None
             self.finish(job, outcome.status, (outcome.error or {}).get("code"))
         elif outcome.why is Return.RELEASED:

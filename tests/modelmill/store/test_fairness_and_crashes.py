@@ -9,24 +9,36 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Lane, Status
-from modelmill.store import OPENING, Claims, JobRecord, JobStore, Released, Return, Settlement, Verdict, keys
+from modelmill.store import (
+    OPENING,
+    ClaimReply,
+    JobRecord,
+    Released,
+    Return,
+    Settlement,
+    Verdict,
+    WorkerStore,
+    keys,
+)
 from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
 
 
-def record(store: JobStore, job_id: str) -> JobRecord:
+def record(store: WorkerStore, job_id: str) -> JobRecord:
     found = store.get(job_id)
     assert found is not None
     return found
 
 
-def test_bulk_fills_what_the_other_lanes_leave(settings: Settings, store: JobStore) -> None:
+def test_bulk_fills_what_the_other_lanes_leave(settings: Settings, store: WorkerStore) -> None:
     bulk = submit(settings, *(submission(lane=Lane.BULK) for _ in range(10)))
     fast = submit(settings, *(submission(lane=Lane.INTERACTIVE) for _ in range(3)))
     assert [job.id for job in claim(store, 8).jobs] == fast + bulk[:5]
 
 
 @pytest.mark.parametrize("count", [1, 4, 8, 16, 64])
-def test_no_lane_starves_however_busy_the_others_are(settings: Settings, store: JobStore, count: int) -> None:
+def test_no_lane_starves_however_busy_the_others_are(
+    settings: Settings, store: WorkerStore, count: int
+) -> None:
     lanes = {
         job_id: lane
         for lane in Lane
@@ -44,7 +56,7 @@ def test_no_lane_starves_however_busy_the_others_are(settings: Settings, store: 
 LARGE, SMALL = b"x" * 400, b"x" * 10
 
 
-def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, store: JobStore) -> None:
+def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, store: WorkerStore) -> None:
     """Two large jobs fill a claim of 16 places, so that none of the places kept is reached."""
     loads = {Lane.INTERACTIVE: (LARGE, 64), Lane.NORMAL: (LARGE, 8), Lane.BULK: (SMALL, 8)}
     jobs = [submission(lane=lane, body=body) for lane, (body, n) in loads.items() for _ in range(n)]
@@ -60,7 +72,7 @@ def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, sto
 @pytest.mark.parametrize("lane", [Lane.NORMAL, Lane.BULK])
 @pytest.mark.parametrize("count", [1, 16])
 def test_a_suspect_in_a_lower_lane_gets_its_turn_alone(
-    settings: Settings, store: JobStore, lane: Lane, count: int
+    settings: Settings, store: WorkerStore, lane: Lane, count: int
 ) -> None:
     (suspect,) = submit(settings, submission(lane=lane))
     give_back(store, claim(store), Return.SUSPECT)
@@ -73,7 +85,7 @@ def test_a_suspect_in_a_lower_lane_gets_its_turn_alone(
 
 
 def test_turns_are_counted_only_where_lanes_compete(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     submit(settings, *(submission(lane=Lane.BULK) for _ in range(9)))
     for _ in range(8):
@@ -109,19 +121,19 @@ def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw
         raw_redis.delete("ballast")
 
 
-def give_back(store: JobStore, claims: Claims, why: Return, item: int = 0) -> None:
+def give_back(store: WorkerStore, claims: ClaimReply, why: Return, item: int = 0) -> None:
     outcomes = [Released(job.id, job.fence, why, item) for job in claims.jobs]
     assert set(store.settle(outcomes)) == {Settlement.OK}
 
 
-def test_a_suspect_is_claimed_alone(settings: Settings, store: JobStore) -> None:
+def test_a_suspect_is_claimed_alone(settings: Settings, store: WorkerStore) -> None:
     ids = submit(settings, *(submission() for _ in range(4)))
     give_back(store, claim(store, 2), Return.SUSPECT)
     windows = [[job.id for job in claim(store).jobs] for _ in range(3)]
     assert windows == [[ids[0]], [ids[1]], ids[2:]]
 
 
-def test_the_third_lone_crash_ends_a_job_and_not_before(settings: Settings, store: JobStore) -> None:
+def test_the_third_lone_crash_ends_a_job_and_not_before(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     for _ in range(2):
         give_back(store, claim(store), Return.CRASHED)
@@ -137,7 +149,9 @@ def test_the_third_lone_crash_ends_a_job_and_not_before(settings: Settings, stor
     }
 
 
-def test_a_batched_job_that_kills_who_opens_it_fails_as_a_whole(settings: Settings, store: JobStore) -> None:
+def test_a_batched_job_that_kills_who_opens_it_fails_as_a_whole(
+    settings: Settings, store: WorkerStore
+) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=5))
     # Deaths in its items are counted apart.
     for item in (OPENING, 0, OPENING, 0, OPENING):
@@ -150,7 +164,7 @@ def test_a_batched_job_that_kills_who_opens_it_fails_as_a_whole(settings: Settin
     assert store.parts(job_id) == {}
 
 
-def test_a_suspect_that_runs_well_completes(settings: Settings, store: JobStore) -> None:
+def test_a_suspect_that_runs_well_completes(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     give_back(store, claim(store), Return.SUSPECT)
     give_back(store, claim(store), Return.CRASHED)
@@ -159,7 +173,7 @@ def test_a_suspect_that_runs_well_completes(settings: Settings, store: JobStore)
 
 
 def test_a_crashing_item_of_a_batched_job_is_left_out_and_the_rest_goes_on(
-    settings: Settings, store: JobStore
+    settings: Settings, store: WorkerStore
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=5))
     for _ in range(3):
@@ -170,7 +184,7 @@ def test_a_crashing_item_of_a_batched_job_is_left_out_and_the_rest_goes_on(
     assert [job.suspect for job in claim(store).jobs] == [False]
 
 
-def test_a_crash_is_charged_only_under_the_right_fence(settings: Settings, store: JobStore) -> None:
+def test_a_crash_is_charged_only_under_the_right_fence(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     claim(store)
     assert store.settle([Released(job_id, "stranger", Return.CRASHED)]) == [Settlement.REFUSED]
@@ -178,7 +192,7 @@ def test_a_crash_is_charged_only_under_the_right_fence(settings: Settings, store
 
 
 def test_parts_are_kept_until_the_job_ends(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=3))
     claims = claim(store)
@@ -188,7 +202,7 @@ def test_parts_are_kept_until_the_job_ends(
     assert not raw_redis.exists(keys.PARTS + job_id)
 
 
-def test_what_was_learned_of_batch_sizes_is_remembered(settings: Settings, store: JobStore) -> None:
+def test_what_was_learned_of_batch_sizes_is_remembered(settings: Settings, store: WorkerStore) -> None:
     assert store.recall_sizing("m", "cpu") == {}
     store.remember_sizing("m", "cpu", {"cap": 16, "best": 4})
     assert store.recall_sizing("m", "cpu") == {"cap": 16, "best": 4}

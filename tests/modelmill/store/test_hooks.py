@@ -10,12 +10,12 @@ from typing import Any
 import redis
 
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore, keys
-from modelmill.store.webhooks import Attempt, Delivery, HookStore, Outcome
+from modelmill.store import ApiStore, keys
+from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome, HookStore
 
 
-async def with_store(settings: Settings, call: Callable[[AsyncJobStore], Any]) -> Any:
-    jobs = AsyncJobStore(settings)
+async def with_store(settings: Settings, call: Callable[[ApiStore], Any]) -> Any:
+    jobs = ApiStore(settings)
     try:
         return await call(jobs)
     finally:
@@ -32,14 +32,14 @@ def due(raw_redis: redis.Redis, event: str = "ended") -> str:
     return job_id
 
 
-def attempt_of(delivery: Delivery, outcome: Outcome = Outcome.FAILED) -> Attempt:
+def attempt_of(delivery: Delivery, outcome: DeliveryOutcome = DeliveryOutcome.FAILED) -> Attempt:
     return Attempt(delivery.id, delivery.event, outcome, 500, "No.", 0.1)
 
 
 def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, raw_redis: redis.Redis) -> None:
     job_id = due(raw_redis)
 
-    async def main(jobs: AsyncJobStore) -> None:
+    async def main(jobs: ApiStore) -> None:
         hooks = HookStore(jobs)
         (dead,) = await hooks.take(10, 0.05)
         assert await hooks.take(10, 60) == []
@@ -49,13 +49,13 @@ def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, ra
         assert (living.job_id, living.body, living.attempts) == (job_id, "first", 0)
         # What the first says when it comes to life again does not count.
         assert await hooks.keep_body(dead, "second") == ""
-        await hooks.close(dead, attempt_of(dead, Outcome.DELIVERED))
+        await hooks.close(dead, attempt_of(dead, DeliveryOutcome.DELIVERED))
         await hooks.put_back(dead, 0)
         assert await hooks.log(job_id, "me") == []
         assert await hooks.keep_body(living, "second") == "first"
-        await hooks.close(living, attempt_of(living, Outcome.DELIVERED))
+        await hooks.close(living, attempt_of(living, DeliveryOutcome.DELIVERED))
         (entry,) = await hooks.log(job_id, "me") or []
-        assert (entry.outcome, entry.attempt, entry.next_at) == (Outcome.DELIVERED, 1, None)
+        assert (entry.outcome, entry.attempt, entry.next_at) == (DeliveryOutcome.DELIVERED, 1, None)
         assert await hooks.log(job_id, "somebody else") is None
 
     asyncio.run(with_store(settings, main))
@@ -68,7 +68,7 @@ def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, ra
 def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Redis) -> None:
     job_id = due(raw_redis)
 
-    async def main(jobs: AsyncJobStore) -> None:
+    async def main(jobs: ApiStore) -> None:
         hooks = HookStore(jobs)
         for _ in range(52):
             (delivery,) = await hooks.take(1, 60)

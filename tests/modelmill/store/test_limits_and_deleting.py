@@ -11,14 +11,14 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import (
-    AsyncJobStore,
-    Ended,
-    JobStore,
+    ApiStore,
     Limits,
+    Outcome,
     Progress,
     Released,
     Settlement,
     Verdict,
+    WorkerStore,
     keys,
     scripts,
 )
@@ -63,7 +63,7 @@ def test_a_burst_may_come_within_one_millisecond(
 def test_the_rate_is_each_callers_own_and_a_refused_job_costs_nothing(settings: Settings) -> None:
     limits = Limits(jobs_per_minute=1, burst=1)
 
-    async def act(store: AsyncJobStore) -> list[Verdict]:
+    async def act(store: ApiStore) -> list[Verdict]:
         asked = [("one", limits), ("one", limits), ("two", limits), ("one", limits), ("one", Limits())]
         jobs = [submission(caller=caller, limits=each) for caller, each in asked]
         return [(await store.submit(job)).verdict for job in jobs]
@@ -76,7 +76,7 @@ def test_what_a_full_queue_refuses_leaves_the_burst_as_it_is(settings: Settings)
     limits = Limits(jobs_per_minute=1, burst=5)
     full = settings.model_copy(update={"max_queue_depth": 2})
 
-    async def act(store: AsyncJobStore) -> list[tuple[Verdict, int | None]]:
+    async def act(store: ApiStore) -> list[tuple[Verdict, int | None]]:
         jobs = [submission(limits=each) for each in [limits] * 4 + [Limits()]]
         answers = [await store.submit(job) for job in jobs]
         return [(answer.verdict, answer.remaining) for answer in answers]
@@ -89,12 +89,12 @@ def test_a_full_server_holds_large_results_back_and_ends_the_other_jobs(
     settings: Settings, own_valkey: Valkey
 ) -> None:
     own = settings.model_copy(update={"redis_url": own_valkey.url})
-    store, raw = JobStore(own), redis.Redis.from_url(own_valkey.url)
+    store, raw = WorkerStore(own), redis.Redis.from_url(own_valkey.url)
     ids = submit(own, *(submission() for _ in range(3)))
     first, second, third = claim(store).jobs
-    large = Ended(second.id, second.fence, Status.COMPLETE, b'"' + b"x" * keys.INLINE_BYTES + b'"')
-    outcomes: list[Ended | Released] = [
-        Ended(first.id, first.fence, Status.COMPLETE, b"1"),
+    large = Outcome(second.id, second.fence, Status.COMPLETE, b'"' + b"x" * keys.INLINE_BYTES + b'"')
+    outcomes: list[Outcome | Released] = [
+        Outcome(first.id, first.fence, Status.COMPLETE, b"1"),
         large,
         Released(third.id, third.fence),
     ]
@@ -114,9 +114,9 @@ def test_a_full_server_holds_large_results_back_and_ends_the_other_jobs(
         store.close()
 
 
-def test_a_quota_counts_what_has_not_ended(settings: Settings, store: JobStore) -> None:
+def test_a_quota_counts_what_has_not_ended(settings: Settings, store: WorkerStore) -> None:
     def verdicts(count: int, caller: str = "one") -> list[Verdict]:
-        async def act(async_store: AsyncJobStore) -> list[Verdict]:
+        async def act(async_store: ApiStore) -> list[Verdict]:
             jobs = [submission(caller=caller, limits=Limits(max_jobs=2)) for _ in range(count)]
             return [(await async_store.submit(job)).verdict for job in jobs]
 
@@ -132,13 +132,13 @@ def test_a_quota_counts_what_has_not_ended(settings: Settings, store: JobStore) 
 
 
 def test_a_deleted_job_that_runs_is_seen_by_nobody_and_its_key_is_free(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     first = submission(idempotency_key="mine")
     submit(settings, first)
     claims = claim(store)
 
-    async def act(async_store: AsyncJobStore) -> tuple[list[str], object, str, list[str]]:
+    async def act(async_store: ApiStore) -> tuple[list[str], object, str, list[str]]:
         verdicts = await async_store.delete([first.id])
         seen = await async_store.get(first.id)
         again = await async_store.submit(submission(idempotency_key="mine"))
@@ -156,7 +156,7 @@ def test_a_deleted_job_that_runs_is_seen_by_nobody_and_its_key_is_free(
 
 
 def test_a_deleted_job_whose_worker_died_goes_with_its_lease(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     claim(store)
@@ -171,7 +171,7 @@ def test_a_deleted_job_whose_worker_died_goes_with_its_lease(
 
 @pytest.mark.parametrize("released", [False, True])
 def test_the_progress_of_an_earlier_delivery_is_not_shown(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, released: bool
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, released: bool
 ) -> None:
     (job_id,) = submit(settings, submission())
     (job,) = claim(store).jobs
@@ -198,7 +198,7 @@ def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
         assert at is not None
         return at / 1000 - raw_redis.time()[0]
 
-    async def act(async_store: AsyncJobStore) -> None:
+    async def act(async_store: ApiStore) -> None:
         ids = [str(uuid.uuid4()) for _ in range(3)]
         for job_id in ids:
             await async_store.submit(submission(id=job_id, blob=f"in/{job_id}", result_ttl_s=500.0))
@@ -216,11 +216,11 @@ def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
 
 
 def test_the_result_of_a_deleted_job_in_the_blob_store_becomes_trash(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(result_ttl_s=500.0))
     (job,) = claim(store).jobs
-    end = Ended(job_id, job.fence, Status.COMPLETE, b'"large"')
+    end = Outcome(job_id, job.fence, Status.COMPLETE, b'"large"')
     name = scripts.out_blob(end)
     arguments = scripts.pack_settle([end], settings, [name])
     settle = scripts.script("settle")
@@ -234,7 +234,7 @@ def test_the_result_of_a_deleted_job_in_the_blob_store_becomes_trash(
 
 
 def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     raw_redis.hset(keys.FILE + "f", mapping={"owner": "anonymous", "bytes": 5})
     raw_redis.set(keys.BLOB + "f", b"bytes")
@@ -247,7 +247,7 @@ def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
     )
 
     def sweep() -> None:
-        async def act(async_store: AsyncJobStore) -> None:
+        async def act(async_store: ApiStore) -> None:
             await async_store.run("sweep", [1000, 100])
 
         run(settings, act)
@@ -263,7 +263,7 @@ def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
 
 
 def test_parts_that_come_late_go_again_and_tell_nobody(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=3))
     store.save_parts(job_id, {0: "{}"})
@@ -278,7 +278,7 @@ def test_parts_that_come_late_go_again_and_tell_nobody(
 
 
 def test_a_job_that_is_forgotten_leaves_the_list_of_its_caller(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, *(submission(caller="one", result_ttl_s=100.0) for _ in range(2)))
     store.settle(complete(claim(store, 1)))
@@ -297,7 +297,7 @@ def test_a_job_that_is_forgotten_leaves_the_list_of_its_caller(
 
 
 def test_news_does_not_hasten_a_webhook_that_waits_for_its_next_attempt(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(webhook="https://example.com/", webhook_events=["progress"]))
     (job,) = claim(store).jobs

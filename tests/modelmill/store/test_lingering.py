@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from modelmill.settings import Settings
-from modelmill.store import Claims, JobStore, keys
+from modelmill.store import ClaimReply, WorkerStore, keys
 from tests.modelmill.store.test_store import MODEL, run, submission
 
 
-def linger(store: JobStore, node: str = "node", model: str = MODEL) -> Claims:
+def linger(store: WorkerStore, node: str = "node", model: str = MODEL) -> ClaimReply:
     return store.claim(model, uuid.uuid4().hex, node, 10, 10**9, linger_s=1.0)
 
 
@@ -28,7 +28,7 @@ def bells(settings: Settings, count: int = 1, model: str = MODEL, bell_every: in
     return run(settings, act)
 
 
-def test_a_job_wakes_the_drain_that_lingers_instead_of_a_bell(settings: Settings, store: JobStore) -> None:
+def test_a_job_wakes_the_drain_that_lingers_instead_of_a_bell(settings: Settings, store: WorkerStore) -> None:
     assert linger(store).jobs == ()
     assert bells(settings, 2) == [False, False]
     assert store.linger("node", 0.01) == "go"
@@ -38,7 +38,7 @@ def test_a_job_wakes_the_drain_that_lingers_instead_of_a_bell(settings: Settings
     assert len(linger(store).jobs) == 2
 
 
-def test_a_drain_that_waits_is_woken_at_once(settings: Settings, store: JobStore) -> None:
+def test_a_drain_that_waits_is_woken_at_once(settings: Settings, store: WorkerStore) -> None:
     linger(store)
     woken: list[tuple[str, float]] = []
 
@@ -54,35 +54,37 @@ def test_a_drain_that_waits_is_woken_at_once(settings: Settings, store: JobStore
     assert woken[0][1] - submitted_at < 2
 
 
-def test_a_claim_that_finds_jobs_does_not_linger(settings: Settings, store: JobStore) -> None:
+def test_a_claim_that_finds_jobs_does_not_linger(settings: Settings, store: WorkerStore) -> None:
     assert bells(settings) == [True]
     assert len(linger(store).jobs) == 1
     assert bells(settings) == [False], "a bell was sent within five seconds, and nobody lingers"
     assert store.linger("node", 0.01) == ""
 
 
-def test_one_that_left_is_not_counted_on(settings: Settings, store: JobStore, raw_redis: redis.Redis) -> None:
+def test_one_that_left_is_not_counted_on(
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
+) -> None:
     linger(store)
     assert store.stop_lingering(MODEL, "node") is True
     assert not raw_redis.exists(keys.IDLE + MODEL, keys.LINGERING)
     assert bells(settings) == [True]
 
 
-def test_each_batchful_wakes_another(settings: Settings, store: JobStore) -> None:
+def test_each_batchful_wakes_another(settings: Settings, store: WorkerStore) -> None:
     for node in ("a", "b"):
         linger(store, node)
     assert bells(settings, 6, bell_every=2) == [False, False, False, True, False, True]
     assert {store.linger(node, 0.01) for node in ("a", "b")} == {"go"}
 
 
-def test_a_bell_for_another_model_sends_lingering_drains_away(settings: Settings, store: JobStore) -> None:
+def test_a_bell_for_another_model_sends_lingering_drains_away(settings: Settings, store: WorkerStore) -> None:
     linger(store)
     assert bells(settings, model="other") == [True]
     assert store.linger("node", 0.01) == "leave"
     assert store.stop_lingering(MODEL, "node") is True
 
 
-def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: JobStore) -> None:
+def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: WorkerStore) -> None:
     linger(store)
     store.send_away("node")
     assert bells(settings) == [False]
@@ -92,7 +94,7 @@ def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: JobSt
 
 @pytest.mark.parametrize(("served", "lingers"), [(("other", MODEL), False), ((MODEL, "another"), True)])
 def test_nobody_lingers_while_jobs_wait_for_another_model_of_the_node(
-    settings: Settings, store: JobStore, served: tuple[str, ...], lingers: bool
+    settings: Settings, store: WorkerStore, served: tuple[str, ...], lingers: bool
 ) -> None:
     # Its bell was sent before, and waits in the broker for this node to be free.
     assert bells(settings, model="other") == [True]
@@ -101,7 +103,7 @@ def test_nobody_lingers_while_jobs_wait_for_another_model_of_the_node(
     assert bells(settings) == [not lingers]
 
 
-def test_calls_from_before_do_not_count(settings: Settings, store: JobStore) -> None:
+def test_calls_from_before_do_not_count(settings: Settings, store: WorkerStore) -> None:
     store.send_away("node")
     linger(store)
     assert store.linger("node", 0.01) == ""
@@ -109,7 +111,7 @@ def test_calls_from_before_do_not_count(settings: Settings, store: JobStore) -> 
 
 @pytest.mark.parametrize("lingers", [True, False])
 def test_the_reaper_wakes_or_rings_for_jobs_that_came_back(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, lingers: bool
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, lingers: bool
 ) -> None:
     bells(settings)
     raw_redis.delete(keys.RUNG + MODEL)
@@ -120,7 +122,7 @@ def test_the_reaper_wakes_or_rings_for_jobs_that_came_back(
     assert store.linger("node", 0.01) == ("go" if lingers else "")
 
 
-def test_one_that_died_is_forgotten(settings: Settings, store: JobStore, raw_redis: redis.Redis) -> None:
+def test_one_that_died_is_forgotten(settings: Settings, store: WorkerStore, raw_redis: redis.Redis) -> None:
     linger(store)
     assert 0 < raw_redis.pttl(keys.IDLE + MODEL) <= 2000
     bells(settings)

@@ -7,7 +7,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Ended, JobStore, Released, Return, keys
+from modelmill.store import Outcome, Released, Return, WorkerStore, keys
 from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
 
 
@@ -21,7 +21,7 @@ def line(job_id: str, end: str, deliveries: int) -> str:
 
 
 def test_deadlines_found_by_the_reaper_and_by_a_claim(
-    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, caplog: pytest.LogCaptureFixture, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, *(submission(expires_in_s=50) for _ in range(2)))
     for job_id in ids:
@@ -35,7 +35,7 @@ def test_deadlines_found_by_the_reaper_and_by_a_claim(
 
 
 def test_the_limit_of_deliveries(
-    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, caplog: pytest.LogCaptureFixture, raw_redis: redis.Redis
 ) -> None:
     job_id, other = submit(settings, submission(), submission())
     raw_redis.hset(keys.JOB + job_id, "deliveries", settings.max_deliveries)
@@ -47,7 +47,7 @@ def test_the_limit_of_deliveries(
 
 
 def test_the_third_crash_and_no_end_that_a_worker_asked_for(
-    settings: Settings, store: JobStore, caplog: pytest.LogCaptureFixture
+    settings: Settings, store: WorkerStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     (job_id,) = submit(settings, submission())
     for _ in range(3):
@@ -59,8 +59,8 @@ def test_the_third_crash_and_no_end_that_a_worker_asked_for(
     store.settle(
         [
             *complete(claim(store, fence=done.fence))[:1],
-            Ended(failed.id, failed.fence, Status.FAILED, error={"code": "inference_failed"}),
-            Ended(canceled.id, canceled.fence, Status.CANCELED),
+            Outcome(failed.id, failed.fence, Status.FAILED, error={"code": "inference_failed"}),
+            Outcome(canceled.id, canceled.fence, Status.CANCELED),
         ]
     )
     assert len(caplog.messages) == 1
@@ -83,7 +83,7 @@ def test_canceled_and_deleted_while_it_waited(settings: Settings, caplog: pytest
 @pytest.mark.parametrize("silent", [False, True])
 def test_canceled_while_it_ran_and_then_given_back(
     settings: Settings,
-    store: JobStore,
+    store: WorkerStore,
     caplog: pytest.LogCaptureFixture,
     raw_redis: redis.Redis,
     silent: bool,

@@ -33,14 +33,14 @@ from modelmill.settings import Settings
 from modelmill.states import Lane, Status
 from modelmill.store import (
     OPENING,
-    AsyncJobStore,
-    Ended,
-    JobStore,
+    ApiStore,
+    Outcome,
     Progress,
     Released,
     Return,
     Submission,
     Verdict,
+    WorkerStore,
     keys,
 )
 from tests.modelmill.store.state_model import (
@@ -169,8 +169,8 @@ class Snapshot:
 class Machine(RuleBasedStateMachine):
     """The steps, each done to both and compared."""
 
-    store: JobStore
-    async_store: AsyncJobStore
+    store: WorkerStore
+    async_store: ApiStore
     runner: asyncio.Runner
     raw: redis.Redis
     log: pytest.LogCaptureFixture
@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         self.model = StoreModel()
         self.claims: list[tuple[str, str, list[str], int]] = []
         """Fence, model, ids, and when the claim is forgotten."""
-        self.settlements: list[Ended | Released] = []
+        self.settlements: list[Outcome | Released] = []
         self.ends: dict[str, dict[str, str]] = {}
         """Each record as it was when its job ended."""
         self.run_id_known = False
@@ -401,9 +401,9 @@ class Machine(RuleBasedStateMachine):
     def is_batched(self, job_id: str) -> bool:
         return job_id in self.model.jobs and self.model.jobs[job_id].batched
 
-    def check_settle(self, outcomes: list[Ended | Released]) -> None:
+    def check_settle(self, outcomes: list[Outcome | Released]) -> None:
         expected = [
-            self.model.settled(outcome, isinstance(outcome, Ended) and outcome.result == LARGE)
+            self.model.settled(outcome, isinstance(outcome, Outcome) and outcome.result == LARGE)
             for outcome in outcomes
         ]
         assert self.store.settle(outcomes) == expected
@@ -583,14 +583,14 @@ class Machine(RuleBasedStateMachine):
             assert left >= 0 or key in forever, f"{key} would stay for ever"
 
 
-def outcome_of(job_id: str, fence: str, kind: str, item: int) -> Ended | Released:
+def outcome_of(job_id: str, fence: str, kind: str, item: int) -> Outcome | Released:
     if kind in ("released", "suspect", "crashed"):
         return Released(job_id, fence, Return(kind), item)
     if kind == "failed":
-        return Ended(job_id, fence, Status.FAILED, error={"code": "inference_failed"})
+        return Outcome(job_id, fence, Status.FAILED, error={"code": "inference_failed"})
     if kind == "canceled":
-        return Ended(job_id, fence, Status.CANCELED)
-    return Ended(job_id, fence, Status.COMPLETE, LARGE if kind == "large" else b'{"ok":true}')
+        return Outcome(job_id, fence, Status.CANCELED)
+    return Outcome(job_id, fence, Status.COMPLETE, LARGE if kind == "large" else b'{"ok":true}')
 
 
 @pytest.fixture
@@ -612,8 +612,8 @@ def machine(
     with asyncio.Runner() as runner:
 
         class Connected(Machine):
-            store = JobStore(limits)
-            async_store = AsyncJobStore(limits)
+            store = WorkerStore(limits)
+            async_store = ApiStore(limits)
             raw = raw_redis
             log = caplog
 

@@ -15,14 +15,14 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Lane, Status
 from modelmill.store import (
-    AsyncJobStore,
-    Claims,
-    Ended,
-    JobStore,
+    ApiStore,
+    ClaimReply,
+    Outcome,
     Released,
     Settlement,
     Submission,
     Verdict,
+    WorkerStore,
     keys,
     scripts,
 )
@@ -32,9 +32,9 @@ T = TypeVar("T")
 MODEL = "noop"
 
 
-def run(settings: Settings, act: Callable[[AsyncJobStore], Coroutine[Any, Any, T]]) -> T:
+def run(settings: Settings, act: Callable[[ApiStore], Coroutine[Any, Any, T]]) -> T:
     async def main() -> T:
-        store = AsyncJobStore(settings)
+        store = ApiStore(settings)
         try:
             return await act(store)
         finally:
@@ -49,18 +49,20 @@ def submission(**changes: Any) -> Submission:
 
 
 def submit(settings: Settings, *jobs: Submission) -> list[str]:
-    async def act(store: AsyncJobStore) -> list[str]:
+    async def act(store: ApiStore) -> list[str]:
         return [(await store.submit(job)).id for job in jobs]
 
     return run(settings, act)
 
 
-def claim(store: JobStore, count: int = 10, fence: str | None = None, max_bytes: int = 10**9) -> Claims:
+def claim(
+    store: WorkerStore, count: int = 10, fence: str | None = None, max_bytes: int = 10**9
+) -> ClaimReply:
     return store.claim(MODEL, fence or uuid.uuid4().hex, "node", count, max_bytes)
 
 
-def complete(claims: Claims, result: bytes = b'{"ok":true}') -> list[Ended | Released]:
-    return [Ended(job.id, job.fence, Status.COMPLETE, result) for job in claims.jobs]
+def complete(claims: ClaimReply, result: bytes = b'{"ok":true}') -> list[Outcome | Released]:
+    return [Outcome(job.id, job.fence, Status.COMPLETE, result) for job in claims.jobs]
 
 
 def place_of(raw: redis.Redis, job_id: str) -> str:
@@ -82,18 +84,18 @@ def test_an_accepted_job_is_queued_with_its_payload_and_no_time_to_live(
 
 
 def test_the_first_job_of_a_queue_rings_and_then_each_batchful_does(settings: Settings) -> None:
-    async def act(store: AsyncJobStore) -> list[bool]:
+    async def act(store: ApiStore) -> list[bool]:
         return [(await store.submit(submission(bell_every=4))).bell for _ in range(9)]
 
     assert run(settings, act) == [True, False, False, True, False, False, False, True, False]
 
 
 def test_a_bell_on_its_way_is_not_rung_again_until_its_drain_starts(
-    settings: Settings, store: JobStore
+    settings: Settings, store: WorkerStore
 ) -> None:
     submit(settings, submission())
     assert not store.may_ring(MODEL)
-    store.unring(MODEL)
+    store.release_bell(MODEL)
     assert store.may_ring(MODEL)
 
 
@@ -107,7 +109,7 @@ def test_submitting_again_with_the_same_id_is_the_same_job(
 
 
 def test_an_idempotency_key_replays_the_same_body_and_refuses_another(settings: Settings) -> None:
-    async def act(store: AsyncJobStore) -> list[tuple[Verdict, str]]:
+    async def act(store: ApiStore) -> list[tuple[Verdict, str]]:
         jobs = [
             submission(idempotency_key="k"),
             submission(idempotency_key="k"),
@@ -137,7 +139,7 @@ def test_a_full_queue_refuses_and_keeps_nothing_of_the_refused(
 ) -> None:
     refused = submission()
 
-    async def act(store: AsyncJobStore) -> Verdict:
+    async def act(store: ApiStore) -> Verdict:
         await store.submit(submission())
         await store.submit(submission())
         return (await store.submit(refused)).verdict
@@ -146,13 +148,13 @@ def test_a_full_queue_refuses_and_keeps_nothing_of_the_refused(
     assert not raw_redis.exists(keys.IN + refused.id, keys.JOB + refused.id)
 
 
-def test_claims_come_by_lane_and_then_in_order(settings: Settings, store: JobStore) -> None:
+def test_claims_come_by_lane_and_then_in_order(settings: Settings, store: WorkerStore) -> None:
     lanes = [Lane.BULK, Lane.NORMAL, Lane.INTERACTIVE, Lane.NORMAL, Lane.BULK]
     ids = submit(settings, *(submission(lane=lane) for lane in lanes))
     assert [job.id for job in claim(store).jobs] == [ids[2], ids[1], ids[3], ids[0], ids[4]]
 
 
-def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store: JobStore) -> None:
+def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store: WorkerStore) -> None:
     submit(settings, *(submission(body=b"x" * 100) for _ in range(6)))
     assert len(claim(store, count=2).jobs) == 2
     assert len(claim(store, max_bytes=250).jobs) == 2
@@ -160,7 +162,7 @@ def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store:
     assert len(claim(store, max_bytes=10).jobs) == 1
 
 
-def test_a_replayed_claim_returns_the_same_jobs(settings: Settings, store: JobStore) -> None:
+def test_a_replayed_claim_returns_the_same_jobs(settings: Settings, store: WorkerStore) -> None:
     submit(settings, *(submission() for _ in range(5)))
     first, again = claim(store, 3, "fence"), claim(store, 3, "fence")
     assert [job.id for job in first.jobs] == [job.id for job in again.jobs]
@@ -169,7 +171,7 @@ def test_a_replayed_claim_returns_the_same_jobs(settings: Settings, store: JobSt
 
 
 def test_a_claimed_job_is_leased_and_its_request_can_be_read(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, submission(body=b"one"), submission(body=b"two"))
     claims = claim(store)
@@ -178,7 +180,7 @@ def test_a_claimed_job_is_leased_and_its_request_can_be_read(
 
 
 def test_settling_ends_a_job_once_and_a_replay_is_a_success(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     outcomes = complete(claim(store))
@@ -191,10 +193,10 @@ def test_settling_ends_a_job_once_and_a_replay_is_a_success(
     assert raw_redis.hgetall(keys.COUNTERS) == {f"a-task|{MODEL}|complete".encode(): b"1"}
 
 
-def test_only_the_holder_of_the_lease_can_settle(settings: Settings, store: JobStore) -> None:
+def test_only_the_holder_of_the_lease_can_settle(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     claim(store)
-    assert store.settle([Ended(job_id, "stranger", Status.FAILED, error={"code": "x"})]) == [
+    assert store.settle([Outcome(job_id, "stranger", Status.FAILED, error={"code": "x"})]) == [
         Settlement.REFUSED
     ]
     record = store.get(job_id)
@@ -203,7 +205,7 @@ def test_only_the_holder_of_the_lease_can_settle(settings: Settings, store: JobS
 
 
 def test_a_worker_that_lost_its_lease_cannot_touch_the_next_ones_result(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     large = b'"' + b"a" * 70_000 + b'"'
     (job_id,) = submit(settings, submission())
@@ -218,7 +220,7 @@ def test_a_worker_that_lost_its_lease_cannot_touch_the_next_ones_result(
 
 
 def test_a_large_result_lies_beside_the_record_and_dies_with_it(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     large = b'"' + b"a" * keys.INLINE_BYTES + b'"'
@@ -238,11 +240,11 @@ def test_a_large_result_lies_beside_the_record_and_dies_with_it(
 @pytest.mark.parametrize("is_large", [True, False])
 @pytest.mark.parametrize("status", [Status.COMPLETE, Status.FAILED, Status.CANCELED])
 def test_the_large_request_of_a_complete_job_is_dropped_and_others_kept_as_long_as_the_record(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, status: Status, is_large: bool
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, status: Status, is_large: bool
 ) -> None:
     body = b"x" * (settings.keep_request_bytes + is_large)
     (job_id,) = submit(settings, submission(body=body))
-    ended = [Ended(job.id, job.fence, status) for job in claim(store).jobs]
+    ended = [Outcome(job.id, job.fence, status) for job in claim(store).jobs]
     store.settle(ended)
     life_s = raw_redis.ttl(keys.IN + job_id)
     if status is Status.COMPLETE and is_large:
@@ -254,7 +256,7 @@ def test_the_large_request_of_a_complete_job_is_dropped_and_others_kept_as_long_
 
 
 def test_those_who_wait_are_told_of_all_that_ended_at_once(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, *(submission() for _ in range(3)))
     with cast("Any", raw_redis).pubsub(ignore_subscribe_messages=True) as heard:
@@ -265,7 +267,7 @@ def test_those_who_wait_are_told_of_all_that_ended_at_once(
 
 
 def test_a_large_result_that_was_lost_is_not_settled(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     (outcome,) = complete(claim(store), b'"' + b"a" * keys.INLINE_BYTES + b'"')
@@ -275,7 +277,7 @@ def test_a_large_result_that_was_lost_is_not_settled(
     assert place_of(raw_redis, job_id) == "leased"
 
 
-def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings, store: JobStore) -> None:
+def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings, store: WorkerStore) -> None:
     ids = submit(settings, submission(), submission())
     (first,) = claim(store, 1).jobs
     assert store.settle([Released(first.id, first.fence)]) == [Settlement.OK]
@@ -284,7 +286,7 @@ def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings,
     assert [job.deliveries for job in again.jobs] == [1, 1]
 
 
-def test_beats_keep_a_lease_and_say_what_was_lost(settings: Settings, store: JobStore) -> None:
+def test_beats_keep_a_lease_and_say_what_was_lost(settings: Settings, store: WorkerStore) -> None:
     submit(settings, submission())
     (job,) = claim(store).jobs
     until = time.monotonic() + settings.lease_s * 1.5
@@ -296,7 +298,7 @@ def test_beats_keep_a_lease_and_say_what_was_lost(settings: Settings, store: Job
 
 
 def test_an_expired_lease_goes_back_to_its_old_place(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, submission(), submission())
     claim(store, 1)
@@ -307,7 +309,7 @@ def test_an_expired_lease_goes_back_to_its_old_place(
 
 
 def test_after_a_restart_of_the_server_leases_have_one_lease_of_grace(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     store.reap()
@@ -321,14 +323,14 @@ def test_after_a_restart_of_the_server_leases_have_one_lease_of_grace(
 
 
 def test_the_reaper_rings_for_waiting_jobs_at_most_once_in_a_while(
-    settings: Settings, store: JobStore
+    settings: Settings, store: WorkerStore
 ) -> None:
     submit(settings, submission())
-    store.unring(MODEL)
+    store.release_bell(MODEL)
     assert [store.reap().bells for _ in range(3)] == [(MODEL,), (), ()]
 
 
-def test_a_job_past_its_deadline_fails_without_running(settings: Settings, store: JobStore) -> None:
+def test_a_job_past_its_deadline_fails_without_running(settings: Settings, store: WorkerStore) -> None:
     ids = submit(settings, submission(expires_in_s=0.05), submission(expires_in_s=0.05))
     time.sleep(0.1)
     assert claim(store, 1).jobs == ()
@@ -340,9 +342,9 @@ def test_a_job_past_its_deadline_fails_without_running(settings: Settings, store
         assert (record.status, record.error["code"], record.ends) == (Status.FAILED, "expired", 1)
 
 
-def test_a_job_that_is_handed_out_again_and_again_ends(settings: Settings, store: JobStore) -> None:
+def test_a_job_that_is_handed_out_again_and_again_ends(settings: Settings, store: WorkerStore) -> None:
     limited = settings.model_copy(update={"max_deliveries": 2, "lease_s": 0.1})
-    store = JobStore(limited)
+    store = WorkerStore(limited)
     (job_id,) = submit(settings, submission())
     for _ in range(2):
         assert len(claim(store).jobs) == 1
@@ -355,11 +357,11 @@ def test_a_job_that_is_handed_out_again_and_again_ends(settings: Settings, store
     store.close()
 
 
-def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, store: JobStore) -> None:
+def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, store: WorkerStore) -> None:
     running, queued = submit(settings, submission(), submission())
     (held,) = claim(store, 1).jobs
 
-    async def act(async_store: AsyncJobStore) -> list[str]:
+    async def act(async_store: ApiStore) -> list[str]:
         return [await async_store.cancel(job_id) for job_id in (queued, queued, running, "unknown")]
 
     assert run(settings, act) == ["canceled", "canceled", "requested", "missing"]
@@ -371,12 +373,12 @@ def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, st
     assert (record.status, record.ends) == (Status.CANCELED, 1)
 
 
-def test_settling_and_canceling_race_to_one_end(settings: Settings, store: JobStore) -> None:
+def test_settling_and_canceling_race_to_one_end(settings: Settings, store: WorkerStore) -> None:
     for _ in range(20):
         (job_id,) = submit(settings, submission())
         outcomes = complete(claim(store))
 
-        async def act(async_store: AsyncJobStore, job_id: str = job_id, outcomes: Any = outcomes) -> None:
+        async def act(async_store: ApiStore, job_id: str = job_id, outcomes: Any = outcomes) -> None:
             await asyncio.gather(async_store.cancel(job_id), asyncio.to_thread(store.settle, outcomes))
 
         run(settings, act)
@@ -385,10 +387,10 @@ def test_settling_and_canceling_race_to_one_end(settings: Settings, store: JobSt
         assert (record.status, record.ends) == (Status.COMPLETE, 1)
 
 
-def test_two_claimers_never_hold_the_same_job(settings: Settings, store: JobStore) -> None:
+def test_two_claimers_never_hold_the_same_job(settings: Settings, store: WorkerStore) -> None:
     submit(settings, *(submission() for _ in range(200)))
 
-    async def act(_: AsyncJobStore) -> list[Claims]:
+    async def act(_: ApiStore) -> list[ClaimReply]:
         return await asyncio.gather(*(asyncio.to_thread(claim, store, 7) for _ in range(40)))
 
     taken = [job.id for claims in run(settings, act) for job in claims.jobs]
@@ -396,7 +398,7 @@ def test_two_claimers_never_hold_the_same_job(settings: Settings, store: JobStor
 
 
 def test_scripts_survive_a_server_that_forgot_them(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     submit(settings, submission())
     raw_redis.script_flush()
@@ -406,7 +408,7 @@ def test_scripts_survive_a_server_that_forgot_them(
 
 
 def test_at_maxmemory_nothing_is_accepted_and_running_jobs_still_end(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     claims = claim(store)
@@ -439,7 +441,9 @@ def test_a_queued_job_costs_little_beyond_its_payload(settings: Settings, raw_re
     assert used < 1024, f"{used:.0f} bytes a job beyond its payload"
 
 
-def test_nodes_are_listed_while_they_renew_and_forgotten_after(settings: Settings, store: JobStore) -> None:
+def test_nodes_are_listed_while_they_renew_and_forgotten_after(
+    settings: Settings, store: WorkerStore
+) -> None:
     store.announce("one", "parent", {"models": {MODEL: ["a-task"]}}, ttl_s=60)
     store.announce("one", "child", {"models": {MODEL: {"status": "running"}}}, ttl_s=60)
     store.announce("brief", "parent", {"models": {}}, ttl_s=0.05)

@@ -9,7 +9,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import AsyncJobStore, JobStore, Released, Return, Settlement, keys
+from modelmill.store import ApiStore, Released, Return, Settlement, WorkerStore, keys
 from modelmill.store.events import STARTED_ID, events_after
 from tests.modelmill.store.test_store import claim, complete, run, submission, submit
 
@@ -22,7 +22,7 @@ def pass_deadline(raw: redis.Redis, job_id: str) -> None:
 
 @pytest.mark.parametrize("by_claim", [False, True])
 def test_a_job_given_back_unrun_has_its_deadline_still(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis, by_claim: bool
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis, by_claim: bool
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50))
     due_ms = raw_redis.zscore(keys.DEADLINES, job_id)
@@ -44,7 +44,7 @@ def test_a_job_given_back_unrun_has_its_deadline_still(
 
 
 def test_a_job_that_was_run_once_has_no_deadline_any_more(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50, batched=True, items=3))
     why = [Return.SUSPECT, Return.CRASHED, Return.CRASHED, Return.CRASHED, Return.RELEASED]
@@ -57,7 +57,7 @@ def test_a_job_that_was_run_once_has_no_deadline_any_more(
 
 
 def test_a_job_given_back_half_done_has_no_deadline_any_more(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50, batched=True, items=3))
     (job,) = claim(store).jobs
@@ -68,12 +68,12 @@ def test_a_job_given_back_half_done_has_no_deadline_any_more(
     assert [job.id for job in claim(store).jobs] == [job_id]
 
 
-def test_who_follows_a_job_that_is_given_back_is_told_of_that(settings: Settings, store: JobStore) -> None:
+def test_who_follows_a_job_that_is_given_back_is_told_of_that(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     (job,) = claim(store).jobs
     store.settle([Released(job_id, job.fence)])
 
-    async def act(async_store: AsyncJobStore) -> tuple[list[str], list[str]]:
+    async def act(async_store: ApiStore) -> tuple[list[str], list[str]]:
         late = await events_after(async_store, job_id, "") or []
         seen = await events_after(async_store, job_id, STARTED_ID) or []
         return [event.kind for event in late], [event.kind for event in seen]
@@ -87,7 +87,7 @@ def test_who_follows_a_job_that_is_given_back_is_told_of_that(settings: Settings
 @pytest.mark.parametrize("off_s", [3600.0, -3600.0])
 def test_the_clock_of_a_worker_does_not_matter(
     settings: Settings,
-    store: JobStore,
+    store: WorkerStore,
     raw_redis: redis.Redis,
     monkeypatch: pytest.MonkeyPatch,
     off_s: float,

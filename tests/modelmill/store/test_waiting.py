@@ -9,16 +9,16 @@ from typing import Any, cast
 import redis
 
 from modelmill.settings import Settings
-from modelmill.store import AsyncJobStore, EndWatch, JobStore, Progress, keys
+from modelmill.store import ApiStore, JobNews, Progress, WorkerStore, keys
 from modelmill.store.events import AT_ONCE, STARTED_ID, Event, cursor_of, events_after, is_end
 from tests.modelmill.store.test_store import claim, complete, run, submission
 
-Act = Callable[[AsyncJobStore, EndWatch], Awaitable[None]]
+Act = Callable[[ApiStore, JobNews], Awaitable[None]]
 
 
 def watching(settings: Settings, act: Act) -> None:
-    async def main(store: AsyncJobStore) -> None:
-        watch = EndWatch(settings, store)
+    async def main(store: ApiStore) -> None:
+        watch = JobNews(settings, store)
         await watch.start()
         try:
             async with asyncio.timeout(10):
@@ -29,7 +29,7 @@ def watching(settings: Settings, act: Act) -> None:
     run(settings, main)
 
 
-async def heard(watch: EndWatch, store: AsyncJobStore) -> None:
+async def heard(watch: JobNews, store: ApiStore) -> None:
     """Returns when all that was published before has been passed on."""
     job = submission()
     await store.submit(job)
@@ -39,7 +39,7 @@ async def heard(watch: EndWatch, store: AsyncJobStore) -> None:
 
 
 def test_many_are_waited_for_at_once(settings: Settings) -> None:
-    async def act(store: AsyncJobStore, watch: EndWatch) -> None:
+    async def act(store: ApiStore, watch: JobNews) -> None:
         jobs = [submission() for _ in range(3)]
         for job in jobs:
             await store.submit(job)
@@ -57,8 +57,8 @@ def test_many_are_waited_for_at_once(settings: Settings) -> None:
     watching(settings, act)
 
 
-def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, store: JobStore) -> None:
-    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, store: WorkerStore) -> None:
+    async def act(async_store: ApiStore, watch: JobNews) -> None:
         job, other = submission(batched=True, items=2), submission(model="another")
         for each in (job, other):
             await async_store.submit(each)
@@ -83,7 +83,7 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
             assert not nothing.is_set()
         assert not watch.hooks.is_set()
 
-    async def without_hooks(async_store: AsyncJobStore, watch: EndWatch) -> None:
+    async def without_hooks(async_store: ApiStore, watch: JobNews) -> None:
         # Set once by the subscription itself: hooks may have been due before.
         assert watch.hooks.is_set()
         watch.hooks.clear()
@@ -92,8 +92,8 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
     watching(settings, without_hooks)
 
 
-def test_a_hook_that_is_due_wakes_who_sends_it(settings: Settings, store: JobStore) -> None:
-    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+def test_a_hook_that_is_due_wakes_who_sends_it(settings: Settings, store: WorkerStore) -> None:
+    async def act(async_store: ApiStore, watch: JobNews) -> None:
         watch.hooks.clear()
         job = submission(webhook="https://example.com/", webhook_events=["started", "ended"])
         await async_store.submit(job)
@@ -109,7 +109,7 @@ def test_a_hook_that_is_due_wakes_who_sends_it(settings: Settings, store: JobSto
 def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
     settings: Settings, raw_redis: redis.Redis
 ) -> None:
-    async def act(async_store: AsyncJobStore, watch: EndWatch) -> None:
+    async def act(async_store: ApiStore, watch: JobNews) -> None:
         ended, lives = submission(), submission()
         for job in (ended, lives):
             await async_store.submit(job)
@@ -126,7 +126,7 @@ def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
 
 
 def test_nobody_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
-    async def act(_: AsyncJobStore, watch: EndWatch) -> None:
+    async def act(_: ApiStore, watch: JobNews) -> None:
         with watch.follow("one") as news, watch.watch_any(["one", "two"]) as ended:
             assert not watch.released
             watch.release()
@@ -141,9 +141,9 @@ def test_nobody_waits_in_a_process_that_is_about_to_end(settings: Settings) -> N
 
 
 def test_long_histories_are_read_in_parts(
-    settings: Settings, store: JobStore, raw_redis: redis.Redis
+    settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
-    async def act(async_store: AsyncJobStore) -> None:
+    async def act(async_store: ApiStore) -> None:
         job = submission()
         await async_store.submit(job)
         assert await events_after(async_store, job.id, "") == []
@@ -170,7 +170,7 @@ def test_long_histories_are_read_in_parts(
 def test_nothing_is_told_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
     """Between the two reads a job may start, and say more already."""
 
-    async def act(async_store: AsyncJobStore) -> None:
+    async def act(async_store: ApiStore) -> None:
         job = submission()
         await async_store.submit(job)
         raw_redis.xadd(keys.EVENTS + job.id, {"type": "log", "data": "{}"})

@@ -15,7 +15,7 @@ from typing import Any
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
-from modelmill.store import Claimed, Ended, Settlement
+from modelmill.store import Claimed, Outcome, Settlement
 from modelmill.store.ends import end_line
 from modelmill_backends.contract import Prepared, Runner
 from modelmill_backends.failures import is_out_of_memory
@@ -97,7 +97,7 @@ def open_job(
     try:
         if body is None:
             raise ModelmillError(ErrorCode.INTERNAL, "The job's request is missing from the job store.")
-        task = find_task(claimed.task).accepting(config_keys)
+        task = find_task(claimed.task).with_config_keys(config_keys)
         sources = OpenedSources(readers) if readers else None
         request = task.parse(body, batched=claimed.batched, trusted=True, sources=sources)
         job.items = [Item(job, index, item) for index, item in enumerate(task.items(request))]
@@ -251,7 +251,7 @@ def _is_device_lost(error: Exception) -> bool:
     return "CUDA" in text and any(word in text for word in lost)
 
 
-def close_job(job: Job, details: dict[str, Any]) -> Ended:
+def close_job(job: Job, details: dict[str, Any]) -> Outcome:
     """The outcome of a job that is done."""
     claimed = job.claimed
     details = details | {
@@ -265,7 +265,7 @@ def close_job(job: Job, details: dict[str, Any]) -> Ended:
         },
     }
     if job.canceled:
-        return Ended(claimed.id, claimed.fence, Status.CANCELED, details=details)
+        return Outcome(claimed.id, claimed.fence, Status.CANCELED, details=details)
     texts = [item_json(item) for item in job.items]
     failed_items = sum(text.startswith(ITEM_ERROR) for text in texts)
     error: dict[str, Any] | None = job.error.as_data() if job.error else None
@@ -273,13 +273,13 @@ def close_job(job: Job, details: dict[str, Any]) -> Ended:
         error = json.loads(texts[0])["error"]
     if error is not None:
         data = error | {"deliveries": claimed.deliveries}
-        return Ended(claimed.id, claimed.fence, Status.FAILED, error=data, details=details)
+        return Outcome(claimed.id, claimed.fence, Status.FAILED, error=data, details=details)
     if not claimed.batched:
         result = texts[0]
     else:
         details |= {"failed_items": failed_items}
         result = "[" + ",".join(texts) + "]"
-    return Ended(claimed.id, claimed.fence, Status.COMPLETE, result=result.encode(), details=details)
+    return Outcome(claimed.id, claimed.fence, Status.COMPLETE, result=result.encode(), details=details)
 
 
 ITEM_ERROR = '{"error":'
@@ -292,7 +292,7 @@ def item_json(item: Item) -> str:
     return item.result or ""
 
 
-def log_end(outcome: Ended, claimed: Claimed, model: str, verdict: Settlement) -> None:
+def log_end(outcome: Outcome, claimed: Claimed, model: str, verdict: Settlement) -> None:
     """One line a job's end, as key=value pairs."""
     timings = outcome.details.get("timings", {})
     pairs = {

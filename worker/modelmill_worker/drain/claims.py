@@ -15,7 +15,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.blobs import BlobError
 from modelmill.settings import Settings
-from modelmill.store import Claimed, Claims, Ended, JobStore, Released, Settlement
+from modelmill.store import Claimed, ClaimReply, Outcome, Released, Settlement, WorkerStore
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import Job, log_end
@@ -37,7 +37,7 @@ class Holdings:
     def __init__(
         self,
         settings: Settings,
-        store: JobStore,
+        store: WorkerStore,
         leases: Leases,
         recorder: Recorder,
         node: str,
@@ -66,7 +66,7 @@ class Holdings:
         """All that follows is about ``model``. Once ``stopping`` is set, a claim is not tried again."""
         self._model, self._stopping = model, stopping
 
-    def claim(self, count: int, linger_s: float = 0.0) -> Claims:
+    def claim(self, count: int, linger_s: float = 0.0) -> ClaimReply:
         """Claims up to ``count`` jobs of the model."""
         fence = uuid.uuid4().hex
         self.claimed_at = time.monotonic()
@@ -79,7 +79,7 @@ class Holdings:
             self._recorder.settled(fence)
         return claims
 
-    def _claim_until_answered(self, fence: str, count: int, linger_s: float) -> Claims:
+    def _claim_until_answered(self, fence: str, count: int, linger_s: float) -> ClaimReply:
         """Claims. A lost reply may have leased jobs to ``fence``: only the same claim again finds them."""
         pause_s = FIRST_PAUSE_S
         while True:
@@ -105,7 +105,7 @@ class Holdings:
             elif self._leases.is_canceled(job.claimed.id):
                 job.canceled = True
 
-    def settle_behind(self, outcomes: Sequence[Ended]) -> None:
+    def settle_behind(self, outcomes: Sequence[Outcome]) -> None:
         """Writes outcomes, without waiting for it."""
         self._settling.append(self._behind.submit(self.settle, outcomes))
 
@@ -113,7 +113,7 @@ class Holdings:
         """Keeps finished items of a job that goes on, without waiting for it."""
         self._settling.append(self._behind.submit(self._save, job_id, finished))
 
-    def settle(self, outcomes: Sequence[Ended | Released]) -> None:
+    def settle(self, outcomes: Sequence[Outcome | Released]) -> None:
         """Writes outcomes, however long it takes."""
         homeless = self._settle(outcomes)
         if homeless:
@@ -142,7 +142,7 @@ class Holdings:
         for pool in (self._behind, self._without_room):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _settle_when_there_is_room(self, outcomes: Sequence[Ended | Released]) -> None:
+    def _settle_when_there_is_room(self, outcomes: Sequence[Outcome | Released]) -> None:
         logger.warning("the job store has no room for the results of %d jobs; holding them", len(outcomes))
         pause_s = FIRST_PAUSE_S
         while outcomes:
@@ -152,7 +152,7 @@ class Holdings:
             self._forget(lost)
             outcomes = self._settle([outcome for outcome in outcomes if outcome.id not in lost])
 
-    def _settle(self, outcomes: Sequence[Ended | Released]) -> list[Ended | Released]:
+    def _settle(self, outcomes: Sequence[Outcome | Released]) -> list[Outcome | Released]:
         """Writes outcomes; gives those for whose results the store has no room now."""
         pause_s = FIRST_PAUSE_S
         while True:
@@ -167,13 +167,13 @@ class Holdings:
         for outcome, verdict in zip(outcomes, verdicts, strict=True):
             if verdict in (Settlement.NO_ROOM, Settlement.MISSING):
                 homeless.append(outcome)
-            elif isinstance(outcome, Ended):
+            elif isinstance(outcome, Outcome):
                 self._note_end(outcome, verdict)
         settled = {outcome.id for outcome in outcomes} - {outcome.id for outcome in homeless}
         self._forget(settled)
         return homeless
 
-    def _note_end(self, outcome: Ended, verdict: Settlement) -> None:
+    def _note_end(self, outcome: Outcome, verdict: Settlement) -> None:
         claimed = self._open.get(outcome.id)
         if claimed is None:
             return

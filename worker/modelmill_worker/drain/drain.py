@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from modelmill.blobs import BlobError
 from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Recorder
@@ -35,7 +35,7 @@ from modelmill_worker.drain.batches import (
 )
 from modelmill_worker.drain.claims import Holdings
 from modelmill_worker.drain.leases import Leases
-from modelmill_worker.drain.preparation import Preparer, Window
+from modelmill_worker.drain.preparation import ClaimedJobs, Preparer
 from modelmill_worker.drain.progress import PassProgress
 from modelmill_worker.drain.sizing import BatchSizer
 
@@ -80,7 +80,7 @@ class Drain:
     def __init__(
         self,
         settings: Settings,
-        store: JobStore,
+        store: WorkerStore,
         leases: Leases,
         recorder: Recorder,
         node: str,
@@ -206,7 +206,7 @@ class Drain:
                 window = self._fetch(model, linger_s=linger_s)
         return window.remaining
 
-    def _run_and_look_ahead(self, model: LoadedModel, window: Window, deadline: float) -> Window:
+    def _run_and_look_ahead(self, model: LoadedModel, window: ClaimedJobs, deadline: float) -> ClaimedJobs:
         """Runs a portion of ``window``, and gives what comes next: the same window, or another one.
 
         That is prepared meanwhile, except beside a suspect: should the process die, it must be known of what.
@@ -218,7 +218,7 @@ class Drain:
             self._run_portion(model, window, portion)
             if goes_on and not self._broke_off:
                 self._prepare(model, window)
-            following = window if goes_on else Window()
+            following = window if goes_on else ClaimedJobs()
         else:
             if goes_on:
                 ahead = self._ahead.submit(self._prepare, model, window)
@@ -229,7 +229,7 @@ class Drain:
         self._window_s[model.name] = time.monotonic() - started
         return following
 
-    def _is_worth_a_claim(self, model: LoadedModel, window: Window) -> bool:
+    def _is_worth_a_claim(self, model: LoadedModel, window: ClaimedJobs) -> bool:
         """If nothing remained in the queue, a batch that is over in a moment is not to be slowed down."""
         expected_s = self._window_s.get(model.name, AHEAD_AFTER_S)
         brief = expected_s < AHEAD_AFTER_S and not window.remaining
@@ -263,7 +263,7 @@ class Drain:
             return ""
         return woken or "leave"
 
-    def _fill_up(self, model: LoadedModel, window: Window) -> None:
+    def _fill_up(self, model: LoadedModel, window: ClaimedJobs) -> None:
         """Claims what came since, if the window fills no batch; waits only where the model says so."""
         size = self.sizer(model).size
         wait_until = time.monotonic() + (model.context.entry.max_wait_ms or 0) / 1000
@@ -293,19 +293,19 @@ class Drain:
 
     def _fetch(
         self, model: LoadedModel, count: int | None = None, linger_s: float = 0.0, *, ahead: bool = False
-    ) -> Window:
+    ) -> ClaimedJobs:
         """Claims a batchful of jobs and prepares their first items. A suspect is not touched ``ahead``."""
         try:
             claims = self._holdings.claim(count or self.sizer(model).size, linger_s)
         except RedisError as error:
             logger.warning("claiming jobs of %s failed: %s", model.name, error)
-            return Window()
-        window = Window(list(claims.jobs), remaining=claims.remaining, lingers=claims.lingers)
+            return ClaimedJobs()
+        window = ClaimedJobs(list(claims.jobs), remaining=claims.remaining, lingers=claims.lingers)
         if not (ahead and window.alone):
             self._open(model, window)
         return window
 
-    def _open(self, model: LoadedModel, window: Window) -> None:
+    def _open(self, model: LoadedModel, window: ClaimedJobs) -> None:
         """Opens what was claimed, if it is not yet, and prepares the first portion."""
         if not window.claimed:
             return
@@ -318,11 +318,11 @@ class Drain:
             return
         self._prepare(model, window)
 
-    def _prepare(self, model: LoadedModel, window: Window) -> Window:
+    def _prepare(self, model: LoadedModel, window: ClaimedJobs) -> ClaimedJobs:
         self._preparer.prepare(model, window, self.sizer(model).size, self._stopping)
         return window
 
-    def _run_portion(self, model: LoadedModel, window: Window, items: Sequence[Item]) -> None:
+    def _run_portion(self, model: LoadedModel, window: ClaimedJobs, items: Sequence[Item]) -> None:
         """Runs prepared items, and settles the jobs that are done by then."""
         self._settle_done(model, window)
         sizer = self.sizer(model)
@@ -344,7 +344,7 @@ class Drain:
         if self._stopping.is_set() or time.monotonic() >= self._leave_at:
             self._broke_off = bool(window.pending)
 
-    def _settle_done(self, model: LoadedModel, window: Window) -> None:
+    def _settle_done(self, model: LoadedModel, window: ClaimedJobs) -> None:
         self._holdings.drop_unwanted(window.jobs)
         done = [job for job in window.jobs if job.is_done]
         if done:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from modelmill.store import Claimed, JobStore, Progress
+from modelmill.store import Claimed, Progress, WorkerStore
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 class Leases:
     """Jobs held by this process. Thread-safe: one thread beats, others take, drop and ask."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: WorkerStore) -> None:
         self._store = store
         self._lock = threading.Lock()
         self._held: dict[str, str] = {}

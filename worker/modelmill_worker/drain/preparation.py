@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from modelmill.blobs import BlobError
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
-from modelmill.store import OPENING, Claimed, JobStore
+from modelmill.store import OPENING, Claimed, WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import FileAwayError, Item, Job, open_job, preprocess
@@ -30,7 +30,7 @@ ALIVE_EVERY_S = 1.0
 
 
 @dataclass
-class Window:
+class ClaimedJobs:
     """Jobs of one claim."""
 
     claimed: list[Claimed] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Window:
         """Whether it holds a suspect, beside which nothing else is prepared or run."""
         return any(claimed.suspect for claimed in (*self.claimed, *(job.claimed for job in self.jobs)))
 
-    def add(self, more: Window) -> None:
+    def add(self, more: ClaimedJobs) -> None:
         """Takes in what was claimed later."""
         self.jobs += more.jobs
         self.pending += more.pending
@@ -66,14 +66,14 @@ class Window:
 class Preparer:
     """Opens and prepares windows. Tells the parent which items are in hand: one may be this process's end."""
 
-    def __init__(self, store: JobStore, recorder: Recorder, threads: int) -> None:
+    def __init__(self, store: WorkerStore, recorder: Recorder, threads: int) -> None:
         self._store = store
         self._recorder = recorder
         self._pool = ThreadPoolExecutor(threads, "preprocess")
         self._item_s: dict[str, float] = {}
         """How long an item of a model takes to prepare, in its thread."""
 
-    def open(self, model: LoadedModel, window: Window) -> None:
+    def open(self, model: LoadedModel, window: ClaimedJobs) -> None:
         """Reads the requests of what was claimed. To be followed by ``prepare``.
 
         Raises:
@@ -95,7 +95,7 @@ class Preparer:
         window.jobs += opened
         window.pending += [item for job in opened for item in job.items if not item.is_done]
 
-    def prepare(self, model: LoadedModel, window: Window, batch: int, stopping: Event) -> None:
+    def prepare(self, model: LoadedModel, window: ClaimedJobs, batch: int, stopping: Event) -> None:
         """Prepares the next portion. Once ``stopping`` is set, items are left as they are.
 
         Args:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device, free_memory, keep_memory, total_bytes, used_bytes
 from modelmill_backends.failures import NoGpuRuntimeError, is_out_of_memory
@@ -73,7 +73,7 @@ class ModelCache:
         settings: Settings,
         recorder: Recorder,
         changed: Callable[[], None],
-        store: JobStore | None = None,
+        store: WorkerStore | None = None,
     ) -> None:
         self._catalogue = catalogue
         # Not at the first load: nobody waits yet.

@@ -18,7 +18,7 @@ from modelmill.broker import DRAIN, Bells
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ModelmillError
 from modelmill.settings import MIB, get_settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_backends.device import current_device
 from modelmill_tasks.registry import all_tasks
 from modelmill_worker.child_state import Recorder
@@ -47,8 +47,8 @@ class Child:
         self._config = NodeConfig.from_env(self._catalogue)
         self._recorder = Recorder(state_folder())
         self._recorder.child_started()
-        self._store = JobStore(self._settings)
-        self._bells = Bells(app, self._store.unring)
+        self._store = WorkerStore(self._settings)
+        self._bells = Bells(app, self._store.release_bell)
         self._leases = Leases(self._store)
         self._models = ModelCache(
             self._catalogue, self._device, self._settings, self._recorder, self._announce, self._store
@@ -71,7 +71,7 @@ class Child:
         """Answers a bell; one that another node passed on is passed on again only if loading fails."""
         with self._until_sigterm():
             try:
-                self._store.unring(model)
+                self._store.release_bell(model)
                 was_loaded = self._models.is_loaded(model)
                 if not was_loaded and not self._is_wanted_here(model, passed_on):
                     return

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from modelmill import __version__
 from modelmill.broker import LOAD, Bells
 from modelmill.settings import Settings
-from modelmill.store import JobStore
+from modelmill.store import WorkerStore
 from modelmill_backends.device import DEVICE_VARIABLE
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.config import NodeConfig, state_folder
@@ -37,8 +37,8 @@ class Parent:
     def __init__(self, app: Celery, settings: Settings, config: NodeConfig) -> None:
         self._settings = settings
         self._config = config
-        self._store = JobStore(settings)
-        self._bells = Bells(app, self._store.unring)
+        self._store = WorkerStore(settings)
+        self._bells = Bells(app, self._store.release_bell)
         self._child_pids: Callable[[], list[int]] = list
         self._left = threading.Event()
         self._undertaker = Undertaker(settings, self._store, Recorder(state_folder()))

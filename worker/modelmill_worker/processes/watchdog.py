@@ -14,7 +14,7 @@ import time
 import psutil
 
 from modelmill.settings import Settings
-from modelmill.store import JobStore, Released, Return
+from modelmill.store import Released, Return, WorkerStore
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Flight, LoadDeaths, Phase, Recorder
 
@@ -28,7 +28,7 @@ FIRST_REST_S, LONGEST_REST_S = 60.0, 3600.0
 class Undertaker:
     """To be asked several times a second, by one thread of the parent."""
 
-    def __init__(self, settings: Settings, store: JobStore, recorder: Recorder) -> None:
+    def __init__(self, settings: Settings, store: WorkerStore, recorder: Recorder) -> None:
         self._settings = settings
         self._store = store
         self._recorder = recorder
