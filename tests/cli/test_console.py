@@ -17,7 +17,7 @@ from modelmill_cli.check import Finding, _table
 from modelmill_cli.console import out
 from modelmill_cli.jobs import show_document
 from modelmill_cli.models_file import check_models_file
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 PHOTO = str(REPOSITORY / "modelmill" / "data" / "chelsea.jpg")
 TASK = "zero-shot-image-classification"

@@ -12,8 +12,8 @@ import pytest
 
 from modelmill.catalogue import Catalogue, read_models_file
 from modelmill.settings import ENV_PREFIX, Settings
-from tests.conftest import REPOSITORY
-from tests.e2e.conftest import Up
+from tests.support.paths import REPOSITORY
+from tests.support.system import Up
 from tools.task_pages import built_in_tasks, example_files, index
 from tools.task_pages import page as page_of
 

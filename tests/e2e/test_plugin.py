@@ -15,8 +15,8 @@ from modelmill import processes
 from modelmill.client import Client
 from modelmill.errors import ConfigError
 from modelmill_cli.check import check_package
-from tests.conftest import REPOSITORY
-from tests.e2e.conftest import start_up
+from tests.support.paths import REPOSITORY
+from tests.support.system import start_up
 
 EXAMPLE = REPOSITORY / "examples" / "modelmill-readability"
 

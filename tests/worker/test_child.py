@@ -18,8 +18,8 @@ from modelmill.states import Status
 from modelmill.store import WorkerStore
 from modelmill_worker.config import NODE_VARIABLE, STATE_VARIABLE
 from modelmill_worker.processes.child import Child
-from tests.conftest import wait_until
-from tests.worker.test_drain import records, submit
+from tests.support.jobs import records, submit
+from tests.support.processes import wait_until
 
 MODELS = ["zero-shot-image-classification"]
 MakeChild = Callable[..., Child]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +16,20 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, JobRecord, Released, Return, Submission, WorkerStore, keys
+from modelmill.store import ApiStore, Released, Return, WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import Item, PassObserver, preprocess, run_batch
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.drain.preparation import PORTION_BATCHES
-from tests.conftest import TEST_MODELS, Valkey, wait_until
 from tests.fixtures.runners import SlowRunner
+from tests.support.jobs import are_complete, records, submit, submit_batched
+from tests.support.paths import TEST_MODELS
+from tests.support.processes import wait_until
+from tests.support.servers import Valkey
 
 TASK = "zero-shot-image-classification"
 
@@ -55,41 +55,6 @@ def drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Reco
 def model(name: str, settings: Settings) -> LoadedModel:
     catalogue = Catalogue.load(TEST_MODELS)
     return LoadedModel(LoadContext(catalogue[name], current_device(), catalogue, settings)).load()
-
-
-def submit(settings: Settings, name: str, *classes: str) -> list[str]:
-    async def act() -> list[str]:
-        store = ApiStore(settings)
-        ids = []
-        for each in classes:
-            body = json.dumps({"image": CAT, "classes": [each, "other"]}).encode()
-            ids.append((await store.submit(Submission(str(uuid.uuid4()), TASK, name, body))).id)
-        await store.close()
-        return ids
-
-    return asyncio.run(act())
-
-
-def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) -> str:
-    body = json.dumps({"image": [CAT] * items, "classes": [str(n) for n in range(classes)]}).encode()
-    job = Submission(str(uuid.uuid4()), TASK, name, body, batched=True, items=items)
-
-    async def act() -> None:
-        async_store = ApiStore(settings)
-        await async_store.submit(job)
-        await async_store.close()
-
-    asyncio.run(act())
-    return job.id
-
-
-def are_complete(store: WorkerStore, ids: list[str]) -> bool:
-    return all(record.status is Status.COMPLETE for record in records(store, ids))
-
-
-def records(store: WorkerStore, ids: list[str]) -> list[JobRecord]:
-    found = [store.get(job_id) for job_id in ids]
-    return [record for record in found if record is not None]
 
 
 def test_a_drain_runs_the_queue_empty_in_full_batches(

@@ -16,8 +16,8 @@ from modelmill.states import Status
 from modelmill.store import Claimed, WorkerStore, keys
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.processes.watchdog import MAX_LOAD_DEATHS, Undertaker
-from tests.conftest import is_running, wait_until
-from tests.worker.test_drain import submit
+from tests.support.jobs import submit
+from tests.support.processes import is_running, wait_until
 
 CHILD = """
 import sys, time

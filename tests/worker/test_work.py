@@ -27,8 +27,8 @@ from modelmill_worker.drain.batches import (
     run_batch,
 )
 from modelmill_worker.drain.sizing import BatchSizer
-from tests.conftest import TEST_MODELS
 from tests.fixtures.runners import PickyRunner
+from tests.support.paths import TEST_MODELS
 
 TASK = "zero-shot-image-classification"
 

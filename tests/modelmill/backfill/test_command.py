@@ -21,8 +21,9 @@ from modelmill_cli import backfill as display
 from modelmill_cli.console import err
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import source_bytes
-from tests.conftest import Workers, wait_until
 from tests.modelmill.backfill.stub import Stub
+from tests.support.processes import wait_until
+from tests.support.workers import Workers
 
 TASK = "zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
