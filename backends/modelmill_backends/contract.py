@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.settings import Settings
 from modelmill_backends.device import Device
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_tasks.contract import TaskInput, TaskOutput
 from modelmill_tasks.registry import find_task
 
@@ -72,7 +72,7 @@ class Runner(ABC, Generic[Item, Weights]):
         self.weights = weights
         self.entry = context.entry
         self.device = context.device
-        self.progress = Progress()
+        self.progress = ProgressSink()
         """For a ``forward`` of many steps: whom to tell how far it is, and to ask whether to go on."""
 
     @classmethod

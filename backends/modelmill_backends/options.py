@@ -16,10 +16,10 @@ class RunnerOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Options = TypeVar("Options", bound=RunnerOptions)
+OptionsType = TypeVar("OptionsType", bound=RunnerOptions)
 
 
-def read_options(entry: ModelEntry, kind: type[Options]) -> Options:
+def read_options(entry: ModelEntry, kind: type[OptionsType]) -> OptionsType:
     """The entry's options as ``kind``.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Progress:
+class ProgressSink:
     """Told by ``forward`` after each step; this one does not care.
 
     Both are cheap and may be called for every item at every step.

@@ -12,7 +12,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import Claimed
 from modelmill_backends.contract import Prepared
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.noop import NoopRunner
+from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.zero_shot_image_classification import Input

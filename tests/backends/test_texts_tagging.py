@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelmill_backends.shared.entities import Token, entities
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_tasks.token_classification import AggregationStrategy
 from tests.backends.conftest import OpenModel, folder_entry
 from tests.backends.test_texts import LONG, ask, made, refusal

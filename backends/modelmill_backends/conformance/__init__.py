@@ -5,9 +5,17 @@ A runner is proved on a specimen: a small model, made on the spot, and an indepe
 ``modelmill.specimens``.
 """
 
-from modelmill_backends.conformance.checks import CHECKS, Bench, SkippedError
+from modelmill_backends.conformance.checks import CHECKS, LoadedSpecimen, SkippedError
 from modelmill_backends.conformance.compare import difference
 from modelmill_backends.conformance.samples import samples_of
 from modelmill_backends.conformance.specimen import ENTRY_POINT_GROUP, Specimen
 
-__all__ = ["CHECKS", "ENTRY_POINT_GROUP", "Bench", "SkippedError", "Specimen", "difference", "samples_of"]
+__all__ = [
+    "CHECKS",
+    "ENTRY_POINT_GROUP",
+    "LoadedSpecimen",
+    "SkippedError",
+    "Specimen",
+    "difference",
+    "samples_of",
+]

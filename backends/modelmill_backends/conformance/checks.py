@@ -29,7 +29,7 @@ class SkippedError(Exception):
     """The check says nothing about this specimen; the message tells why."""
 
 
-class Bench:
+class LoadedSpecimen:
     """A specimen, built and loaded, with what was asked of it."""
 
     def __init__(
@@ -87,12 +87,12 @@ class Bench:
         return [found[key] for key in keys]
 
     @cached_property
-    def single(self) -> list[dict[str, Any]]:
+    def answers_alone(self) -> list[dict[str, Any]]:
         """The answer to each input alone, as JSON gives it back."""
         return [self._as_json(output) for output in self.outputs]
 
     @cached_property
-    def together(self) -> list[dict[str, Any]]:
+    def answers_in_batch(self) -> list[dict[str, Any]]:
         """The answers to all inputs in one batch."""
         return [self._as_json(output) for output in self.model.answer(self.specimen.task, *self.inputs)]
 
@@ -110,62 +110,65 @@ class Bench:
         return found
 
 
-def answers_keep_the_contract(bench: Bench) -> None:
+def answers_keep_the_contract(loaded: LoadedSpecimen) -> None:
     """Each answer is the task's output, and is the same after a way through JSON."""
-    for output in bench.outputs:
-        assert isinstance(output, bench.task.output), f"it gave a {type(output).__name__}"
-        again = bench.task.output.model_validate_json(output.model_dump_json())
+    for output in loaded.outputs:
+        assert isinstance(output, loaded.task.output), f"it gave a {type(output).__name__}"
+        again = loaded.task.output.model_validate_json(output.model_dump_json())
         assert again == output, "the answer is another one after a way through JSON"
 
 
-def a_batch_is_answered_as_its_items_alone(bench: Bench) -> None:
+def a_batch_is_answered_as_its_items_alone(loaded: LoadedSpecimen) -> None:
     """Sixteen unequal items get in one batch what each gets alone."""
-    for index, (together, alone) in enumerate(zip(bench.together, bench.single, strict=True)):
-        said = difference(together, alone, bench.specimen.tolerance, f"item {index}")
+    for index, (together, alone) in enumerate(
+        zip(loaded.answers_in_batch, loaded.answers_alone, strict=True)
+    ):
+        said = difference(together, alone, loaded.specimen.tolerance, f"item {index}")
         assert said is None, f"{said} (in a batch of {BATCH}, against alone)"
 
 
-def answers_differ_as_their_items_do(bench: Bench) -> None:
+def answers_differ_as_their_items_do(loaded: LoadedSpecimen) -> None:
     """No runner answers everything alike."""
-    if len({json.dumps(item, sort_keys=True) for item in bench.inputs}) > 1:
+    if len({json.dumps(item, sort_keys=True) for item in loaded.inputs}) > 1:
         answers = [
-            {key: value for key, value in answer.items() if key != "created"} for answer in bench.single
+            {key: value for key, value in answer.items() if key != "created"}
+            for answer in loaded.answers_alone
         ]
         assert len({json.dumps(answer, sort_keys=True) for answer in answers}) > 1, "all answers are equal"
 
 
-def answers_equal_the_reference(bench: Bench) -> None:
+def answers_equal_the_reference(loaded: LoadedSpecimen) -> None:
     """An independent path to the same weights gives the same."""
-    if bench.specimen.reference is None:
+    if loaded.specimen.reference is None:
         raise SkippedError("the specimen has no reference")
-    assert bench.entry
-    items = bench.inputs[:5]
-    expected = bench.specimen.reference(bench.folder, items)
-    for index, (found, wanted) in enumerate(zip(bench.single[:5], expected, strict=True)):
-        said = difference(found, wanted, bench.specimen.tolerance, f"item {index}")
+    assert loaded.entry
+    items = loaded.inputs[:5]
+    expected = loaded.specimen.reference(loaded.folder, items)
+    for index, (found, wanted) in enumerate(zip(loaded.answers_alone[:5], expected, strict=True)):
+        said = difference(found, wanted, loaded.specimen.tolerance, f"item {index}")
         assert said is None, f"{said} (against the reference)"
 
 
-def a_bad_item_fails_alone(bench: Bench) -> None:
+def a_bad_item_fails_alone(loaded: LoadedSpecimen) -> None:
     """What cannot be answered is refused with a code of ours before ``forward`` or alone in it."""
-    if bench.bad_input is None:
+    if loaded.bad_input is None:
         raise SkippedError("no item that passes the contract can be wrong")
     with suppress(ModelmillError):
-        bench.model.answer(bench.specimen.task, bench.bad_input)
+        loaded.model.answer(loaded.specimen.task, loaded.bad_input)
         raise AssertionError("an item that cannot be answered was answered")
     # And it leaves nothing behind that would spoil the next.
-    said = difference(bench.ask(bench.inputs[0]), bench.single[0], bench.specimen.tolerance)
+    said = difference(loaded.ask(loaded.inputs[0]), loaded.answers_alone[0], loaded.specimen.tolerance)
     assert said is None, f"{said} (after a bad item)"
 
 
-def requests_pass_the_contract(bench: Bench) -> None:
+def requests_pass_the_contract(loaded: LoadedSpecimen) -> None:
     """The inputs are requests that the API would accept, plain and batched."""
-    for item in bench.inputs:
-        bench.task.parse(json.dumps(item))
-    bench.task.parse(json.dumps(as_batched(bench.task, bench.inputs)), batched=True)
+    for item in loaded.inputs:
+        loaded.task.parse(json.dumps(item))
+    loaded.task.parse(json.dumps(as_batched(loaded.task, loaded.inputs)), batched=True)
 
 
-CHECKS: tuple[Callable[[Bench], None], ...] = (
+CHECKS: tuple[Callable[[LoadedSpecimen], None], ...] = (
     requests_pass_the_contract,
     answers_keep_the_contract,
     a_batch_is_answered_as_its_items_alone,

@@ -23,7 +23,7 @@ LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Where a pipeline's parts may come from; ``stable_diffusion`` is diffusers' own, with the safety checker."""
 
 
-class Options(RunnerOptions):
+class DiffusersOptions(RunnerOptions):
     """What a catalogue entry may set for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -52,7 +52,7 @@ class Loaded:
 
     pipeline: Any
     device: Device
-    options: Options
+    options: DiffusersOptions
 
     def close(self) -> None:
         """Frees the device's memory, also what PyTorch keeps for later."""
@@ -75,7 +75,7 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
         ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, foreign code, no library.
     """
     entry, device = context.entry, context.device
-    options = read_options(entry, Options)
+    options = read_options(entry, DiffusersOptions)
     try:
         import diffusers
         import torch

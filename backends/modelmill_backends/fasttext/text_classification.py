@@ -22,7 +22,7 @@ ENOUGH = 5
 """Characters of the longest text of which capitals say nothing: an abbreviation."""
 
 
-class Options(RunnerOptions):
+class FastTextOptions(RunnerOptions):
     """What a catalogue entry may set."""
 
     fold_capitals: bool = Field(
@@ -37,7 +37,7 @@ class Classifier:
     """A loaded model."""
 
     model: Any
-    options: Options
+    options: FastTextOptions
 
 
 class FastTextRunner(Runner[Input, Classifier]):
@@ -49,7 +49,7 @@ class FastTextRunner(Runner[Input, Classifier]):
     @classmethod
     def load(cls, context: LoadContext) -> Classifier:
         entry = context.entry
-        options = read_options(entry, Options)
+        options = read_options(entry, FastTextOptions)
         try:
             import fasttext
         except ModuleNotFoundError as error:

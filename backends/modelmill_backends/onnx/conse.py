@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.registry import find_runner
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.shared.text_vectors import TextVectors
 from modelmill_backends.shared.zero_shot import Scoring, ZeroShotRunner
@@ -37,7 +37,7 @@ TEMPLATE = "a photo of a {}"
 LABEL_FILE = "labels.npy"
 
 
-class Options(RunnerOptions):
+class ConseOptions(RunnerOptions):
     """What a catalogue entry may set."""
 
     text_encoder: str = Field(description="Catalogue entry that answers text-embedding.")
@@ -81,7 +81,7 @@ class Conse:
     encoder: TextEncoder
     label_vectors: NDArray[np.float32]
     """``[1000, dim]``, each of length 1."""
-    options: Options
+    options: ConseOptions
 
     @property
     def normalizes(self) -> bool:
@@ -118,7 +118,7 @@ class ConseWeights:
 
     @classmethod
     def load(cls, context: LoadContext) -> Conse:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, ConseOptions)
         classifier = Classifier.load(context)
         encoder, source = _load_encoder(context, options.text_encoder)
         return Conse(classifier, encoder, _label_vectors(context, encoder, source), options)

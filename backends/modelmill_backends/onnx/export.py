@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import load_failed, module_missing
 from modelmill_backends.onnx.session import open_session
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 
 if TYPE_CHECKING:
     import subprocess

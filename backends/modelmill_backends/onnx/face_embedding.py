@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DETECTOR_OUTPUTS = {f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES}
 
 
-class Options(RunnerOptions):
+class FaceEmbeddingOptions(RunnerOptions):
     """What a catalogue entry may set."""
 
     detector: str = pydantic.Field("face_detection_yunet_2023mar.onnx", description="YuNet's file.")
@@ -47,7 +47,7 @@ class FaceModels:
     detector: Any
     recognizer: Any
     size: tuple[int, int]
-    options: Options
+    options: FaceEmbeddingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class FaceEmbeddingRunner(Runner[Input, FaceModels]):
 
     @classmethod
     def load(cls, context: LoadContext) -> FaceModels:
-        entry, options = context.entry, read_options(context.entry, Options)
+        entry, options = context.entry, read_options(context.entry, FaceEmbeddingOptions)
         hub = options.detector_hub
         detector_entry = entry.model_copy(update={"source": Source(hub=hub)}) if hub else entry
         sessions = []

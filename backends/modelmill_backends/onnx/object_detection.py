@@ -31,7 +31,7 @@ CANDIDATES = 3000
 """Boxes that are compared with each other at most, the best ones."""
 
 
-class Options(RunnerOptions):
+class YoloOptions(RunnerOptions):
     """What a catalogue entry may set."""
 
     size: int = Field(
@@ -57,7 +57,7 @@ class Yolo:
     labels: tuple[str, ...]
     batches: bool
     """Whether it takes more than one image at a time."""
-    options: Options
+    options: YoloOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class YoloRunner(Runner[Input, Yolo]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Yolo:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, YoloOptions)
         session = open_session(_model_file(context.entry), context)
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or len(outputs[0].shape) != 3:

@@ -25,7 +25,7 @@ LANGUAGES = tuple(_CODES.split())
 """What PP-OCRv6 reads, all at once: ``ppocrv6_langs`` of RapidOCR's default_models.yaml, as ISO 639-1."""
 
 
-class Options(RunnerOptions):
+class OpticalCharacterRecognitionOptions(RunnerOptions):
     """What a catalogue entry may set. Files lie in the source's folder."""
 
     detector: str = "PP-OCRv6_det_small.onnx"
@@ -48,11 +48,11 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
 
     def __init__(self, weights: Networks, context: LoadContext) -> None:
         super().__init__(weights, context)
-        self._options = read_options(context.entry, Options)
+        self._options = read_options(context.entry, OpticalCharacterRecognitionOptions)
 
     @classmethod
     def load(cls, context: LoadContext) -> Networks:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, OpticalCharacterRecognitionOptions)
         folder = locate(context.entry, ("*.onnx",))
         return Networks.open(context, folder, (options.detector, options.turner, options.recognizer))
 

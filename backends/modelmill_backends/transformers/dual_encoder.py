@@ -11,7 +11,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.transformers.images import ImageInputs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,7 +144,7 @@ def need_dual_encoder(encoder: VisionEncoder, context: LoadContext) -> DualEncod
 def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
     import transformers
 
-    options = read_options(context.entry, Options)
+    options = read_options(context.entry, TransformersOptions)
     if not any(file for pattern in VOCABULARIES for file in loaded.folder.glob(pattern)):
         # The library would make one that knows no words.
         loaded.close()

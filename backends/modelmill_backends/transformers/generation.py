@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Defaults, Settings, take_defaults
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
 from modelmill_backends.transformers.weights import Loaded
@@ -123,7 +123,7 @@ class Request:
         encoded: Tokens that an encoder reads.
     """
 
-    settings: Settings
+    settings: DecodingSettings
     prompt: Sequence[int] = ()
     continues: bool = False
     shape: Hashable = ()
@@ -143,7 +143,7 @@ class Request:
 
 
 def generate(
-    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: Progress, **rules: Any
+    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: ProgressSink, **rules: Any
 ) -> list[list[Row]]:
     """Answers all requests, in one pass where that is possible.
 
@@ -205,7 +205,7 @@ def _choose_each(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
     """One pass in which each row chooses its tokens by its own settings."""
@@ -247,7 +247,7 @@ def _beam_search(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
     """One pass of the library's own beam search; all items have the same settings."""

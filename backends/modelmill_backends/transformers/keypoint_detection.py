@@ -15,8 +15,7 @@ from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.registry import find_runner
 from modelmill_backends.transformers.regions import labels_of, model_type, require_scipy
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
-from modelmill_backends.transformers.weights import Options as ModelOptions
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 from modelmill_tasks.keypoint_detection import Input, Keypoint, KeypointObject, Output
 from modelmill_tasks.object_detection import Config as DetectorConfig
 from modelmill_tasks.object_detection import Input as DetectorInput
@@ -35,7 +34,7 @@ MIN_EDGE = 8
 DETECTION = "object-detection"
 
 
-class Options(ModelOptions):
+class KeypointDetectionOptions(TransformersOptions):
     """What a catalogue entry may set beside what any model of this backend may."""
 
     detector: str | None = Field(
@@ -50,7 +49,7 @@ class Estimator:
 
     pose: Loaded
     detector: Runner[Any, Any] | None
-    options: Options
+    options: KeypointDetectionOptions
 
     def close(self) -> None:
         self.pose.close()
@@ -95,10 +94,12 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
     @classmethod
     def load(cls, context: LoadContext) -> Estimator:
         entry = context.entry
-        options = read_options(entry, Options)
+        options = read_options(entry, KeypointDetectionOptions)
         if (kind := model_type(entry)) != "vitpose":
             raise load_failed(entry, f"a {kind} does not find keypoints; known here is vitpose")
-        common = {name: entry.options[name] for name in ModelOptions.model_fields if name in entry.options}
+        common = {
+            name: entry.options[name] for name in TransformersOptions.model_fields if name in entry.options
+        }
         own = replace(context, entry=entry.model_copy(update={"options": common}))
         pose = load_pretrained(own, "VitPoseForPoseEstimation", images=True)
         require_scipy(entry, pose)
@@ -208,7 +209,7 @@ def _coco(box: Box) -> list[float]:
     return [box.left, box.top, box.width, box.height]
 
 
-def _load_detector(context: LoadContext, options: Options) -> Runner[Any, Any] | None:
+def _load_detector(context: LoadContext, options: KeypointDetectionOptions) -> Runner[Any, Any] | None:
     name = options.detector
     if name is None:
         return None

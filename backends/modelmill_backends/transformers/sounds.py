@@ -11,7 +11,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.shared.audio import open_audio, require_codecs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,7 +123,7 @@ def load_sounds(context: LoadContext, auto_class: str, *, tokenizer: bool = Fals
     loaded = load_pretrained(context, auto_class, tokenizer=tokenizer)
     import transformers
 
-    trusted = read_options(context.entry, Options).trust_remote_code
+    trusted = read_options(context.entry, TransformersOptions).trust_remote_code
     extractors: Any = transformers.AutoFeatureExtractor
     try:
         extractor = extractors.from_pretrained(

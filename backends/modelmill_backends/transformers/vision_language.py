@@ -20,7 +20,7 @@ from modelmill_backends.transformers.generation import (
     generative,
     pad_left,
 )
-from modelmill_backends.transformers.weights import Options, load_pretrained
+from modelmill_backends.transformers.weights import TransformersOptions, load_pretrained
 from modelmill_tasks.chat_completion import Message
 from modelmill_tasks.shared.media import open_image
 
@@ -54,7 +54,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         import transformers
 
         loaded = load_pretrained(context, "AutoModelForImageTextToText")
-        remote = read_options(context.entry, Options).trust_remote_code
+        remote = read_options(context.entry, TransformersOptions).trust_remote_code
         processors: Any = transformers.AutoProcessor
         processor = processors.from_pretrained(loaded.folder, local_files_only=True, trust_remote_code=remote)
         if not has_template(processor):

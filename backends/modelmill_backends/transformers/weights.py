@@ -23,7 +23,7 @@ from modelmill_backends.transformers.gguf import unpacked
 REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
 
 
-class Options(RunnerOptions):
+class TransformersOptions(RunnerOptions):
     """What a catalogue entry may set for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -97,7 +97,7 @@ def load_pretrained(
         ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, a missing package.
     """
     entry = context.entry
-    options = read_options(entry, Options)
+    options = read_options(entry, TransformersOptions)
     if options.needs_remote_code and not options.trust_remote_code:
         raise load_failed(entry, REMOTE_CODE)
     try:
@@ -168,7 +168,7 @@ def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillEr
     return library_failed(entry, "transformers", folder, error)
 
 
-def _dtype(torch: Any, options: Options, device: Device) -> Any:
+def _dtype(torch: Any, options: TransformersOptions, device: Device) -> Any:
     name = options.dtype
     if name == "auto":
         name = "float16" if device.kind == "cuda" else "float32"
