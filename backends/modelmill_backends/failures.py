@@ -35,6 +35,15 @@ def library_failed(entry: ModelEntry, library: str, folder: Path, error: Excepti
     return load_failed(entry, f"{library} cannot load it: {first_line(error, folder)}")
 
 
+def torch_without_gpu(entry: ModelEntry) -> ModelmillError:
+    """The worker's device is a GPU, but PyTorch cannot use one."""
+    return load_failed(
+        entry,
+        "the worker uses a GPU, but PyTorch sees none: "
+        "the driver is missing or the installed PyTorch is for CPUs only",
+    )
+
+
 class NoGpuRuntimeError(ModelmillError):
     """``model_load_failed``: the runtime that is installed is for CPUs only, and there the model may load."""
 

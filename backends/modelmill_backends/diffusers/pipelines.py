@@ -15,7 +15,13 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
-from modelmill_backends.failures import first_line, library_failed, load_failed, module_missing
+from modelmill_backends.failures import (
+    first_line,
+    library_failed,
+    load_failed,
+    module_missing,
+    torch_without_gpu,
+)
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 
@@ -82,29 +88,14 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     except ModuleNotFoundError as error:
         raise module_missing(entry, error.name, ("diffusers",)) from None
     if device.kind == "cuda" and not torch.cuda.is_available():
-        raise load_failed(
-            entry,
-            "the worker is to use a GPU, but PyTorch sees none: "
-            "the driver is missing or the installed PyTorch is for CPUs only",
-        )
+        raise torch_without_gpu(entry)
     _silence(diffusers)
     torch.set_num_threads(device.threads)
     # The settings alone come first: they tell which of a repository's many weight files belong together.
     folder = locate(entry, ())
     index = _read_index(entry, folder)
     folder = locate(entry, _weight_files(index, options.variant))
-    name = options.dtype if options.dtype != "auto" else "float16" if device.kind == "cuda" else "float32"
-    arguments: dict[str, Any] = {
-        "dtype": getattr(torch, name),
-        "variant": options.variant,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "trust_remote_code": False,
-    }
-    kind: Any = getattr(diffusers, index["_class_name"], None)
-    if kind is not None and "add_watermarker" in inspect.signature(kind).parameters:
-        # Only where a further package happens to be installed: equal weights would give unequal images.
-        arguments["add_watermarker"] = False
+    arguments = _arguments(diffusers, torch, index, options, device)
     try:
         pipeline = getattr(diffusers, auto_class).from_pretrained(folder, **arguments)
         pipeline = pipeline.to(device.torch_name)
@@ -116,6 +107,25 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
         # Decoding is the peak of memory: one image at a time, whatever the batch.
         decoder.enable_slicing()
     return Loaded(pipeline, device, options)
+
+
+def _arguments(
+    diffusers: Any, torch: Any, index: dict[str, Any], options: DiffusersOptions, device: Device
+) -> dict[str, Any]:
+    name = options.dtype if options.dtype != "auto" else "float16" if device.kind == "cuda" else "float32"
+    arguments: dict[str, Any] = {
+        "dtype": getattr(torch, name),
+        "variant": options.variant,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }
+    kind: Any = getattr(diffusers, index["_class_name"], None)
+    if kind is not None and "add_watermarker" in inspect.signature(kind).parameters:
+        # The library adds a watermark where a further package is installed: equal weights would then give
+        # unequal images.
+        arguments["add_watermarker"] = False
+    return arguments
 
 
 def _silence(diffusers: Any) -> None:

@@ -8,20 +8,18 @@ probabilities. Word vectors of the paper are sentence embeddings here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
-from modelmill_backends.registry import find_runner
 from modelmill_backends.shared.artifacts import fingerprint, made_once
 from modelmill_backends.shared.numerics import normalise
+from modelmill_backends.shared.parts import load_part
 from modelmill_backends.shared.text_vectors import TextVectors
 from modelmill_backends.shared.zero_shot import Scoring, ZeroShotRunner
 from modelmill_backends.source import locate
@@ -120,7 +118,10 @@ class ConseWeights:
     def load(cls, context: LoadContext) -> Conse:
         options = read_options(context.entry, ConseOptions)
         classifier = Classifier.load(context)
-        encoder, source = _load_encoder(context, options.text_encoder)
+        runner = load_part(context, "text_encoder", options.text_encoder, "text-embedding")
+        encoder = TextEncoder(runner)
+        # The runtimes here say where they found the weights. To ask a hub twice may mean to wait twice.
+        source = getattr(runner.weights, "folder", None) or locate(runner.entry)
         return Conse(classifier, encoder, _label_vectors(context, encoder, source), options)
 
 
@@ -143,26 +144,6 @@ class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self.weights.encoder(sentences)
-
-
-def _load_encoder(context: LoadContext, name: str) -> tuple[TextEncoder, Path]:
-    try:
-        entry = context.catalogue.find(name)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"option 'text_encoder': {error.message}") from None
-    if entry.name == context.entry.name or "text-embedding" not in entry.tasks:
-        raise load_failed(context.entry, f"option 'text_encoder': {name} does not answer text-embedding")
-    own = replace(context, entry=entry)
-    try:
-        runner_class = find_runner(entry, "text-embedding")
-        weights = runner_class.load(own)
-        # The runtimes here say what they have found: to ask a hub twice may mean to wait twice.
-        source = getattr(weights, "folder", None) or locate(entry)
-        return TextEncoder(runner_class(weights, own)), source
-    except ModelmillError as error:
-        if error.code is not ErrorCode.MODEL_LOAD_FAILED:
-            raise
-        raise load_failed(context.entry, f"its text encoder does not load. {error.message}") from error
 
 
 def _label_vectors(context: LoadContext, encoder: TextEncoder, source: Path) -> NDArray[np.float32]:

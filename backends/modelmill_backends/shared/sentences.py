@@ -6,7 +6,7 @@ Shared by the runtimes: ``pool`` uses only what numpy arrays and torch tensors h
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_WINDOW = 512
+NO_LIMIT = 1_000_000
+"""Configurations write a limit that is absent as a huge number, such as 10 ** 30."""
 POOLINGS = ("mean", "cls", "lasttoken", "mean_sqrt_len_tokens")
 _POOLING_FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -125,6 +127,11 @@ def read_sentence_config(entry: ModelEntry, folder: Path) -> SentenceConfig:
     )
 
 
+def least_limit(limits: Iterable[float | None], default: int) -> int:
+    """The smallest of a model's limits in tokens; ``default`` if there is none."""
+    return min([int(limit) for limit in limits if limit and 0 < limit < NO_LIMIT] or [default])
+
+
 def pool(hidden: Any, mask: Any, pooling: str) -> Any:
     """One vector a text: ``[n, tokens, dim]`` and a 0/1 mask ``[n, tokens]`` → ``[n, dim]``.
 
@@ -185,9 +192,9 @@ def _dense(entry: ModelEntry, folder: Path) -> Dense:
 def _window(folder: Path) -> int:
     tokenizer = _read(folder / "tokenizer_config.json") or {}
     config = _read(folder / "config.json") or {}
-    # Absent limits are written as huge numbers, such as 10 ** 30.
-    limits = [tokenizer.get("model_max_length"), config.get("max_position_embeddings")]
-    return min([int(limit) for limit in limits if limit and limit < 1_000_000] or [DEFAULT_WINDOW])
+    return least_limit(
+        [tokenizer.get("model_max_length"), config.get("max_position_embeddings")], DEFAULT_WINDOW
+    )
 
 
 def _read(path: Path) -> Any:

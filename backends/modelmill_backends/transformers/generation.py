@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.sentences import NO_LIMIT
 from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
@@ -105,9 +106,9 @@ def window_of(model: Any, tokenizer: Any) -> int | None:
         limit = getattr(config, name, None)
         if limit:
             return int(limit)
-    # An absent limit is a huge number there, such as 10 ** 30. That of an encoder is none of the decoder.
+    # The tokenizer of an encoder-decoder tells the encoder's limit, not the decoder's.
     limit = tokenizer.model_max_length
-    bound = not model.config.is_encoder_decoder and limit and limit < 1_000_000
+    bound = not model.config.is_encoder_decoder and limit and limit < NO_LIMIT
     return int(limit) if bound else None
 
 

@@ -13,7 +13,7 @@ from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
-from modelmill_backends.registry import find_runner
+from modelmill_backends.shared.parts import load_part
 from modelmill_backends.transformers.regions import labels_of, model_type, require_scipy
 from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 from modelmill_tasks.keypoint_detection import Input, Keypoint, KeypointObject, Output
@@ -31,7 +31,6 @@ CHUNK = 64
 """People in one forward pass at most: a photo of a crowd holds a hundred."""
 MIN_EDGE = 8
 """Pixels. The library takes images of fewer than four rows for something else."""
-DETECTION = "object-detection"
 
 
 class KeypointDetectionOptions(TransformersOptions):
@@ -213,18 +212,7 @@ def _load_detector(context: LoadContext, options: KeypointDetectionOptions) -> R
     name = options.detector
     if name is None:
         return None
-    try:
-        entry = context.catalogue.find(name)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"option 'detector': {error.message}") from None
-    if entry.name == context.entry.name or DETECTION not in entry.tasks:
-        raise load_failed(context.entry, f"option 'detector': {name} does not answer {DETECTION}")
-    own = replace(context, entry=entry)
-    try:
-        runner_class = find_runner(entry, DETECTION)
-        runner = runner_class(runner_class.load(own), own)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"its detector does not load. {error.message}") from error
+    runner = load_part(context, "detector", name, "object-detection")
     labels = getattr(runner, "labels", None)
     if labels and options.person_label not in labels.values():
         raise load_failed(context.entry, f"option 'person_label': {name} knows no {options.person_label!r}")

@@ -94,10 +94,7 @@ class Sounds:
         if not self.may_pad:
             # Of equal lengths there is nothing to mask, and some models do worse with a mask of ones.
             inputs.pop("attention_mask", None)
-        dtype = self.model.dtype
-        return {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()
-        }
+        return self.loaded.in_model_dtype(inputs)
 
     def _stacked(self, values: Sequence[NDArray[Any]]) -> Any:
         import numpy as np

@@ -110,7 +110,6 @@ class VisionLanguageRunner(Runner[Item, Generative]):
 
     def _inputs(self, rows: Sequence[Seen]) -> dict[str, Any]:
         import numpy as np
-        import torch
 
         model = self.weights
         ids, mask = pad_left([seen.request.prompt for seen in rows], model.pad)
@@ -119,9 +118,4 @@ class VisionLanguageRunner(Runner[Item, Generative]):
             arrays[name] = pad_left([seen.beside[name].tolist() for seen in rows], 0)[0]
         for name in {name for seen in rows for name in seen.images}:
             arrays[name] = np.concatenate([seen.images[name] for seen in rows if name in seen.images])
-        inputs = model.loaded.to_device(**arrays)
-        dtype: torch.dtype = model.loaded.model.dtype
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return model.loaded.in_model_dtype(model.loaded.to_device(**arrays))
