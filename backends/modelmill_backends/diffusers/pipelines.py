@@ -1,4 +1,4 @@
-"""Loads pipelines of ``diffusers``, from safetensors and without foreign code, and frees them again."""
+"""Loads pipelines of ``diffusers`` from safetensors, without foreign code, and frees them."""
 
 from __future__ import annotations
 
@@ -26,29 +26,31 @@ from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-"""Where a pipeline's parts may come from; ``stable_diffusion`` is diffusers' own, with the safety checker."""
+"""Libraries that a pipeline's parts may come from; ``stable_diffusion`` is diffusers' safety checker."""
 
 
 class DiffusersOptions(RunnerOptions):
-    """What a catalogue entry may set for any model of this backend."""
+    """Options of a catalogue entry for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
     )
     variant: str | None = Field(
-        None, pattern=r"^\w+$", description="Which of several sets of weight files to read, such as fp16."
+        None,
+        pattern=r"^\w+$",
+        description="Which of several sets of weight files to read, such as fp16.",
     )
     num_inference_steps: int | None = Field(
         None,
         ge=1,
         le=200,
-        description="Steps where a caller asks for no number; the pipeline's when not set.",
+        description="Steps if the caller sets no number; default: the pipeline's.",
     )
     guidance_scale: float | None = Field(
         None,
         ge=0,
         le=50,
-        description="Guidance where a caller asks for none; 0 for distilled (turbo) models.",
+        description="Guidance if the caller sets none; 0 for distilled (turbo) models.",
     )
 
 
@@ -61,7 +63,7 @@ class Loaded:
     options: DiffusersOptions
 
     def close(self) -> None:
-        """Frees the device's memory, also what PyTorch keeps for later."""
+        """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.pipeline = None
         gc.collect()
         if self.device.kind == "cuda":
@@ -74,7 +76,7 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     """Loads the entry's pipeline by one of the library's ``AutoPipeline`` classes.
 
     Args:
-        context: The model's.
+        context: The context of the model.
         auto_class: Name of the class, such as ``AutoPipelineForText2Image``.
 
     Raises:
@@ -91,7 +93,7 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
         raise torch_without_gpu(entry)
     _silence(diffusers)
     torch.set_num_threads(device.threads)
-    # The settings alone come first: they tell which of a repository's many weight files belong together.
+    # The configurations come first: they say which of a repository's many weight files belong together.
     folder = locate(entry, ())
     index = _read_index(entry, folder)
     folder = locate(entry, _weight_files(index, options.variant))
@@ -104,7 +106,7 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     pipeline.set_progress_bar_config(disable=True)
     decoder: Any = getattr(pipeline, "vae", None)
     if hasattr(decoder, "enable_slicing"):
-        # Decoding is the peak of memory: one image at a time, whatever the batch.
+        # Decoding needs the most memory, so it decodes one image of a batch at a time.
         decoder.enable_slicing()
     return Loaded(pipeline, device, options)
 
@@ -129,7 +131,7 @@ def _arguments(
 
 
 def _silence(diffusers: Any) -> None:
-    """Bars are for terminals; here they would fill the log."""
+    """Turns off progress bars, which would fill the log."""
     import transformers
 
     for library in (diffusers, transformers):
@@ -138,15 +140,15 @@ def _silence(diffusers: Any) -> None:
 
 
 def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
-    """``model_index.json``, if it asks for nothing but the libraries' own classes."""
+    """``model_index.json``. It must ask only for classes of the known libraries."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise load_failed(
-            entry, "its source is no pipeline of diffusers: model_index.json is missing or damaged"
+            entry, "its source is not a pipeline of diffusers: model_index.json is missing or damaged"
         ) from None
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise load_failed(entry, "it brings a pipeline of its own as Python code, which is never run")
+        raise load_failed(entry, "it contains a pipeline as Python code, which is never run")
     for part, (library, _) in _parts(index).items():
         if library is not None and library not in LIBRARIES:
             raise load_failed(
@@ -156,7 +158,7 @@ def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
 
 
 def _parts(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """A pipeline's parts: name → (library, class), both None where it has none."""
+    """A pipeline's parts: name → (library, class); both are None for an absent part."""
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -165,7 +167,7 @@ def _parts(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _weight_files(index: dict[str, Any], variant: str | None) -> list[str]:
-    """Patterns of the weight files of one variant; repositories hold several, and other formats beside."""
+    """Patterns of the weight files of one variant; repositories hold several variants and formats."""
     parts = [name for name, (library, _) in _parts(index).items() if library is not None]
     if variant:
         return [

@@ -1,8 +1,8 @@
-"""ConSE: zero-shot classification from an ImageNet classifier and a sentence encoder.
+"""ConSE: zero-shot classification with an ImageNet classifier and a sentence encoder.
 
 Source: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings" (2014). An
 image's vector is the mean of the embeddings of its T most probable ImageNet labels, weighted by their
-probabilities. Word vectors of the paper are sentence embeddings here.
+probabilities. This module uses sentence embeddings instead of the paper's word vectors.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ LABEL_FILE = "labels.npy"
 
 
 class ConseOptions(RunnerOptions):
-    """What a catalogue entry may set."""
+    """Options of a catalogue entry."""
 
     text_encoder: str = Field(description="Catalogue entry that answers text-embedding.")
-    top: int = Field(10, ge=1, le=1000, description="T: ImageNet labels that make an image's vector.")
+    top: int = Field(
+        10, ge=1, le=1000, description="T: number of ImageNet labels that make an image's vector."
+    )
     scale: float = Field(20.0, gt=0, description="Sharpens the cosines before the softmax.")
 
 
 class TextEncoder:
-    """Any runner of text-embedding, as a function from sentences to vectors."""
+    """Any runner for text-embedding, as a function from sentences to vectors."""
 
     def __init__(self, runner: Runner[Any, Any]) -> None:
         self.runner = runner
@@ -53,9 +55,9 @@ class TextEncoder:
         return self.encode([self.prepare(text) for text in sentences])
 
     def prepare(self, text: str) -> Prepared[Any]:
-        """What ``encode`` wants of one text. Runs in threads."""
+        """The input of ``encode`` for one text. Runs in threads."""
         config = TextConfig(normalize=True, prompt_name=None)
-        # Built by us: what pydantic would check is known to be right.
+        # Without pydantic's checks: these values are known to be valid.
         return self.runner.preprocess(TextInput.model_construct(text=text, config=config))
 
     def encode(self, batch: Sequence[Prepared[Any]]) -> NDArray[np.float32]:
@@ -83,20 +85,20 @@ class Conse:
 
     @property
     def normalizes(self) -> bool:
-        """Yes: ConSE compares by cosine. Texts have length 1 in any case."""
+        """True: ConSE compares by cosine. Vectors of texts always have length 1."""
         return True
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         return pixels(image)
 
     def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        """The mean of the embeddings of the likeliest labels, ``[n, dim]``."""
+        """The weighted mean of the embeddings of the most probable labels, ``[n, dim]``."""
         import numpy as np
 
         probabilities = self.classifier.probabilities(prepared)
         top = np.argsort(-probabilities, axis=1)[:, : self.options.top]
         weights = np.take_along_axis(probabilities, top, axis=1)
-        # The paper divides by the weights' sum; a cosine does not see the difference.
+        # The paper divides by the sum of the weights, which does not change a cosine.
         mean = (weights[..., None] * self.label_vectors[top]).sum(axis=1)
         result: NDArray[np.float32] = mean.astype(np.float32)
         return result
@@ -112,7 +114,7 @@ class Conse:
 
 
 class ConseWeights:
-    """The ``load`` that all runners by ConSE share."""
+    """The ``load`` that all runners on ConSE share."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Conse:
@@ -120,13 +122,13 @@ class ConseWeights:
         classifier = Classifier.load(context)
         runner = load_part(context, "text_encoder", options.text_encoder, "text-embedding")
         encoder = TextEncoder(runner)
-        # The runtimes here say where they found the weights. To ask a hub twice may mean to wait twice.
+        # The built-in runtimes say where they found the weights: asking a hub twice may mean waiting twice.
         source = getattr(runner.weights, "folder", None) or locate(runner.entry)
         return Conse(classifier, encoder, _label_vectors(context, encoder, source), options)
 
 
 class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
-    """Good for everyday subjects that are near one of ImageNet's labels."""
+    """Works for everyday subjects that are similar to one of ImageNet's labels."""
 
     backend = "onnx"
     name = "conse"
