@@ -15,7 +15,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.diffusers.text_to_image import sides_of
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines
 from tests.support.images import STEPS, apart, draw, entry, opened, pixels
@@ -199,7 +199,7 @@ def test_more_images_than_fit_are_drawn_in_rounds(
     assert seen.reports == [(0, step, 6, "steps") for step in range(1, 7)]
 
 
-class Watch(Progress):
+class Watch(ProgressSink):
     """Keeps what it is told; the items of ``canceled`` are, once ``after`` steps were reported."""
 
     def __init__(self) -> None:

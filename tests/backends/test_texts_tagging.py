@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelmill_backends.shared.entities import Token, entities
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_tasks.token_classification import AggregationStrategy
 from tests.fixtures.specimens.texts import STRATEGIES, filled, pieces, pipeline, tagged
 from tests.support.models import OpenModel, folder_entry

@@ -211,7 +211,7 @@ for hub, revision in (("no/such", None), ("{GATED}", None), ("{VIT}", "0" * 40),
     assert done.stdout.splitlines() == [
         "the Hugging Face hub has no no/such, or it is private and HF_TOKEN is not set",
         (
-            f"{GATED} is given only to those who accepted its terms: accept them on its page at "
+            f"{GATED} requires that you accept its terms: accept them on its page at "
             "the Hugging Face hub, and set HF_TOKEN where it is loaded"
         ),
         f"{VIT} has no revision {'0' * 40} at the Hugging Face hub",

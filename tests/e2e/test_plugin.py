@@ -214,7 +214,7 @@ def test_a_plugin_that_mixes_up_a_batch_fails_the_checks(tmp_path: Path) -> None
     assert done.returncode == 1
     row = next(line for line in done.stdout.splitlines() if "a batch is answered as its items alone" in line)
     assert "failed: item 1.embedding[0] is" in row
-    assert "(in a batch of 16, against alone)" in row
+    assert "(in a batch of 16, compared with alone)" in row
     assert "skipped: the specimen has no reference" in text
     assert "the model loads" in text
     assert "OSError: weights [/bold] are missing" in text

@@ -19,7 +19,7 @@ from modelmill.store import Claimed, Outcome, Settlement
 from modelmill.store.ends import end_line
 from modelmill_backends.contract import Prepared, Runner
 from modelmill_backends.failures import is_out_of_memory
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_tasks.contract import TaskInput
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.sources import OpenedSources
@@ -157,9 +157,9 @@ def _cost(item: Item) -> float:
 class PassObserver:
     """Is told of each forward pass; this one does not care."""
 
-    def progress(self, batch: Sequence[Item]) -> Progress:
+    def progress(self, batch: Sequence[Item]) -> ProgressSink:
         """Whom a pass of many steps tells how far it is."""
-        return Progress()
+        return ProgressSink()
 
     def entering(self, batch: Sequence[Item]) -> None:
         """The pass is about to begin."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from modelmill.store import Progress as JobProgress
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_worker.drain.batches import Item
 from modelmill_worker.drain.leases import Leases
 
@@ -14,7 +14,7 @@ ALIVE_EVERY_S = 1.0
 """How often a pass that makes steps says that it does not hang."""
 
 
-class PassProgress(Progress):
+class PassProgress(ProgressSink):
     """Progress of one forward pass.
 
     Args:

@@ -11,7 +11,7 @@ from modelmill_readability.formula import Counts, Language, count, reading_ease,
 from modelmill_readability.task import Input, Output, Sentence
 
 
-class Options(RunnerOptions):
+class ReadabilityOptions(RunnerOptions):
     """What a models file may set."""
 
     language: Language = "en"
@@ -25,7 +25,7 @@ class ReadabilityRunner(Runner[Input, Language]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Language:
-        return read_options(context.entry, Options).language
+        return read_options(context.entry, ReadabilityOptions).language
 
     def group_key(self, item: Input) -> Hashable:
         # The config matters in postprocess only, so all items may share a pass.
