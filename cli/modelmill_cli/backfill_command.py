@@ -65,8 +65,8 @@ def backfill(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send many rows or files through a model. What is interrupted can be resumed."""
-    from modelmill.backfill import backfill as run
-    from modelmill.backfill.mapping import read_columns
+    from modelmill.client.backfill import backfill as run
+    from modelmill.client.backfill.mapping import read_columns
     from modelmill.client.wire import Options
     from modelmill_cli.backfill import Display, show_summary
 

@@ -17,7 +17,7 @@ from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, AsyncWire, Options
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -112,9 +112,9 @@ class AsyncClient:
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
         """
-        from modelmill.backfill import backfill_async
+        from modelmill.client.backfill import backfill_async
 
         return await backfill_async(self._options, task, model, input, output=output, **how)
 

@@ -16,7 +16,7 @@ from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, Options, Wire
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -142,9 +142,9 @@ class Client:
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
         """
-        from modelmill.backfill import backfill
+        from modelmill.client.backfill import backfill
 
         return backfill(self._options, task, model, input, output=output, **how)
 

@@ -13,12 +13,12 @@ import pytest
 from starlette.responses import Response
 
 from modelmill import processes
-from modelmill.backfill import Stats, Summary, backfill, backfill_async, chunks
-from modelmill.backfill import engine as engine_module
-from modelmill.backfill import output as output_module
+from modelmill.client.backfill import Stats, Summary, backfill, backfill_async, chunks
+from modelmill.client.backfill import engine as engine_module
+from modelmill.client.backfill import output as output_module
 from modelmill.client.wire import Options
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
-from tests.modelmill.backfill.stub import TASK, Stub, refused
+from tests.modelmill.client.backfill.stub import TASK, Stub, refused
 
 ROWS = [{"id": number, "text": str(number)} for number in range(300)]
 

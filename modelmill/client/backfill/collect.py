@@ -8,8 +8,8 @@ from contextlib import aclosing
 from itertools import islice
 from typing import Any
 
-from modelmill.backfill.sources import Row
-from modelmill.backfill.wire import COLLECT_IDS, Patience, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, Patience, UnansweredError, Wire
+from modelmill.client.backfill.sources import Row
 
 WAIT_S = 10
 ASK_AGAIN_S = 0.2

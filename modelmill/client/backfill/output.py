@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any
 
-from modelmill.backfill.journal import Journal, Mark
-from modelmill.backfill.sources import Row
-from modelmill.backfill.stats import Stats
-from modelmill.backfill.wire import COLLECT_IDS, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.journal import Journal, Mark
+from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ErrorCode, ModelmillError
 
 CHECKPOINT_S, CHECKPOINT_ROWS = 0.5, 1000

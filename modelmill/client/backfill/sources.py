@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from modelmill.backfill.walk import find_files, split_pattern
+from modelmill.client.backfill.walk import find_files, split_pattern
 from modelmill.errors import ConfigError
 
 MAX_LINE_BYTES = 96 * 1024 * 1024

@@ -14,14 +14,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from modelmill.backfill.chunks import Chunk, Chunks
-from modelmill.backfill.collect import Collector
-from modelmill.backfill.journal import Journal
-from modelmill.backfill.mapping import Mapper
-from modelmill.backfill.output import Output, StopError
-from modelmill.backfill.sources import Row, Source
-from modelmill.backfill.stats import Stats
-from modelmill.backfill.wire import COLLECT_IDS, Patience, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, Patience, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.chunks import Chunk, Chunks
+from modelmill.client.backfill.collect import Collector
+from modelmill.client.backfill.journal import Journal
+from modelmill.client.backfill.mapping import Mapper
+from modelmill.client.backfill.output import Output, StopError
+from modelmill.client.backfill.sources import Row, Source
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 SUBMITS = 4

@@ -11,13 +11,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from modelmill.backfill.engine import Engine, Options
-from modelmill.backfill.journal import Journal, Plan
-from modelmill.backfill.mapping import Mapper
-from modelmill.backfill.schema import TaskSchema
-from modelmill.backfill.sources import Source, open_source, pyarrow_parquet
-from modelmill.backfill.stats import Stats, Summary
-from modelmill.backfill.wire import Patience, Wire
+from modelmill.client.backfill.bulk_api import Patience, Wire
+from modelmill.client.backfill.engine import Engine, Options
+from modelmill.client.backfill.journal import Journal, Plan
+from modelmill.client.backfill.mapping import Mapper
+from modelmill.client.backfill.schema import TaskSchema
+from modelmill.client.backfill.sources import Source, open_source, pyarrow_parquet
+from modelmill.client.backfill.stats import Stats, Summary
 from modelmill.client.wire import Options as Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 

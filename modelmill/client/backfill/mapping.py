@@ -12,9 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from modelmill.backfill.media import media_name, media_text
-from modelmill.backfill.schema import JOB_FIELDS, TaskSchema
-from modelmill.backfill.sources import Row
+from modelmill.client.backfill.media import media_name, media_text
+from modelmill.client.backfill.schema import JOB_FIELDS, TaskSchema
+from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 KEEP_CHARACTERS = 1000

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from modelmill.backfill.parquet import write_parquet
-from modelmill.backfill.stats import Stats
+from modelmill.client.backfill.parquet import write_parquet
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError
 
 MANIFEST, CHECKPOINT, LOCK = "manifest.json", "checkpoint.json", "lock"

@@ -5,7 +5,7 @@ makes requests of them, ``engine`` keeps a window of them in flight, ``wire`` sp
 ``journal`` writes what may not be lost.
 """
 
-from modelmill.backfill.run import How, Input, backfill, backfill_async
-from modelmill.backfill.stats import Stats, Summary
+from modelmill.client.backfill.run import How, Input, backfill, backfill_async
+from modelmill.client.backfill.stats import Stats, Summary
 
 __all__ = ["How", "Input", "Stats", "Summary", "backfill", "backfill_async"]

@@ -16,13 +16,13 @@ import httpx
 import pytest
 
 from modelmill import processes
-from modelmill.backfill.stats import Stats, Summary
+from modelmill.client.backfill.stats import Stats, Summary
 from modelmill_cli import backfill as display
 from modelmill_cli.console import err
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import source_bytes
 from tests.conftest import Workers, wait_until
-from tests.modelmill.backfill.stub import Stub
+from tests.modelmill.client.backfill.stub import Stub
 
 TASK = "zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
