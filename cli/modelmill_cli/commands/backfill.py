@@ -67,14 +67,14 @@ def backfill(
     """Send many rows or files through a model. What is interrupted can be resumed."""
     from modelmill.client.backfill import backfill as run
     from modelmill.client.backfill.mapping import read_columns
-    from modelmill.client.wire import Options
+    from modelmill.client.wire import Connection
     from modelmill_cli.backfill_display import Display, show_summary
 
     # A service manager stops it as Ctrl-C does, also where a script started it in the background, whose shell
     # has SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    connection = Options.make(url, None, 60.0, 0, 0)
+    connection = Connection.make(url, None, 60.0, 0, 0)
     display = Display(f"{task} {model}", is_quiet=quiet)
     try:
         with display:
