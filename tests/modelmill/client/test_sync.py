@@ -231,7 +231,7 @@ def test_the_environment_says_where_and_who(play: Play, monkeypatch: pytest.Monk
         patch.setenv("MODELMILL_API_KEY", "mm_1_secret\n")
         with Client() as client:
             client.tasks()
-            assert "secret" not in repr(client._options)
+            assert "secret" not in repr(client._connection)
         with Client(api_key="mm_2_other") as client:
             client.tasks()
 

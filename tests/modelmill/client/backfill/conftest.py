@@ -7,7 +7,7 @@ import pytest
 
 from modelmill.settings import Settings
 from modelmill_api.app import create_app
-from tests.modelmill.backfill.stub import Stub
+from tests.modelmill.client.backfill.stub import Stub
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from contextlib import aclosing
 from itertools import islice
 from typing import Any
 
-from modelmill.backfill.sources import Row
-from modelmill.backfill.wire import COLLECT_IDS, Patience, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, Backoff, BulkApi, NoAnswerError
+from modelmill.client.backfill.sources import Row
 
 WAIT_S = 10
 ASK_AGAIN_S = 0.2
@@ -28,9 +28,9 @@ class Collector:
     """
 
     def __init__(
-        self, wire: Wire, patience: Patience, on_end: Callable[[Row, Mapping[str, Any]], None]
+        self, api: BulkApi, backoff: Backoff, on_end: Callable[[Row, Mapping[str, Any]], None]
     ) -> None:
-        self._wire, self._patience, self._on_end = wire, patience, on_end
+        self._api, self._backoff, self._on_end = api, backoff, on_end
         self._jobs: dict[str, Row] = {}
         self._changed = asyncio.Event()
         self._asked = 0
@@ -88,7 +88,7 @@ class Collector:
         found = 0
         try:
             async with aclosing(
-                self._wire.collect(list(islice(self._jobs, COLLECT_IDS)), WAIT_S)
+                self._api.collect(list(islice(self._jobs, COLLECT_IDS)), WAIT_S)
             ) as documents:
                 async for document in documents:
                     self._is_answered = True
@@ -98,7 +98,7 @@ class Collector:
                     if row is not None:
                         found += 1
                         self._on_end(row, document)
-        except UnansweredError as error:
+        except NoAnswerError as error:
             self._is_answered = True
-            await self._patience.pause(error)
+            await self._backoff.pause(error)
         return found

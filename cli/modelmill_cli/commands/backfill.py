@@ -1,4 +1,4 @@
-"""The command ``backfill``: many rows or files through a model."""
+"""The command ``backfill``."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from modelmill_cli.app import DEFAULT_URL, Url, app, for_people
 from modelmill_cli.console import err
+from modelmill_cli.options import DEFAULT_URL, LaneName, Model, Task, Url, show_errors
 
 INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 
 
-@app.command()
-@for_people
+@show_errors
 def backfill(
-    task: Annotated[str, typer.Argument(help="For example zero-shot-image-classification.")],
-    model: Annotated[str, typer.Argument(help="For example conse-lite0.")],
+    task: Task,
+    model: Model,
     input: Annotated[
         list[str],
         typer.Option(
@@ -43,7 +43,7 @@ def backfill(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
     window: Annotated[int, typer.Option(min=1, help="Rows between input and output at most.")] = 256,
-    lane: Annotated[str, typer.Option(help="interactive, normal or bulk.")] = "bulk",
+    lane: LaneName = "bulk",
     tag: Annotated[list[str] | None, typer.Option(help="A tag for the jobs; may be repeated.")] = None,
     output_format: Annotated[
         Literal["jsonl", "parquet"], typer.Option("--format", help="Of the results.")
@@ -65,16 +65,16 @@ def backfill(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send many rows or files through a model. What is interrupted can be resumed."""
-    from modelmill.backfill import backfill as run
-    from modelmill.backfill.mapping import read_columns
-    from modelmill.client.wire import Options
-    from modelmill_cli.backfill import Display, show_summary
+    from modelmill.client.backfill import backfill as run
+    from modelmill.client.backfill.mapping import read_columns
+    from modelmill.client.wire import Connection
+    from modelmill_cli.backfill_display import Display, show_summary
 
     # A service manager stops it as Ctrl-C does, also where a script started it in the background, whose shell
     # has SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    connection = Options.make(url, None, 60.0, 0, 0)
+    connection = Connection.make(url, None, 60.0, 0, 0)
     display = Display(f"{task} {model}", is_quiet=quiet)
     try:
         with display:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn
 from rich.text import Text
 
-from modelmill.backfill import Stats, Summary
+from modelmill.client.backfill import Stats, Summary
 from modelmill_cli.console import err, out
 
 LINE_EVERY_S = 10.0

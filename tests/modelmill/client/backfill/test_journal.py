@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from modelmill.backfill.journal import Journal, Plan
-from modelmill.backfill.stats import Stats
+from modelmill.client.backfill.journal import Journal, Plan
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError
 
 parquet: Any = import_module("pyarrow.parquet")

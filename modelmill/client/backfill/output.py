@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from typing import Any
 
-from modelmill.backfill.journal import Journal, Mark
-from modelmill.backfill.sources import Row
-from modelmill.backfill.stats import Stats
-from modelmill.backfill.wire import COLLECT_IDS, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, BulkApi, NoAnswerError, TooLargeError
+from modelmill.client.backfill.journal import Journal, Snapshot
+from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ErrorCode, ModelmillError
 
 CHECKPOINT_S, CHECKPOINT_ROWS = 0.5, 1000
@@ -45,9 +45,9 @@ class Output:
     """
 
     def __init__(
-        self, wire: Wire, journal: Journal, stats: Stats, max_error_rate: float, position: Position
+        self, api: BulkApi, journal: Journal, stats: Stats, max_error_rate: float, position: Position
     ) -> None:
-        self._wire, self._journal, self._stats = wire, journal, stats
+        self._api, self._journal, self._stats = api, journal, stats
         self._max_error_rate = max_error_rate
         self._position = position
         self._done = self._failed = 0
@@ -148,7 +148,7 @@ class Output:
         while len(self._left) > MAX_LEFT:
             self._left.popleft()  # the server forgets them in time by itself
 
-    def _mark(self) -> Mark:
+    def _mark(self) -> Snapshot:
         self._since_mark = 0
         next_row, pending = self._position()
         # Whoever goes on after a crash deletes them. What lies further back, the server forgets in time.
@@ -160,8 +160,8 @@ class Output:
         ids = list(islice(self._left, COLLECT_IDS))
         try:
             if ids:
-                await self._wire.delete(ids)
-        except (UnansweredError, TooLargeError):
+                await self._api.delete(ids)
+        except (NoAnswerError, TooLargeError):
             return False
         except ModelmillError:
             pass  # it is not asked again for these

@@ -16,12 +16,12 @@ import httpx
 import pytest
 
 from modelmill import processes
-from modelmill.backfill.stats import Stats, Summary
-from modelmill_cli import backfill as display
+from modelmill.client.backfill.stats import Stats, Summary
+from modelmill_cli import backfill_display
 from modelmill_cli.console import err
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import source_bytes
-from tests.modelmill.backfill.stub import Stub
+from tests.modelmill.client.backfill.stub import Stub
 from tests.support.processes import wait_until
 from tests.support.workers import Workers
 
@@ -203,8 +203,8 @@ def test_progress_is_shown_in_words() -> None:
     stats.retried = 4
 
     with err.capture() as captured:
-        err.print(display._details(stats, with_done=True))
-        display.show_summary(
+        err.print(backfill_display._details(stats, with_done=True))
+        backfill_display.show_summary(
             Summary("stopped", "3 rows failed", Path("out"), "id", 903, 900, 3, stats.errors, [], 75.0, 12.3),
             as_json=False,
         )

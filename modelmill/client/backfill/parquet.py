@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from modelmill.backfill.sources import pyarrow_parquet
+from modelmill.client.backfill.sources import pyarrow_parquet
 
 GROUP_BYTES = 16 * 1024 * 1024
 """Of JSON: about what one group of rows holds, and what is in memory at a time."""

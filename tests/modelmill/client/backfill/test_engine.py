@@ -13,18 +13,18 @@ import pytest
 from starlette.responses import Response
 
 from modelmill import processes
-from modelmill.backfill import Stats, Summary, backfill, backfill_async, chunks
-from modelmill.backfill import engine as engine_module
-from modelmill.backfill import output as output_module
-from modelmill.client.wire import Options
+from modelmill.client.backfill import Stats, Summary, backfill, backfill_async, chunks
+from modelmill.client.backfill import engine as engine_module
+from modelmill.client.backfill import output as output_module
+from modelmill.client.wire import Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
-from tests.modelmill.backfill.stub import TASK, Stub, refused
+from tests.modelmill.client.backfill.stub import TASK, Stub, refused
 
 ROWS = [{"id": number, "text": str(number)} for number in range(300)]
 
 
-def connection(url: str) -> Options:
-    return Options.make(url, None, 10.0, 0, 0)
+def connection(url: str) -> Connection:
+    return Connection.make(url, None, 10.0, 0, 0)
 
 
 def run(stub: Stub, output: Path, rows: Any = ROWS, **how: Any) -> Summary:

@@ -12,9 +12,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from modelmill.backfill.media import media_name, media_text
-from modelmill.backfill.schema import JOB_FIELDS, TaskSchema
-from modelmill.backfill.sources import Row
+from modelmill.client.backfill.media import media_name, media_text
+from modelmill.client.backfill.schema import JOB_FIELDS, TaskSchema
+from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 KEEP_CHARACTERS = 1000
@@ -25,7 +25,7 @@ _OURS = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
+class _FieldSource:
     """Where a field's value comes from."""
 
     column: str
@@ -72,7 +72,7 @@ class Mapper:
                 raise ConfigError(f"{field} is both set and mapped to a column")
         self._job = dict(job)
         self._pinned = {"map": dict(columns), "set": self.constants, **self._job}
-        self._sources: dict[tuple[str, ...], list[_Source]] = {}
+        self._sources: dict[tuple[str, ...], list[_FieldSource]] = {}
 
     def check(self, row: Row, *, is_file: bool = False) -> None:
         """Looks whether rows such as this one can be sent.
@@ -132,7 +132,7 @@ class Mapper:
         """What makes the requests what they are, for comparing a resumed run with the first one."""
         return self._pinned
 
-    def _of(self, row: Row) -> list[_Source]:
+    def _of(self, row: Row) -> list[_FieldSource]:
         """Which columns go where. Rows of JSON lines may differ in which columns they have."""
         names = tuple(row.columns)
         if names not in self._sources:
@@ -141,13 +141,13 @@ class Mapper:
             self._sources[names] = self._find_sources(names)
         return self._sources[names]
 
-    def _find_sources(self, names: Iterable[str]) -> list[_Source]:
+    def _find_sources(self, names: Iterable[str]) -> list[_FieldSource]:
         wanted = dict(self._given)
         taken = {field.partition(".")[0] for field in (*wanted, *self.constants)}
         own = set(self._schema.own_fields)
         wanted |= {name: name for name in names if name in own and name not in taken}
         return [
-            _Source(
+            _FieldSource(
                 column,
                 tuple(field.split(".")),
                 self._schema.is_media(field),
@@ -168,7 +168,7 @@ class Mapper:
             )
         self._given[media[0]] = "path"
 
-    def _keep(self, row: Row, sources: Sequence[_Source]) -> None:
+    def _keep(self, row: Row, sources: Sequence[_FieldSource]) -> None:
         sent = {source.column: source for source in sources}
         for name, value in row.columns.items():
             if name not in sent:
@@ -218,7 +218,7 @@ def read_assignments(schema: TaskSchema, assignments: Iterable[str]) -> list[tup
         else:
             kinds = frozenset(schema.kinds(name))
             try:
-                found.append((name, _read_text(_Source(name, (name,), False, kinds, True), text)))
+                found.append((name, _read_text(_FieldSource(name, (name,), False, kinds, True), text)))
             except ModelmillError as error:
                 raise ConfigError(error.message) from None
     return found
@@ -246,7 +246,7 @@ def _text_of(name: str, path: Path) -> str:
         raise ConfigError(f"{name}: {path} is not there, or is not a text file") from None
 
 
-def _read_text(source: _Source, text: str) -> Any:
+def _read_text(source: _FieldSource, text: str) -> Any:
     """Text as a value of what the field takes."""
     kinds = source.kinds - {"null"}
     if not kinds or "string" in kinds:

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from modelmill.backfill.parquet import write_parquet
-from modelmill.backfill.stats import Stats
+from modelmill.client.backfill.parquet import write_parquet
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError
 
 MANIFEST, CHECKPOINT, LOCK = "manifest.json", "checkpoint.json", "lock"
@@ -38,7 +38,7 @@ class _Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Snapshot:
     """A moment of the run, as a checkpoint will tell it, and what must be on the disk before."""
 
     document: Mapping[str, Any]
@@ -150,7 +150,7 @@ class Journal:
 
     def mark(
         self, next_row: int, pending: Sequence[int], stats: Stats, finished_jobs: Sequence[str] = ()
-    ) -> Mark:
+    ) -> Snapshot:
         """This moment, for ``commit``. Between the two, more may be written.
 
         Args:
@@ -172,9 +172,9 @@ class Journal:
             "errors": dict(stats.errors),
             "finished_jobs": list(finished_jobs),
         }
-        return Mark(document, self._shard, list(self._ended))
+        return Snapshot(document, self._shard, list(self._ended))
 
-    def commit(self, mark: Mark, stats: Stats) -> None:
+    def commit(self, mark: Snapshot, stats: Stats) -> None:
         """Makes a moment last. Slow: it waits for the disk.
 
         Raises:

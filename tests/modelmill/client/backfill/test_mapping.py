@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modelmill.backfill.mapping import Mapper, read_columns
-from modelmill.backfill.schema import TaskSchema
-from modelmill.backfill.sources import Row
+from modelmill.client.backfill.mapping import Mapper, read_columns
+from modelmill.client.backfill.schema import TaskSchema
+from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill_tasks.registry import all_tasks
 from modelmill_tasks.shared.media import source_bytes

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from modelmill.client.errors import foreign, problem
-from modelmill.client.wire import Options as Connection
+from modelmill.client.wire import Connection
 from modelmill.errors import ErrorCode, ModelmillError
 
 COLLECT_IDS = 1000
@@ -21,7 +21,7 @@ COLLECT_IDS = 1000
 _NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
-class UnansweredError(Exception):
+class NoAnswerError(Exception):
     """Raised when asking again later may help: no answer, a server in trouble, or one that is full."""
 
     def __init__(self, reason: str, *, retry_after_s: float | None = None, is_alive: bool = False) -> None:
@@ -35,7 +35,7 @@ class TooLargeError(Exception):
     """Raised when the request was refused for its size."""
 
 
-class Patience:
+class Backoff:
     """How long to go on asking, shared by all that ask.
 
     Args:
@@ -54,7 +54,7 @@ class Patience:
         self._tries = 0
         self.trouble = ""
 
-    async def pause(self, error: UnansweredError) -> None:
+    async def pause(self, error: NoAnswerError) -> None:
         """Waits before the next try, longer each time.
 
         Raises:
@@ -74,7 +74,7 @@ class Patience:
         await asyncio.sleep(max(error.retry_after_s or 0, longest_s * random.uniform(0.5, 1)))  # noqa: S311
 
 
-class Wire:
+class BulkApi:
     """A connection to one server. Use it as an asynchronous context.
 
     Args:
@@ -82,14 +82,14 @@ class Wire:
         patience: Told of each answer.
     """
 
-    def __init__(self, connection: Connection, patience: Patience) -> None:
+    def __init__(self, connection: Connection, backoff: Backoff) -> None:
         self._url = connection.url
-        self._patience = patience
+        self._backoff = backoff
         # For one request, beside what the server is asked to wait: a submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
         self._http = httpx.AsyncClient(**connection.arguments)
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> BulkApi:
         return self
 
     async def __aexit__(
@@ -107,7 +107,7 @@ class Wire:
             ) from None
         if not response.is_success:
             raise problem(response)
-        self._patience.answered()
+        self._backoff.answered()
         try:
             return response.json()
         except ValueError:
@@ -119,7 +119,7 @@ class Wire:
         """Submits jobs; one answer each, in their order. They may end early, with the answers lost.
 
         Raises:
-            UnansweredError: some were not answered; they can be sent again.
+            NoAnswerError: some were not answered; they can be sent again.
             TooLargeError: together they are too large for whatever stands between.
             ModelmillError: the server refuses this for good.
         """
@@ -133,7 +133,7 @@ class Wire:
         """Documents of those jobs that have ended; waits for the first.
 
         Raises:
-            UnansweredError: ask again.
+            NoAnswerError: ask again.
             ModelmillError: the server refuses this for good.
         """
         body = json.dumps({"ids": list(ids), "delete": False}).encode()
@@ -145,7 +145,7 @@ class Wire:
         """Lets the server forget jobs.
 
         Raises:
-            UnansweredError: ask again.
+            NoAnswerError: ask again.
             ModelmillError: the server refuses this for good.
         """
         body = json.dumps({"ids": list(ids), "delete": True}).encode()
@@ -164,12 +164,12 @@ class Wire:
                 if not response.is_success:
                     await response.aread()
                     raise _trouble(response)
-                self._patience.answered()
+                self._backoff.answered()
                 async for line in _lines(response):
                     yield _parsed(line)
         except httpx.TransportError as error:
             reason = f"{self._url} does not answer ({error or type(error).__name__})"
-            raise UnansweredError(reason) from None
+            raise NoAnswerError(reason) from None
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
@@ -199,7 +199,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise UnansweredError("the answer was cut off, or is not that of a Modelmill server")
+        raise NoAnswerError("the answer was cut off, or is not that of a Modelmill server")
     return answer
 
 
@@ -210,7 +210,7 @@ def _trouble(response: httpx.Response) -> Exception:
         return TooLargeError(error.message)
     if response.status_code == 429:
         after_s = 1.0 if error.retry_after_s is None else error.retry_after_s
-        return UnansweredError(error.message, retry_after_s=after_s, is_alive=True)
+        return NoAnswerError(error.message, retry_after_s=after_s, is_alive=True)
     if response.status_code >= 500 or response.status_code == 408:
-        return UnansweredError(error.message, retry_after_s=error.retry_after_s)
+        return NoAnswerError(error.message, retry_after_s=error.retry_after_s)
     return error

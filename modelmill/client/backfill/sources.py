@@ -17,7 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from modelmill.backfill.walk import find_files, split_pattern
+from modelmill.client.backfill.walk import find_files, split_pattern
 from modelmill.errors import ConfigError
 
 MAX_LINE_BYTES = 96 * 1024 * 1024
@@ -52,7 +52,7 @@ class Row:
     jobs: list[str] = field(default_factory=list)
 
 
-class Source(ABC):
+class RowSource(ABC):
     """Where rows come from. Each row has a number, and the same number each time.
 
     Attributes:
@@ -84,7 +84,7 @@ class Source(ABC):
         return None
 
 
-class _Lines(Source):
+class _Lines(RowSource):
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -120,7 +120,7 @@ class _Lines(Source):
                     yield line
 
 
-class _Csv(Source):
+class _Csv(RowSource):
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -161,7 +161,7 @@ class _Csv(Source):
             raise ConfigError(f"{self._path} is not UTF-8") from None
 
 
-class _Parquet(Source):
+class _Parquet(RowSource):
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -188,7 +188,7 @@ class _Parquet(Source):
         return pyarrow_parquet().ParquetFile(self._path)
 
 
-class _Files(Source):
+class _Files(RowSource):
     """Each file is a row. Which files they are is written down when the run begins."""
 
     is_files = True
@@ -232,7 +232,7 @@ class _Files(Source):
         return self._count
 
 
-class _Rows(Source):
+class _Rows(RowSource):
     """Rows that a program gives. Only the caller knows whether they are the same another time."""
 
     is_of_caller = True
@@ -265,10 +265,10 @@ class _Rows(Source):
         return self._total
 
 
-class _Several(Source):
+class _Several(RowSource):
     """One after the other. Numbers run on."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[RowSource]) -> None:
         self._sources = sources
         self.is_files = all(source.is_files for source in sources)
 
@@ -297,7 +297,7 @@ class _Several(Source):
 
 def open_source(
     given: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]], key: str = ""
-) -> Source:
+) -> RowSource:
     """The source of what was given: paths and patterns, or rows.
 
     Args:
@@ -316,7 +316,7 @@ def open_source(
     return _Rows(given, key)  # type: ignore[arg-type]
 
 
-def _open_path(text: str, number: int) -> Source:
+def _open_path(text: str, number: int) -> RowSource:
     path = Path(text)
     if path.is_dir():
         return _Files(text, ["**"], number)

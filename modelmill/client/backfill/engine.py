@@ -14,14 +14,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from modelmill.backfill.chunks import Chunk, Chunks
-from modelmill.backfill.collect import Collector
-from modelmill.backfill.journal import Journal
-from modelmill.backfill.mapping import Mapper
-from modelmill.backfill.output import Output, StopError
-from modelmill.backfill.sources import Row, Source
-from modelmill.backfill.stats import Stats
-from modelmill.backfill.wire import COLLECT_IDS, Patience, TooLargeError, UnansweredError, Wire
+from modelmill.client.backfill.bulk_api import COLLECT_IDS, Backoff, BulkApi, NoAnswerError, TooLargeError
+from modelmill.client.backfill.chunks import Chunk, Chunks
+from modelmill.client.backfill.collect import Collector
+from modelmill.client.backfill.journal import Journal
+from modelmill.client.backfill.mapping import Mapper
+from modelmill.client.backfill.output import Output, StopError
+from modelmill.client.backfill.sources import Row, RowSource
+from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 SUBMITS = 4
@@ -88,9 +88,9 @@ class Engine:
         self,
         where: tuple[str, str],
         *,
-        wire: Wire,
-        patience: Patience,
-        source: Source,
+        api: BulkApi,
+        backoff: Backoff,
+        source: RowSource,
         mapper: Mapper,
         journal: Journal,
         stats: Stats,
@@ -98,7 +98,7 @@ class Engine:
         on_progress: Callable[[Stats], None] | None = None,
     ) -> None:
         self._task, self._model = where
-        self._wire, self._patience = wire, patience
+        self._api, self._backoff = api, backoff
         self._stats, self._options, self._on_progress = stats, options, on_progress
         self._source, self._begun_at = source, journal.next_row
         self._next_row = journal.next_row
@@ -112,9 +112,9 @@ class Engine:
         self._hold_reason = ""
         self._changed, self._finished = asyncio.Event(), asyncio.Event()
         self._chunks = Chunks(self._rows(), mapper, journal.run_id, is_of_caller=source.is_of_caller)
-        self._output = Output(wire, journal, stats, options.max_error_rate, self._position)
+        self._output = Output(api, journal, stats, options.max_error_rate, self._position)
         count = -(-options.window // COLLECT_IDS)
-        self._collectors = [Collector(wire, patience, self._ended) for _ in range(count)]
+        self._collectors = [Collector(api, backoff, self._ended) for _ in range(count)]
 
     async def run(self) -> tuple[str, str]:
         """Works until all rows are done; the state, and the reason if that is not ``complete``.
@@ -220,17 +220,17 @@ class Engine:
         while rows:
             answered = 0
             try:
-                async with aclosing(self._wire.bulk(self._task, self._model, lines)) as answers:
+                async with aclosing(self._api.bulk(self._task, self._model, lines)) as answers:
                     async for answer in answers:
                         if answered < len(rows):
                             answered += 1
                             self._submitted(rows[answered - 1], answer)
                 if answered == len(rows):
                     return
-                raise UnansweredError("the answer to a submit was cut off")
-            except UnansweredError as error:
+                raise NoAnswerError("the answer to a submit was cut off")
+            except NoAnswerError as error:
                 rows, lines = rows[answered:], lines[answered:]
-                await self._patience.pause(error)
+                await self._backoff.pause(error)
             except TooLargeError as error:
                 if len(rows) == 1:
                     self._fail(rows[0], ModelmillError(ErrorCode.BODY_TOO_LARGE, str(error)))
@@ -312,7 +312,7 @@ class Engine:
         stats = self._stats
         is_held = time.monotonic() < self._hold_until
         stats.in_flight = len(self._pending)
-        stats.trouble = self._patience.trouble or (self._hold_reason if is_held else "")
+        stats.trouble = self._backoff.trouble or (self._hold_reason if is_held else "")
         stats.sample()
         if self._on_progress is not None:
             self._on_progress(stats)

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from modelmill.backfill import sources
-from modelmill.backfill.sources import Row, open_source
+from modelmill.client.backfill import sources
+from modelmill.client.backfill.sources import Row, open_source
 from modelmill.errors import ConfigError
 
 parquet: Any = import_module("pyarrow.parquet")

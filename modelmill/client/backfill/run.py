@@ -11,14 +11,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from modelmill.backfill.engine import Engine, Options
-from modelmill.backfill.journal import Journal, Plan
-from modelmill.backfill.mapping import Mapper
-from modelmill.backfill.schema import TaskSchema
-from modelmill.backfill.sources import Source, open_source, pyarrow_parquet
-from modelmill.backfill.stats import Stats, Summary
-from modelmill.backfill.wire import Patience, Wire
-from modelmill.client.wire import Options as Connection
+from modelmill.client.backfill.bulk_api import Backoff, BulkApi
+from modelmill.client.backfill.engine import Engine, Options
+from modelmill.client.backfill.journal import Journal, Plan
+from modelmill.client.backfill.mapping import Mapper
+from modelmill.client.backfill.schema import TaskSchema
+from modelmill.client.backfill.sources import RowSource, open_source, pyarrow_parquet
+from modelmill.client.backfill.stats import Stats, Summary
+from modelmill.client.wire import Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 LANES = ("interactive", "normal", "bulk")
@@ -113,9 +113,9 @@ async def backfill_async(
     source = open_source(input, key)
     if resume and source.is_of_caller and not key:
         raise ConfigError("rows of a program can be resumed only if a key names them, the same each time")
-    patience = Patience(give_up_after_s)
-    async with Wire(connection, patience) as wire:
-        schema = await _schema_of(wire, task, model)
+    backoff = Backoff(give_up_after_s)
+    async with BulkApi(connection, backoff) as api:
+        schema = await _schema_of(api, task, model)
         mapper = Mapper(
             schema,
             columns=map or {},
@@ -137,8 +137,8 @@ async def backfill_async(
             _count_aside(source, stats)
             engine = Engine(
                 (task, model),
-                wire=wire,
-                patience=patience,
+                api=api,
+                backoff=backoff,
                 source=source,
                 mapper=mapper,
                 journal=journal,
@@ -201,18 +201,18 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return outcome[0]
 
 
-async def _schema_of(wire: Wire, task: str, model: str) -> TaskSchema:
-    models = await wire.get(f"/api/tasks/{task}/models")
+async def _schema_of(api: BulkApi, task: str, model: str) -> TaskSchema:
+    models = await api.get(f"/api/tasks/{task}/models")
     if model not in models:
         near = difflib.get_close_matches(model, models, n=3, cutoff=0.4) or models[:10]
         raise ModelmillError(
             ErrorCode.MODEL_NOT_FOUND,
             f"There is no model {model!r} for {task}; there are {', '.join(near) or 'none'}.",
         )
-    return TaskSchema(await wire.get("/openapi.json"), task)
+    return TaskSchema(await api.get("/openapi.json"), task)
 
 
-def _count_aside(source: Source, stats: Stats) -> None:
+def _count_aside(source: RowSource, stats: Stats) -> None:
     """Counts the rows while the run goes on already. The thread is left to itself when the run ends first."""
 
     def count() -> None:
