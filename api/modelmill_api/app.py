@@ -18,7 +18,6 @@ from modelmill.catalogue import Catalogue
 from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
 from modelmill.store import ApiStore, JobNews
-from modelmill.store.files import FileStore
 from modelmill_api import problems
 from modelmill_api.background.sweeper import sweep_until
 from modelmill_api.background.webhooks import deliver_until
@@ -87,28 +86,28 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 logger.warning("nobody else may ring for model %s for a while: %s", task.get_name(), error)
 
         bells = Bells(make_celery(settings), release_bell)
-        ends = JobNews(settings, store)
-        kept, guard = FileStore(settings, store, store.blobs), media_guard(settings)
+        news = JobNews(settings, store)
+        guard = media_guard(settings)
         directory = Directory(catalogue, store)
         webhook_guard = Guard.for_webhooks(settings)
         app.state.modelmill = ApiState(
-            settings, store, bells, directory, ends, requests, kept, guard, webhook_guard
+            settings, store, bells, directory, news, requests, guard, webhook_guard
         )
         # All that is there now stays. Looking through it took the garbage collector 60 ms each second under
         # load, in which nobody was answered.
         gc.collect()
         gc.freeze()
-        await ends.start()
+        await news.start()
         stopping = asyncio.Event()
         reaper = asyncio.create_task(reap_until(stopping, app.state.modelmill))
         deliverer = asyncio.create_task(deliver_until(stopping, app.state.modelmill))
-        sweeper = asyncio.create_task(sweep_until(stopping, kept, has_blobs=store.blobs is not None))
+        sweeper = asyncio.create_task(sweep_until(stopping, store.files, has_blobs=store.blobs is not None))
         try:
-            with on_stop_signal(ends.release):
+            with on_stop_signal(news.shut_down):
                 yield
         finally:
             stopping.set()
-            await ends.close()
+            await news.close()
             await reaper
             await sweeper
             await deliverer

@@ -18,7 +18,6 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.outbound import Guard
 from modelmill.settings import Settings
 from modelmill.store import ApiStore, JobNews, NodeRecord
-from modelmill.store.files import FileStore
 from modelmill_api.middleware.metrics import RequestMetrics
 from modelmill_tasks.contract import Task
 
@@ -63,7 +62,7 @@ class Directory:
             logger.warning("the list of workers could not be read: %s", error.message)
         else:
             announced = {
-                model: tuple(tasks) for node in self._nodes for model, tasks in node.parent["models"].items()
+                model: tuple(tasks) for node in self._nodes for model, tasks in node.parent.models.items()
             }
             # The catalogue's word counts where both know a model.
             self._models = announced | {name: entry.tasks for name, entry in self._catalogue.items()}
@@ -111,9 +110,8 @@ class ApiState:
     store: ApiStore
     bells: Bells
     directory: Directory
-    ends: JobNews
+    news: JobNews
     requests: RequestMetrics
-    files: FileStore
     guard: Guard | None
     """What media are fetched with by URL; None where no host is allowed."""
     webhook_guard: Guard

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.store import JobRecord, Limits, Submission, SubmitReply, Verdict
-from modelmill.store.callers import over_limit
 from modelmill_api.body import parse_body
 from modelmill_api.callers import Caller, rate_limit_fields
 from modelmill_api.media import find_media
@@ -100,7 +99,7 @@ async def _known_media(
     if again is not None and again.files:
         return again.files
     # What counts is the look when it is submitted.
-    if early := await over_limit(state.store, caller.id, caller.limits):
+    if early := await state.store.keys.over_limit(caller.id, caller.limits):
         raise _refusal(early, "", caller.limits, {}, state)
     return None
 

@@ -63,7 +63,7 @@ async def read_at_end(
 ) -> JobRecord:
     """The job as soon as it has ended, or as it is after ``wait_s``, or when the API is about to stop."""
     # First on the list, then the record: an end in between is seen by one or the other.
-    with state.ends.watch(job_id) as ended:
+    with state.news.until_end(job_id) as ended:
         record = await read()
         if record.status.is_terminal or wait_s == 0:
             return record

@@ -264,7 +264,7 @@ class System:
             await store.close()
             if any(each.bell for each in accepted):
                 # Not sent here: the reaper's turn.
-                self.redis.delete(keys.RUNG + model)
+                self.redis.delete(keys.BELL_SENT + model)
 
         asyncio.run(submit())
         return [job.id for job in jobs]
@@ -290,7 +290,7 @@ class System:
 
     def broken_promises(self, ids: Sequence[str]) -> list[str]:
         """Jobs that are lost, ended twice, or neither waiting nor running: read in one step."""
-        found = cast("list[bytes]", self.redis.eval(keys.LUA_TABLE + PLACES, 0, *ids))
+        found = cast("list[bytes]", self.redis.eval(keys.lua_table(PLACES) + PLACES, 0, *ids))
         return [line.decode() for line in found]
 
     def bells_waiting(self, model: str) -> int:

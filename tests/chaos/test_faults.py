@@ -125,7 +125,7 @@ def test_jobs_of_an_api_that_died_before_it_rang_are_run(system: System) -> None
 
     asyncio.run(submit())
     # Five seconds pass, in which the bell might have come.
-    system.redis.delete(keys.RUNG + "echo")
+    system.redis.delete(keys.BELL_SENT + "echo")
     done = system.wait_all([job.id for job in jobs])
     assert [probabilities(each) for each in done] == [[0.5]] * 5
 
@@ -168,7 +168,7 @@ def test_the_bells_of_a_queue_that_nobody_serves_stay_few(tmp_path: Path) -> Non
         rung = 0
         # An hour of it: a reaper may ring once in five seconds.
         for _ in range(3600 // 5):
-            system.redis.delete(keys.RUNG + "echo")
+            system.redis.delete(keys.BELL_SENT + "echo")
             models = store.reap().bells
             # The API's own reaper may have been quicker.
             rung += len(models)

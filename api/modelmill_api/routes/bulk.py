@@ -119,7 +119,7 @@ class _BulkResponse(Response):
         sending = asyncio.create_task(unread.send())
         try:
             # A server that is to stop reads no further; the lines that have no answer were not accepted.
-            with self._state.ends.watch_release() as stopping:
+            with self._state.news.until_shutdown() as stopping:
                 stopping.add_done_callback(lambda _: reading.cancel())
                 while (group := await self._groups.get()) is not None:
                     answers = await self._accept(await group)

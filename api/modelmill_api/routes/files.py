@@ -189,7 +189,7 @@ async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
                 waiting.clear()
         await run_in_threadpool(parts.write, bytes(waiting))
         parts.finish()
-        return await state.files.add(await run_in_threadpool(parts.describe, owner), file)
+        return await state.store.files.add(await run_in_threadpool(parts.describe, owner), file)
 
 
 _FILE_PROBLEMS = responses(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
@@ -213,7 +213,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 )
 async def download(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
-    return StreamingResponse(state.files.read(file), 200, _headers(file), file.media_type)
+    return StreamingResponse(state.store.files.read(file), 200, _headers(file), file.media_type)
 
 
 @router.head(
@@ -235,13 +235,13 @@ async def look(id: str, request: Request, state: State) -> Response:
     description="It cannot be named or read any more. Jobs that were accepted with it still run.",
 )
 async def delete(id: str, request: Request, state: State) -> Response:
-    if not await state.files.delete(_plain_id(id), caller_of(request).id):
+    if not await state.store.files.delete(_plain_id(id), caller_of(request).id):
         raise file_gone()
     return Response(status_code=204)
 
 
 async def _find(id: str, request: Request, state: ApiState) -> FileRecord:
-    file = await state.files.find(_plain_id(id), caller_of(request).id)
+    file = await state.store.files.find(_plain_id(id), caller_of(request).id)
     if file is None:
         raise file_gone()
     return file

@@ -103,7 +103,7 @@ async def answer_submit(
         accepted = await accept(state, submission)
         return _accepted(path, accepted.id, rate_limit_fields(caller.limits, accepted.remaining))
     # On the list before anybody can run it, so that nobody need look whether it has ended already.
-    with state.ends.watch(submission.id) as ended:
+    with state.news.until_end(submission.id) as ended:
         accepted = await accept(state, submission)
         job_id = accepted.id
         headers = applied_wait(wait_s) | rate_limit_fields(caller.limits, accepted.remaining)

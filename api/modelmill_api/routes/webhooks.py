@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.outbound import Guard
-from modelmill.store.webhooks import DeliveryOutcome, HookStore, LoggedAttempt
+from modelmill.store.webhooks import DeliveryOutcome, LoggedAttempt
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import is_uuid, no_such_job
 from modelmill_api.problems import responses
@@ -67,7 +67,7 @@ class WebhookDelivery(BaseModel):
 )
 async def read_secret(request: Request, response: Response, state: State) -> WebhookSecret:
     response.headers["Cache-Control"] = "no-store"
-    return WebhookSecret(key=(await HookStore(state.store).secrets(caller_of(request).id))[0])
+    return WebhookSecret(key=(await state.store.webhooks.secrets(caller_of(request).id))[0])
 
 
 @router.post(
@@ -78,7 +78,7 @@ async def read_secret(request: Request, response: Response, state: State) -> Web
 )
 async def rotate_secret(request: Request, response: Response, state: State) -> WebhookSecret:
     response.headers["Cache-Control"] = "no-store"
-    keys = await HookStore(state.store).secrets(caller_of(request).id, rotate=True)
+    keys = await state.store.webhooks.secrets(caller_of(request).id, rotate=True)
     return WebhookSecret(key=keys[0])
 
 
@@ -91,7 +91,7 @@ async def rotate_secret(request: Request, response: Response, state: State) -> W
     responses=responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
 )
 async def list_deliveries(id: str, request: Request, state: State) -> list[WebhookDelivery]:
-    log = await HookStore(state.store).log(id, caller_of(request).id) if is_uuid(id) else None
+    log = await state.store.webhooks.log(id, caller_of(request).id) if is_uuid(id) else None
     if log is None:
         raise no_such_job(state)
     return [_document(entry) for entry in log]

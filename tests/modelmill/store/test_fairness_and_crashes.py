@@ -20,11 +20,11 @@ from modelmill.store import (
     WorkerStore,
     keys,
 )
-from tests.support.store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, read_job, run, submission, submit
 
 
 def record(store: WorkerStore, job_id: str) -> JobRecord:
-    found = store.get(job_id)
+    found = read_job(store, job_id)
     assert found is not None
     return found
 
@@ -115,7 +115,7 @@ def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw
             return (await store.submit(refused)).verdict  # type: ignore[attr-defined, no-any-return]
 
         assert run(settings, again) is Verdict.STORE_FULL
-        assert not raw_redis.exists(keys.IN + refused.id, keys.JOB + refused.id)
+        assert not raw_redis.exists(keys.INPUT + refused.id, keys.JOB + refused.id)
     finally:
         raw_redis.config_set("maxmemory", "0")
         raw_redis.delete("ballast")

@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.store import ApiStore, keys
-from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome, HookStore
+from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome
 
 
 async def with_store(settings: Settings, call: Callable[[ApiStore], Any]) -> Any:
@@ -40,7 +40,7 @@ def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, ra
     job_id = due(raw_redis)
 
     async def main(jobs: ApiStore) -> None:
-        hooks = HookStore(jobs)
+        hooks = jobs.webhooks
         (dead,) = await hooks.take(10, 0.05)
         assert await hooks.take(10, 60) == []
         assert await hooks.keep_body(dead, "first") == "first"
@@ -69,7 +69,7 @@ def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Re
     job_id = due(raw_redis)
 
     async def main(jobs: ApiStore) -> None:
-        hooks = HookStore(jobs)
+        hooks = jobs.webhooks
         for _ in range(52):
             (delivery,) = await hooks.take(1, 60)
             await hooks.retry(delivery, attempt_of(delivery), 0)
@@ -81,5 +81,5 @@ def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Re
 
 def test_progress_of_a_job_that_has_ended_is_not_told(settings: Settings, raw_redis: redis.Redis) -> None:
     due(raw_redis, "progress")
-    assert asyncio.run(with_store(settings, lambda jobs: HookStore(jobs).take(10, 60))) == []
+    assert asyncio.run(with_store(settings, lambda jobs: jobs.webhooks.take(10, 60))) == []
     assert raw_redis.zcard(keys.OUTBOX) == 0

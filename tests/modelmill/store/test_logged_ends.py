@@ -8,7 +8,7 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, Released, Return, WorkerStore, keys
-from tests.support.store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, read_job, run, submission, submit
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_deadlines_found_by_the_reaper_and_by_a_claim(
     raw_redis.zadd(keys.DEADLINES, {ids[1]: 1})
     assert store.reap().expired == 1
     assert caplog.messages == [line(job_id, "status=failed code=expired", 0) for job_id in ids]
-    errors = [found.error for job_id in ids if (found := store.get(job_id))]
+    errors = [found.error for job_id in ids if (found := read_job(store, job_id))]
     assert [(error or {})["deliveries"] for error in errors] == [0, 0]
 
 
@@ -41,7 +41,7 @@ def test_the_limit_of_deliveries(
     raw_redis.hset(keys.JOB + job_id, "deliveries", settings.max_deliveries)
     assert [job.id for job in claim(store).jobs] == [other]
     assert caplog.messages == [line(job_id, "status=failed code=delivery_limit", settings.max_deliveries)]
-    found = store.get(job_id)
+    found = read_job(store, job_id)
     assert found is not None
     assert (found.error or {})["deliveries"] == settings.max_deliveries
 

@@ -34,8 +34,9 @@ from modelmill.states import Lane, Status
 from modelmill.store import (
     OPENING,
     ApiStore,
+    ClaimRequest,
+    JobProgress,
     Outcome,
-    Progress,
     Released,
     Return,
     Submission,
@@ -278,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             **extra | ({"blob": f"in/{job_id}"} if "blob" in extra else {}),
         )
         depth = len(self.model.ready(model))
-        rung = bool(self.raw.exists(keys.RUNG + model))
+        rung = bool(self.raw.exists(keys.BELL_SENT + model))
         expected = self.model.submitted(job)
         answer = self.runner.run(self.async_store.submit(job))
         assert (answer.verdict, answer.id) == (expected.verdict, expected.id)
@@ -287,7 +288,7 @@ class Machine(RuleBasedStateMachine):
             assert 0 <= expected.retry_after_s - answer.retry_after_s < ABOUT_S
         if expected.verdict is not Verdict.ACCEPTED:
             assert not answer.bell
-            assert not self.raw.exists(keys.IN + job.id)
+            assert not self.raw.exists(keys.INPUT + job.id)
             return
         if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not rung):
             assert answer.bell
@@ -315,7 +316,7 @@ class Machine(RuleBasedStateMachine):
     def claim(self, model: str, count: int, max_bytes: int) -> None:
         fence = uuid.uuid4().hex
         expected = self.model.claimed(model, fence, count, max_bytes)
-        claims = self.store.claim(model, fence, "node", count, max_bytes)
+        claims = self.store.claim(ClaimRequest(model, fence, "node", count, max_bytes))
         assert [job.id for job in claims.jobs] == [job.id for job in expected]
         assert [job.deliveries for job in claims.jobs] == [job.deliveries for job in expected]
         assert [job.suspect for job in claims.jobs] == [job.suspect for job in expected]
@@ -334,7 +335,7 @@ class Machine(RuleBasedStateMachine):
         if not remembered:
             return
         fence, model, ids, _ = remembered[pick % len(remembered)]
-        claims = self.store.claim(model, fence, "node", 16, 10**9)
+        claims = self.store.claim(ClaimRequest(model, fence, "node", 16, 10**9))
         held = [self.model.jobs[job_id] for job_id in ids if self.model.holds(job_id, fence)]
         assert [(job.id, job.deliveries) for job in claims.jobs] == [(job.id, job.deliveries) for job in held]
 
@@ -344,7 +345,7 @@ class Machine(RuleBasedStateMachine):
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         if wrong:
             fence = "stranger"
-        news = {ids[0]: Progress(1, 2, "steps")} if progress else {}
+        news = {ids[0]: JobProgress(1, 2, "steps")} if progress else {}
         answer = self.store.beat([(job_id, fence) for job_id in ids], news)
         held = {job_id for job_id in ids if self.model.holds(job_id, fence)}
         assert answer.lost == set(ids) - held
@@ -441,7 +442,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        silent = [model for model in MODELS if not self.raw.exists(keys.RUNG + model)]
+        silent = [model for model in MODELS if not self.raw.exists(keys.BELL_SENT + model)]
         if not self.run_id_known:
             self.run_id_known, self.grace_until = True, self.model.now + LEASE_S
         expected = self.model.reaped(with_leases=self.model.now >= self.grace_until)
@@ -453,7 +454,7 @@ class Machine(RuleBasedStateMachine):
     @rule(deleted=st.booleans())
     def sweep(self, deleted: bool) -> None:
         expected = self.model.swept()
-        found = self.runner.run(self.async_store.run("sweep", [FILE_TTL_S * 1000, 100]))
+        found = self.runner.run(self.async_store._connection.run_script("sweep", [FILE_TTL_S * 1000, 100]))
         assert {name.decode() for name in found} == expected
         if deleted and expected:
             # As whoever deletes them from the blob store does afterwards.
@@ -465,7 +466,7 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, steps: int) -> None:
         for job_id in self.model.pass_time(steps * TIME_STEP_S):
             self.ends.pop(job_id, None)
-        self.raw.eval(keys.LUA_TABLE + PASS_TIME, 0, str(steps * TIME_STEP_S * 1000))
+        self.raw.eval(keys.lua_table(PASS_TIME) + PASS_TIME, 0, str(steps * TIME_STEP_S * 1000))
 
     @rule()
     def server_restarts(self) -> None:
@@ -548,9 +549,9 @@ class Machine(RuleBasedStateMachine):
             if job.gone_at is not None:
                 left_s = job.gone_at - self.model.now
                 assert seen.lives_until(keys.JOB + job.id, left_s)
-                assert (keys.IN + job.id in seen.lives) == (job.input_until is not None)
+                assert (keys.INPUT + job.id in seen.lives) == (job.input_until is not None)
                 if job.input_until is not None:
-                    assert seen.lives_until(keys.IN + job.id, job.input_until - self.model.now)
+                    assert seen.lives_until(keys.INPUT + job.id, job.input_until - self.model.now)
                 if job.large_under is not None:
                     assert seen.lives_until(keys.out(job.id, job.large_under), left_s)
                 if job.events:
@@ -559,9 +560,9 @@ class Machine(RuleBasedStateMachine):
             assert seen.named(f"{keys.PARTS}{job.id}") == ({""} if job.parts else set())
         assert seen.named(keys.EVENTS) <= self.model.jobs.keys()
         assert seen.named(keys.PARTS) <= self.model.jobs.keys()
-        assert seen.named(keys.IN) <= self.model.jobs.keys() | self.model.orphans.keys()
+        assert seen.named(keys.INPUT) <= self.model.jobs.keys() | self.model.orphans.keys()
         for job_id, until in self.model.orphans.items():
-            assert seen.lives_until(keys.IN + job_id, until - self.model.now)
+            assert seen.lives_until(keys.INPUT + job_id, until - self.model.now)
         assert seen.named(keys.HOOKS) == self.model.hooked.keys()
         assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
         assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()
@@ -572,14 +573,14 @@ class Machine(RuleBasedStateMachine):
         live = self.model.live()
         for job in live:
             assert seen.lives.get(keys.JOB + job.id) == -1
-            assert seen.lives.get(keys.IN + job.id) == (-1 if job.submission.blob is None else None)
+            assert seen.lives.get(keys.INPUT + job.id) == (-1 if job.submission.blob is None else None)
         forever = {
             *(keys.LEASES, keys.DEADLINES, keys.MODELS, keys.TURNS, keys.SEQUENCE, keys.TOTALS),
             *(keys.COUNTERS, keys.REAPER, keys.OPEN, keys.EXPIRING, keys.FILES, keys.TRASH, keys.OUTBOX),
             *(keys.READY + model for model in MODELS),
             *(keys.JOBS + caller for caller in CALLERS),
             *(keys.FILE + name for name in self.model.files),
-            *(prefix + job.id for job in live for prefix in (keys.JOB, keys.IN, keys.PARTS, keys.EVENTS)),
+            *(prefix + job.id for job in live for prefix in (keys.JOB, keys.INPUT, keys.PARTS, keys.EVENTS)),
         }
         for key, left in seen.lives.items():
             assert left >= 0 or key in forever, f"{key} would stay for ever"

@@ -10,8 +10,8 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import ApiStore, Released, Return, Settlement, WorkerStore, keys
-from modelmill.store.events import STARTED_ID, events_after
-from tests.support.store import claim, complete, run, submission, submit
+from modelmill.store.events import STARTED_ID
+from tests.support.store import claim, complete, read_job, run, submission, submit
 
 
 def pass_deadline(raw: redis.Redis, job_id: str) -> None:
@@ -30,7 +30,7 @@ def test_a_job_given_back_unrun_has_its_deadline_still(
     assert not raw_redis.exists(keys.DEADLINES)
     store.settle([Released(job_id, job.fence)])
     assert raw_redis.zscore(keys.DEADLINES, job_id) == due_ms
-    waiting = store.get(job_id)
+    waiting = read_job(store, job_id)
     assert waiting is not None
     assert (waiting.status, waiting.started_at) == (Status.STARTING, None)
     pass_deadline(raw_redis, job_id)
@@ -38,7 +38,7 @@ def test_a_job_given_back_unrun_has_its_deadline_still(
         assert claim(store).jobs == ()
     else:
         assert store.reap().expired == 1
-    ended = store.get(job_id)
+    ended = read_job(store, job_id)
     assert ended is not None
     assert (ended.status, (ended.error or {})["code"]) == (Status.FAILED, "expired")
 
@@ -74,8 +74,8 @@ def test_who_follows_a_job_that_is_given_back_is_told_of_that(settings: Settings
     store.settle([Released(job_id, job.fence)])
 
     async def act(async_store: ApiStore) -> tuple[list[str], list[str]]:
-        late = await events_after(async_store, job_id, "") or []
-        seen = await events_after(async_store, job_id, STARTED_ID) or []
+        late = await async_store.events.after(job_id, "") or []
+        seen = await async_store.events.after(job_id, STARTED_ID) or []
         return [event.kind for event in late], [event.kind for event in seen]
 
     # Who comes late sees a job that waits.
@@ -116,7 +116,7 @@ def test_the_clock_of_a_worker_does_not_matter(
     assert (reaped.returned, reaped.expired) == (0, 0)
     assert store.settle(complete(claim(store, fence=jobs[0].fence))) == [Settlement.OK] * 2
     for job_id in ids:
-        ended = store.get(job_id)
+        ended = read_job(store, job_id)
         assert ended is not None
         times = [ended.created_at, ended.started_at or 0, ended.finished_at or 0]
         assert times == sorted(times)

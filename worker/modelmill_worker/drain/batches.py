@@ -16,7 +16,7 @@ from typing import Any
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import Claimed, Outcome, Settlement
-from modelmill.store.ends import end_line
+from modelmill.store.end_log import format_end
 from modelmill_backends.contract import Prepared, Runner
 from modelmill_backends.failures import is_out_of_memory
 from modelmill_backends.progress import ProgressSink
@@ -292,7 +292,7 @@ def item_json(item: Item) -> str:
     return item.result or ""
 
 
-def log_end(outcome: Outcome, claimed: Claimed, model: str, verdict: Settlement) -> None:
+def log_reported_end(outcome: Outcome, claimed: Claimed, model: str, verdict: Settlement) -> None:
     """One line a job's end, as key=value pairs."""
     timings = outcome.details.get("timings", {})
     pairs = {
@@ -306,4 +306,4 @@ def log_end(outcome: Outcome, claimed: Claimed, model: str, verdict: Settlement)
         "batch_size": outcome.details.get("batch_size"),
         **timings,
     }
-    logger.log(logging.INFO if verdict is Settlement.OK else logging.WARNING, "%s", end_line(pairs))
+    logger.log(logging.INFO if verdict is Settlement.OK else logging.WARNING, "%s", format_end(pairs))

@@ -15,10 +15,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.blobs import BlobError
 from modelmill.settings import Settings
-from modelmill.store import Claimed, ClaimReply, Outcome, Released, Settlement, WorkerStore
+from modelmill.store import Claimed, ClaimReply, ClaimRequest, Outcome, Released, Settlement, WorkerStore
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import Job, log_end
+from modelmill_worker.drain.batches import Job, log_reported_end
 from modelmill_worker.drain.leases import Leases
 
 logger = logging.getLogger(__name__)
@@ -81,13 +81,19 @@ class Holdings:
 
     def _claim_until_answered(self, fence: str, count: int, linger_s: float) -> ClaimReply:
         """Claims. A lost reply may have leased jobs to ``fence``: only the same claim again finds them."""
+        request = ClaimRequest(
+            model=self._model,
+            fence=fence,
+            node=self._node,
+            count=count,
+            max_bytes=self._settings.claim_bytes,
+            linger_s=linger_s,
+            served=self._served,
+        )
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return self._store.claim(
-                    *(self._model, fence, self._node, count),
-                    *(self._settings.claim_bytes, linger_s, self._served),
-                )
+                return self._store.claim(request)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 if self._stopping.is_set():
                     raise
@@ -177,7 +183,7 @@ class Holdings:
         claimed = self._open.get(outcome.id)
         if claimed is None:
             return
-        log_end(outcome, claimed, self._model, verdict)
+        log_reported_end(outcome, claimed, self._model, verdict)
         if verdict is Settlement.OK:
             self.settled += 1
             metrics.job_ended(claimed.task, self._model, outcome.status.value, claimed.queued_s)

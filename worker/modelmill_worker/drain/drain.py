@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from modelmill.blobs import BlobError
 from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
-from modelmill.store import WorkerStore
+from modelmill.store import Wake, WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Recorder
@@ -183,10 +183,10 @@ class Drain:
         taken = 0
         while not self._broke_off:
             if window.is_empty:
-                woken = self._linger(model.name, linger_s) if window.lingers else ""
-                if not woken:
+                woken = self._linger(model.name, linger_s) if window.lingers else None
+                if woken is None:
                     break
-                if woken == "leave" or time.monotonic() >= deadline:
+                if woken is Wake.LEAVE or time.monotonic() >= deadline:
                     linger_s = 0.0
                 self._moderate(taken)
                 window = self._fetch(model, linger_s=linger_s)
@@ -245,23 +245,23 @@ class Drain:
         if taken > 1 and left_s > 0:
             time.sleep(left_s)
 
-    def _linger(self, model: str, linger_s: float) -> str:
-        """Stays for a while with a model whose queue is empty: ``go`` on, ``leave``, or nothing has come.
+    def _linger(self, model: str, linger_s: float) -> Wake | None:
+        """Stays for a while with a model whose queue is empty; None if no word came.
 
-        After ``leave`` there may be jobs all the same, that nobody else was called for.
+        After ``LEAVE`` there may be jobs all the same, for which no other node was called.
         """
         started = time.monotonic()
-        woken = ""
+        woken: Wake | None = None
         # In short waits, since SIGTERM does not end one.
-        while not woken and not self._stopping.is_set():
+        while woken is None and not self._stopping.is_set():
             left_s = started + linger_s - time.monotonic()
             if left_s <= 0:
                 break
             woken = self._store.linger(self._node, max(0.001, min(left_s, 0.2)))
         self._idle_s += time.monotonic() - started
-        if woken != "go" and self._store.stop_lingering(model, self._node):
-            return ""
-        return woken or "leave"
+        if woken is not Wake.GO and self._store.stop_lingering(model, self._node):
+            return None
+        return woken or Wake.LEAVE
 
     def _fill_up(self, model: LoadedModel, window: ClaimedJobs) -> None:
         """Claims what came since, if the window fills no batch; waits only where the model says so."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from modelmill.store import Claimed, Progress, WorkerStore
+from modelmill.store import Claimed, JobProgress, WorkerStore
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class Leases:
         self._held: dict[str, str] = {}
         self._lost: set[str] = set()
         self._cancel: set[str] = set()
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, JobProgress] = {}
 
     def hold(self, jobs: Iterable[Claimed]) -> None:
         with self._lock:
@@ -37,7 +37,7 @@ class Leases:
                 self._cancel.discard(job_id)
                 self._progress.pop(job_id, None)
 
-    def tell(self, job_id: str, progress: Progress) -> None:
+    def tell(self, job_id: str, progress: JobProgress) -> None:
         """How far a job is: goes along with the next heartbeat."""
         with self._lock:
             if job_id in self._held:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
+from modelmill.states import ModelPhase
 from modelmill.store import WorkerStore
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device, free_memory, keep_memory, total_bytes, used_bytes
@@ -31,9 +32,9 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
 
 @dataclass
 class ModelState:
-    """What a node says of one model. Statuses: loading, running, failed, stopped."""
+    """What a node says of one model."""
 
-    status: str
+    status: ModelPhase
     since: float
     """Seconds since the epoch."""
     memory_mib: int | None = None
@@ -149,7 +150,7 @@ class ModelCache:
         """Frees a model, if it is loaded; it loads again when it is next used."""
         self._failures.pop(name, None)
         self._evict(name)
-        self._set(name, ModelState("stopped", time.time()))
+        self._set(name, ModelState(ModelPhase.STOPPED, time.time()))
 
     def close(self) -> None:
         for name in list(self._loaded):
@@ -161,7 +162,7 @@ class ModelCache:
         said: dict[str, dict[str, object]] = {}
         for name, state in dict(self.states).items():
             said[name] = asdict(state)
-            if state.status == "failed":
+            if state.status is ModelPhase.FAILED:
                 said[name]["retry_in_s"] = round(self._retry_in_s(name), 1)
         return said
 
@@ -178,7 +179,7 @@ class ModelCache:
                 ErrorCode.MODEL_LOAD_FAILED,
                 f"Model {name}: the worker process died {deaths.count} times while it loaded the model.",
             )
-            self._set(name, ModelState("failed", time.time(), error=problem.message))
+            self._set(name, ModelState(ModelPhase.FAILED, time.time(), error=problem.message))
             raise problem
 
     def _note_failure(self, name: str, problem: ModelmillError) -> None:
@@ -187,7 +188,7 @@ class ModelCache:
         count = self._failures[name].count if name in self._failures else 0
         backoff_s = min(FIRST_BACKOFF_S * 2**count, LONGEST_BACKOFF_S)
         self._failures[name] = _Failure(count + 1, time.monotonic() + backoff_s, problem)
-        self._set(name, ModelState("failed", time.time(), error=problem.message))
+        self._set(name, ModelState(ModelPhase.FAILED, time.time(), error=problem.message))
         logger.error("model %s failed to load: %s", name, problem.message)
 
     def _load(self, entry: ModelEntry) -> LoadedModel:
@@ -196,7 +197,7 @@ class ModelCache:
         estimate_mib = self.estimate_mib(name) if device == self._device else 0
         self._make_room(name, estimate_mib * MIB)
         self._recorder.loading(name)
-        self._set(name, ModelState("loading", time.time()))
+        self._set(name, ModelState(ModelPhase.LOADING, time.time()))
         logger.info("loading model %s on %s", name, device.kind)
         started = time.monotonic()
         try:
@@ -212,7 +213,7 @@ class ModelCache:
             self._remember(name, taken // MIB)
         self._memory[name] = taken
         self._loaded[name] = model
-        state = ModelState("running", time.time(), taken // MIB, round(load_s, 3))
+        state = ModelState(ModelPhase.RUNNING, time.time(), taken // MIB, round(load_s, 3))
         state.revision = entry.source.revision if entry.source else None
         state.device = None if on_device else model.context.device.kind
         self._set(name, state)
@@ -277,7 +278,7 @@ class ModelCache:
         logger.info("evicting model %s: its memory is needed for %s", victim, newcomer)
         self._evict(victim)
         metrics.model_evicted(victim)
-        self._set(victim, ModelState("stopped", time.time()))
+        self._set(victim, ModelState(ModelPhase.STOPPED, time.time()))
 
     def _evict(self, name: str) -> None:
         taken = self._memory.pop(name, 0)

@@ -101,7 +101,7 @@ class Child:
                 self._models.get(model)
             try:
                 # Not before this node says how it stands: in between nobody would know of the order.
-                self._store.load_began(model)
+                self._store.clear_model_starting(model)
             except RedisError as error:
                 logger.warning("loading %s: %s", model, error)
             self._leave_if_pinned()
