@@ -14,6 +14,7 @@ from modelmill.catalogue import Catalogue, read_models_file
 from modelmill.settings import ENV_PREFIX, Settings
 from tests.conftest import REPOSITORY
 from tests.e2e.conftest import Up
+from tools.readme import models_table, tasks_table, with_tables
 from tools.task_pages import built_in_tasks, example_files, index
 from tools.task_pages import page as page_of
 
@@ -107,8 +108,11 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 
 
-def test_the_readme_names_every_task() -> None:
+def test_the_tables_of_the_readme_say_what_contracts_and_catalogue_say() -> None:
     text = (REPOSITORY / "README.md").read_text()
+    tables = {"tasks": tasks_table(TASKS), "models": models_table(Catalogue.load())}
+
+    assert with_tables(text, tables) == text, "run: make docs"
     for name in TASKS:
         assert f"[{name}](docs/tasks/{name}.md)" in text
 
