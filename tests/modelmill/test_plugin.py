@@ -28,5 +28,5 @@ def test_only_public_names_are_listed() -> None:
 
 
 def test_a_name_that_is_not_public_is_refused() -> None:
-    with pytest.raises(AttributeError, match="'modelmill.plugin' has no attribute 'find_task'"):
+    with pytest.raises(AttributeError, match=r"'modelmill\.plugin' has no attribute 'find_task'"):
         plugin.find_task  # noqa: B018
