@@ -24,6 +24,7 @@ PAGES = sorted(
 
 ELSEWHERE = {
     # Commands that start something and stay, or that install: what they do is seen in the test named here.
+    "make install": "the environment that runs this",
     "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
     "make test": "this very run",
     "make chaos": "tests/chaos/test_soak.py, for seconds; the whole verb takes minutes",
@@ -55,7 +56,9 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 TASKS = built_in_tasks()
-RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python")]
+WALK = REPOSITORY / "docs" / "add-a-task.md"
+"""Its steps build on each other: ``test_add_a_task.py`` runs them in their order."""
+RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python") and page != WALK]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
