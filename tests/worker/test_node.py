@@ -24,6 +24,7 @@ from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from tests.conftest import TEST_MODELS, Workers, environment_of, is_running, live_nodes, wait_until
@@ -292,9 +293,11 @@ def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_fo
     # Told when the drain is over; the next worker begins with it.
     wait_until(lambda: store.recall_sizing("small-batches", "cpu") == {"best": 1}, what="the memory of it")
     catalogue = Catalogue.load(TEST_MODELS)
-    following = Drain(settings, store, Leases(store), Recorder(tmp_path), "next", "cpu")
+    following = Drain(
+        DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="next", device="cpu")
+    )
     context = LoadContext(catalogue["small-batches"], current_device(), catalogue, settings)
-    assert following.sizer(LoadedModel(context)).size == 1
+    assert following.measurements.sizer(LoadedModel(context)).size == 1
     following.close()
 
 
