@@ -184,14 +184,16 @@ def test_a_killed_supervisor_takes_its_nodes_along(
         wait_until(lambda pid=node[part]["pid"]: not is_running(pid), what=f"the end of the {part}")  # type: ignore[misc]
 
 
-def test_a_folder_with_a_tasks_py_does_not_get_in_the_way(
+def test_files_in_the_working_directory_do_not_hide_packages(
     api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     folder = tmp_path / "users-own"
     folder.mkdir()
-    for name in ("tasks", "api", "worker", "backends", "celeryconfig"):
+    for name in ("celery", "redis", "modelmill", "celeryconfig", "tasks", "api", "worker", "backends"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+
     start_workers(cwd=folder)
+
     assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
 
 
