@@ -26,7 +26,7 @@ For a proof:
 - ``Specimen``: a small model with inputs that proves a runner.
 - ``Inputs``: the type of its inputs.
 - ``ModelEntry``, ``Source``: a model of the catalogue, and where its weights are.
-- ``CHECKS``, ``LoadedSpecimen``, ``SkippedError``: the checks of ``modelmill check``, for a test suite of your own.
+- ``CHECKS``, ``LoadedSpecimen``, ``SkippedError``: the checks of ``modelmill check``, for your own tests.
 
 For errors:
 
