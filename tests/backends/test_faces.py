@@ -137,7 +137,7 @@ def test_the_recognisers_range_can_be_that_of_arcface(
         ({"detector": "yunet.onnx", "recognizer": "recognizer.onnx"}, "holds no yunet.onnx"),
         (
             {"detector": "recognizer.onnx", "recognizer": "recognizer.onnx"},
-            "is no YuNet: it gives no bbox_16",
+            "is not a YuNet: it has no output bbox_16",
         ),
         (OPTIONS | {"input_range": "0..1"}, "'input_range'"),
     ],
