@@ -1,4 +1,4 @@
-"""Models for the tests of this room: real ones from wheels, tiny ones made once a session."""
+"""Models for the tests of this folder: real ones from wheels, tiny ones made once per session."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.fixtures import tiny_models
 from tests.fixtures.tiny.embeddings import exported_dual_encoder
 
 ZERO_SHOT = "zero-shot-image-classification"
-# Threads of PyTorch wait for each other with the core in hand: beside other work, such small models take ten
-# times as long with two as with one.
+# PyTorch's threads wait for each other without releasing the core. If the core has other work, such small
+# models take ten times as long with two threads as with one.
 CPU = Device("cpu", 1)
 
 OpenModel = Callable[..., LoadedModel]
@@ -47,7 +47,7 @@ def context_of(settings: Settings, catalogue: Catalogue) -> Callable[..., LoadCo
 
 @pytest.fixture(scope="session")
 def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
-    """Loads a model once a session, by name or entry."""
+    """Loads a model once per session, by name or entry."""
     kept: dict[str, LoadedModel] = {}
 
     def load(model: str | ModelEntry) -> LoadedModel:
@@ -74,7 +74,7 @@ def folder_entry(folder: Path, task: str, backend: str = "transformers", **field
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made when first asked for."""
+    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
@@ -89,7 +89,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``exported("clip")``: the tiny model in ONNX form, as Optimum lays it out."""
+    """``exported("clip")``: the tiny model in ONNX form, in Optimum's layout."""
     kept: dict[str, Path] = {}
 
     def make(kind: str) -> Path:

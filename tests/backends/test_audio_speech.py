@@ -1,4 +1,4 @@
-"""Voices."""
+"""Text to speech."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_text_sounds_the_same_among_others(load: Load) -> None:
     assert together[1] == together[3]
 
 
-def test_nobody_elses_random_numbers_are_touched(load: Load) -> None:
+def test_random_numbers_of_other_code_stay_the_same(load: Load) -> None:
     import torch
 
     model = load()

@@ -31,7 +31,7 @@ CAT = ROOT / "modelmill" / "data" / "chelsea.jpg"
 
 
 class LettersRunner(Runner[Input, list[list[str]]]):
-    """Embeds a text as its length; its weights remember the batches. Some words are too much for it."""
+    """Embeds a text as its length; its weights keep the batches. It fails on some words."""
 
     backend = "test"
     task = "text-embedding"
@@ -61,7 +61,7 @@ class LettersRunner(Runner[Input, list[list[str]]]):
 
 @pytest.fixture
 def letters(context_of: Callable[..., LoadContext]) -> Callable[..., LoadedModel]:
-    """The model of ``LettersRunner``, which takes up to 4 items at once."""
+    """The model of ``LettersRunner``, with a ``max_batch`` of 4."""
 
     def make(**options: Any) -> LoadedModel:
         entry = ModelEntry(
@@ -238,7 +238,7 @@ def test_a_pillow_image_is_turned_upright_as_a_file_would_be(open_model: OpenMod
     model = partial(open_model("efficientnet-lite0").run, "image-classification")
     on_its_side = photo("chelsea").rotate(90, expand=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
     buffer = io.BytesIO()
     on_its_side.save(buffer, "PNG", exif=exif)
 

@@ -24,12 +24,12 @@ from tests.fixtures.tiny import texts as tiny
 
 CLASSIFY, CHOOSE = "text-classification", "zero-shot-classification"
 LONG = "a " * 100_000
-"""As many tokens."""
+"""A text with so many tokens."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``made("qa", window=48)``: the folder of a tiny model, made when first asked for."""
+    """``made("qa", window=48)``: the folder of a tiny model, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, /, **options: Any) -> Path:
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 class Watched:
-    """A tokenizer that lingers over each call, and knows whether two have met in it."""
+    """A slow tokenizer that records whether two calls overlapped."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -79,7 +79,7 @@ class TestInputs:
         self, open_model: OpenModel, made: Callable[..., Path]
     ) -> None:
         loaded = open_model(folder_entry(made("classifier"), CLASSIFY)).runner(CLASSIFY).weights
-        # So few tokens a pass that it takes many.
+        # So few tokens per pass that many passes are needed.
         texts, alone = TextInputs(loaded, tokens_a_pass=40), TextInputs(loaded, tokens_a_pass=1)
         rows = [texts.row(texts.encode(text)) for text in pieces(12)]
 
@@ -130,7 +130,7 @@ class TestClassification:
             (None, ("spam",)),
         ],
     )
-    def test_equals_the_pipeline_whatever_the_problem(
+    def test_equals_the_pipeline_for_each_kind_of_problem(
         self, open_model: OpenModel, made: Callable[..., Path], problem: Any, labels: tuple[str, ...]
     ) -> None:
         folder = made("classifier", problem=problem, labels=labels)
@@ -229,7 +229,7 @@ class TestInference:
     ) -> None:
         model = open_model(folder_entry(made("nli"), CHOOSE))
 
-        # The spelling of a special token is text, and as long as it looks.
+        # The spelling of a special token counts as text.
         for name in ("long " * 99, "</s>" * 30):
             error = refusal(model, CHOOSE, {"text": "A mill.", "classes": ["short", name]})
 
@@ -268,7 +268,7 @@ class TestInference:
     def test_two_tasks_take_turns_with_the_tokenizer(
         self, context_of: Callable[..., LoadContext], made: Callable[..., Path]
     ) -> None:
-        """One counts tokens with truncation switched off, on the tokenizer that cuts texts for the other."""
+        """One thread counts tokens without truncation, on the tokenizer that cuts texts for the other."""
         entry = folder_entry(made("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
         items = {
             CHOOSE: {"text": "A mill.", "classes": ["a mill"]},
