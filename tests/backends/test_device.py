@@ -1,4 +1,4 @@
-"""What a process knows about its device, also while a runtime is imported or cannot use the device."""
+"""A process knows its device, also while a runtime is imported or cannot use the device."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def window_of(model: Any, tokenizer: Any) -> int | None:
         limit = getattr(config, name, None)
         if limit:
             return int(limit)
-    # The tokenizer of an encoder-decoder tells the encoder's limit, not the decoder's.
+    # The tokenizer of an encoder-decoder has the encoder's limit, not the decoder's.
     limit = tokenizer.model_max_length
     bound = not model.config.is_encoder_decoder and limit and limit < NO_LIMIT
     return int(limit) if bound else None
@@ -114,7 +114,7 @@ def window_of(model: Any, tokenizer: Any) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``generate`` needs for one item.
+    """The input of ``generate`` for one item.
 
     Attributes:
         settings: How its tokens are chosen.

@@ -32,7 +32,7 @@ class ObjectDetectionRunner(Runner[Input, Loaded]):
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
         method = "post_process_object_detection"
-        lack = "tell boxes from the model's answer"
+        lack = "read boxes from the model's answer"
         return load_for_images(context, "AutoModelForObjectDetection", method, lack)
 
     def group_key(self, item: Input) -> Hashable:

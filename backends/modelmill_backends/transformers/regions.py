@@ -185,7 +185,7 @@ def load_for_images(context: LoadContext, auto_class: str, method: str, lack: st
         context: The model's.
         auto_class: As in ``load_pretrained``.
         method: The processor's method that does so.
-        lack: What a processor without it does not do, for the message.
+        lack: The ability that a processor without this method lacks, for the message.
 
     Raises:
         ModelmillError: ``model_load_failed``: as ``load_pretrained``, or the processor has no such method.

@@ -30,7 +30,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
     """Speaks one text after the other.
 
     The model draws from the global generator of random numbers, and how much it draws depends on the longest
-    text of a pass. In a pass of its own, each text has its own seed.
+    text of a pass. So each text has its own pass, and its own seed.
     """
 
     backend = "transformers"
@@ -51,7 +51,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         return loaded
 
     def group_key(self, item: Input) -> Hashable:
-        # forward runs each item in a pass of its own.
+        # forward runs each item in a separate pass.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
