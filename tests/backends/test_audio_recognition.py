@@ -263,7 +263,9 @@ def test_half_precision_answers(tiny: Tiny, kind: str, made: dict[str, Any], dty
 
 
 def test_a_model_that_hears_nothing_does_not_load(open_model: OpenModel, tmp_path: Path) -> None:
-    with pytest.raises(ModelmillError, match="ViTForImageClassification is no recogniser") as raised:
+    with pytest.raises(
+        ModelmillError, match="ViTForImageClassification is not supported for speech recognition"
+    ) as raised:
         open_model(folder_entry(tiny_vit(tmp_path), TASK))
 
     assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED

@@ -251,10 +251,10 @@ def test_a_code_that_nllb_does_not_know_is_refused_with_those_it_knows(load: Loa
 
     field, said = refusal(model, TRANSLATION, text="Hello", config={"target_language": "fra_Latin"})
     assert field == "config.target_language"
-    assert "near it are fra_Latn" in said
+    assert "similar codes: fra_Latn" in said
     field, said = refusal(model, TRANSLATION, text="Hello")
     assert field == "config.target_language"
-    assert said == "name it; the model knows deu_Latn, eng_Latn, fra_Latn"
+    assert said == "set it; the model knows deu_Latn, eng_Latn, fra_Latn"
     config = {"source_language": "xx", "target_language": "fra_Latn"}
     assert refusal(model, TRANSLATION, text="Hello", config=config)[0] == "config.source_language"
 
@@ -283,9 +283,9 @@ def test_marian_is_told_the_language_by_a_mark_before_the_text() -> None:
 
     assert marked.way(None, "fra") == marked.way("en", "fra") == Way(prefix=">>fra<< ")
     for names, said in (
-        ((None, None), "config.target_language: name it; it knows deu, fra"),
+        ((None, None), "config.target_language: set it; it knows deu, fra"),
         ((None, "ita"), "config.target_language: the model has no such code; it knows deu, fra"),
-        (("de", "fra"), "config.source_language: the model knows en only"),
+        (("de", "fra"), "config.source_language: the model knows only en"),
     ):
         with pytest.raises(ModelmillError, match=said):
             marked.way(*names)
@@ -339,7 +339,7 @@ def test_a_model_that_chats_is_no_captioner(context_of: Callable[..., LoadContex
     entry = ModelEntry(name="tiny-model", backend="transformers", source=source, tasks=(CAPTION,))
 
     with pytest.raises(
-        ModelmillError, match=r'chat-completion with an image, by runner = "vision"'
+        ModelmillError, match=r'chat-completion with an image, and set runner = "vision"'
     ) as caught:
         LoadedModel(context_of(entry, Device("cpu", 1))).load()
 

@@ -395,7 +395,7 @@ def test_a_gguf_file_is_a_model_too(tmp_path: Path) -> None:
             {"backend": "tensorflow"},
             "backend: there is no backend 'tensorflow'; choose one of ",
         ),
-        ("minilm", {"backend": "transformers"}, "backend: that of model minilm is onnx"),
+        ("minilm", {"backend": "transformers"}, "backend: model minilm has the backend onnx"),
         ("minilm", {"revision": "abc"}, "revision: model minilm does not come from a hub."),
         ("minilm", {"options": {"dtpye": "x"}}, "unknown option 'dtpye'"),
     ],

@@ -171,7 +171,7 @@ class TestSegmentation:
     ) -> None:
         entry = entry_of(tmp_path, "segformer", "instance-segmentation")
 
-        assert "does not tell instances apart" in refusal(LoadContext(entry, CPU, Catalogue({}), settings))
+        assert "does not separate instances" in refusal(LoadContext(entry, CPU, Catalogue({}), settings))
 
 
 class TestKeypoints:

@@ -127,6 +127,6 @@ def test_an_answer_that_is_no_number_is_an_error_and_not_nothing(cut: Any) -> No
     raw = answer_of("mask2former", 0)
     raw["class_queries_logits"][3, 2] = np.nan
 
-    with pytest.raises(ModelmillError, match="no numbers") as caught:
+    with pytest.raises(ModelmillError, match="values that are not numbers") as caught:
         list(cut(raw, FAMILIES["mask2former"], (40, 50), 0.5))
     assert caught.value.code is ErrorCode.INFERENCE_FAILED
