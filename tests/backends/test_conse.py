@@ -16,8 +16,8 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx.conse import ConseOptions
 from modelmill_tasks.zero_shot_image_classification import TASK as CONTRACT
-from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import SUBJECTS, data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel
 
 CLASSES = list(SUBJECTS.values())
 BEYOND_IMAGENET = {

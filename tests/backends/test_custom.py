@@ -16,9 +16,10 @@ from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.zero_shot_image_classification import Input
-from modelmill_worker.drain.batches import form_batches, item_json, open_job, preprocess, run_batch
-from tests.backends.conftest import ZERO_SHOT, OpenModel
+from modelmill_worker.drain.batches import form_batches, preprocess, run_batch
+from modelmill_worker.drain.jobs import item_json, open_job
 from tests.fixtures.callables import Scaler
+from tests.support.models import ZERO_SHOT, OpenModel
 
 TASK = "custom"
 

@@ -15,7 +15,7 @@ from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx import export
 from modelmill_backends.onnx.export import open_exported
 from modelmill_backends.shared.artifacts import fingerprint, made_once
-from tests.backends.conftest import CPU, OpenModel
+from tests.support.models import CPU, OpenModel
 
 
 def test_models_that_share_weights_share_the_export(open_model: OpenModel, settings: Settings) -> None:

@@ -23,8 +23,8 @@ from modelmill_backends.inputs import parse
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.text_embedding import Input, Output
-from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "modelmill" / "data" / "chelsea.jpg"

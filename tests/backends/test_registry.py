@@ -19,7 +19,7 @@ from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_backends.onnx.text_embedding import TextEmbeddingRunner
 from modelmill_backends.registry import all_runners, find_runner, prepare
 from modelmill_tasks.registry import all_tasks
-from tests.backends.conftest import ZERO_SHOT
+from tests.support.models import ZERO_SHOT
 
 ROOT = Path(__file__).parents[2]
 CACHES = (registry.all_runners, registry._built_in, registry._plugins, registry._modules)
