@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import Any, get_args, get_origin
 import typer
 from rich.table import Table
 
+from modelmill.assignments import Assignment, parse_assignment, parse_json, put
 from modelmill.errors import ConfigError
 from modelmill_backends.inputs import media_fields
 from modelmill_backends.loader import load
 from modelmill_cli.console import err, make_table, out
 from modelmill_tasks.contract import Task, TaskInput
 from modelmill_tasks.registry import all_tasks, find_task
-
-_FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:?=)(@?)(.*)", re.DOTALL)
 
 
 def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
@@ -54,38 +52,33 @@ def read_fields(task: Task, arguments: Iterable[str]) -> dict[str, Any]:
     """
     given: dict[str, list[Any]] = {}
     for argument in arguments:
-        match = _FIELD.fullmatch(argument)
-        if match is None:
+        assignment = parse_assignment(argument)
+        if assignment is None:
             raise ConfigError(
                 f"{argument[:100]!r} is not a field: write text=hello, image=@cat.jpg or top:=3; "
                 f"`modelmill tasks {task.name}` lists the fields"
             )
-        name, kind, at, text = match.groups()
-        given.setdefault(name, []).append(_value(task, name, kind == ":=", bool(at), text))
+        given.setdefault(assignment.field, []).append(_value(task, assignment))
     fields: dict[str, Any] = {}
     for name, values in given.items():
         one = len(values) == 1 and not (isinstance(values[0], str) and _is_list(task, name))
-        _set(fields, name.split("."), values[0] if one else values)
+        put(fields, name.split("."), values[0] if one else values)
     return fields
 
 
-def _value(task: Task, name: str, is_json: bool, is_file: bool, text: str) -> Any:
-    if is_file:
+def _value(task: Task, assignment: Assignment) -> Any:
+    name, text = assignment.field, assignment.text
+    if assignment.is_file:
         path = Path(text)
         if not path.is_file():
             raise ConfigError(f"{name}: there is no file {text}")
-        if not is_json and name.partition(".")[0] in media_fields(task.input):
+        if not assignment.is_json and name.partition(".")[0] in media_fields(task.input):
             return path
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ConfigError(f"{name}: {text} is not a text file, and the field takes no other") from None
-    if not is_json:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{name}: what follows := is not JSON: {error}") from None
+            raise ConfigError(f"{name}: {text} is not a text file, but the field takes text only") from None
+    return parse_json(name, text) if assignment.is_json else text
 
 
 def _is_list(task: Task, name: str) -> bool:
@@ -101,14 +94,6 @@ def _holds_list(kind: Any) -> bool:
     if get_origin(kind) is dict:
         return False
     return get_origin(kind) is list or any(map(_holds_list, get_args(kind)))
-
-
-def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        fields = fields.setdefault(part, {})
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part} was given a value of its own")
-    fields[path[-1]] = value
 
 
 def list_tasks() -> None:

@@ -119,9 +119,8 @@ class RetryPolicy:
     max_retries: int
 
     def pause_s(self, attempt: int, asked_s: float | None = None) -> float:
-        """The pause before retry number ``attempt``, counted from 0: doubling, with jitter."""
-        backoff = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
-        return float(max(backoff, asked_s or 0.0))
+        """The pause before retry number ``attempt``, counted from 0."""
+        return growing_pause_s(attempt, asked_s, first_s=BACKOFF_S, longest_s=MAX_BACKOFF_S)
 
     def exchange(
         self, call: Call, deadline: float | None = None, lines: list[bytes] | None = None
@@ -174,6 +173,12 @@ class RetryPolicy:
         return parsed(response)
 
 
+def growing_pause_s(attempt: int, asked_s: float | None, *, first_s: float, longest_s: float) -> float:
+    """A pause that doubles with each attempt, varied by chance; at least what the server asked for."""
+    longest = min(first_s * 2.0 ** min(attempt, 60), longest_s)
+    return max(longest * random.uniform(0.5, 1.0), asked_s or 0.0)  # noqa: S311
+
+
 def parsed(response: httpx.Response) -> Any:
     """The JSON of an answer.
 
@@ -219,23 +224,3 @@ def may_repeat(error: httpx.TransportError, call: Call) -> bool:
             return False
         cause = cause.__cause__ or cause.__context__
     return call.repeatable or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-
-
-class LineBuffer:
-    """Cuts bytes into lines at newlines only: JSON may hold other characters that end lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes; empty ones are left out."""
-        if b"\n" not in data:
-            self._rest += data
-            return []
-        *lines, rest = (bytes(self._rest) + data).split(b"\n")
-        self._rest = bytearray(rest)
-        return [line for line in lines if line.strip()]
-
-    def end(self) -> list[bytes]:
-        """What came after the last newline."""
-        return [bytes(self._rest)] if self._rest.strip() else []

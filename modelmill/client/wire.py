@@ -18,7 +18,6 @@ from modelmill.client.events import Event
 from modelmill.client.protocol import (
     Call,
     Flow,
-    LineBuffer,
     Listen,
     Pause,
     RetryPolicy,
@@ -26,6 +25,7 @@ from modelmill.client.protocol import (
     Send,
     Step,
 )
+from modelmill.ndjson import LineSplitter
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MIB = 1024 * 1024
@@ -134,15 +134,15 @@ class Wire:
         if not response.is_success:
             response.read()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             for data in response.iter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 class AsyncWire:
@@ -213,15 +213,15 @@ class AsyncWire:
         if not response.is_success:
             await response.aread()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             async for data in response.aiter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 def _arguments(
