@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Uploadable
@@ -17,7 +17,7 @@ from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, AsyncWire, Connection
 
 if TYPE_CHECKING:
-    from modelmill.client.backfill import How, Input, Summary
+    from modelmill.client.backfill import Input, Summary
 
 T = TypeVar("T")
 
@@ -108,15 +108,16 @@ class AsyncClient:
                 yield result
 
     async def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
+        ``options`` are the fields of ``modelmill.client.backfill.BackfillOptions``.
         """
-        from modelmill.client.backfill import backfill_async
+        from modelmill.client.backfill import BackfillOptions, backfill_async
 
-        return await backfill_async(self._connection, task, model, input, output=output, **how)
+        how = BackfillOptions(**options)
+        return await backfill_async(self._connection, task, model, input, output=output, options=how)
 
     async def submit_many(
         self,

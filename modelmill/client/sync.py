@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Uploadable
@@ -16,7 +16,7 @@ from modelmill.client.protocol import Flow
 from modelmill.client.wire import MIB, Connection, Wire
 
 if TYPE_CHECKING:
-    from modelmill.client.backfill import How, Input, Summary
+    from modelmill.client.backfill import Input, Summary
 
 T = TypeVar("T")
 
@@ -138,15 +138,16 @@ class Client:
         return run_many_blocking(self._connection, batch, fields, concurrency, ordered)
 
     def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
+        ``options`` are the fields of ``modelmill.client.backfill.BackfillOptions``.
         """
-        from modelmill.client.backfill import backfill
+        from modelmill.client.backfill import BackfillOptions, backfill
 
-        return backfill(self._connection, task, model, input, output=output, **how)
+        how = BackfillOptions(**options)
+        return backfill(self._connection, task, model, input, output=output, options=how)
 
     def submit_many(
         self, task: str, model: str, rows: Iterable[Mapping[str, Any]], /, **shared: Any

@@ -65,6 +65,7 @@ def backfill(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Send many rows or files through a model. What is interrupted can be resumed."""
+    from modelmill.client.backfill import BackfillOptions
     from modelmill.client.backfill import backfill as run
     from modelmill.client.backfill.mapping import read_columns
     from modelmill.client.wire import Connection
@@ -76,15 +77,24 @@ def backfill(
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     connection = Connection.make(url, None, 60.0, 0, 0)
     display = Display(f"{task} {model}", is_quiet=quiet)
+    options = BackfillOptions(
+        map=read_columns(columns or []),
+        assignments=constants or [],
+        lane=lane,
+        tags=tag or [],
+        result_ttl_s=result_ttl_s,
+        output_format=output_format,
+        shard_rows=shard_rows,
+        resume=resume,
+        window=window,
+        retries=retries,
+        max_error_rate=max_error_rate,
+        give_up_after_s=give_up_after_s,
+        on_progress=display.show,
+    )
     try:
         with display:
-            summary = run(
-                connection, task, model, input, output=output, map=read_columns(columns or []),
-                assignments=constants or [], lane=lane, tags=tag or [], result_ttl_s=result_ttl_s,
-                output_format=output_format, shard_rows=shard_rows, resume=resume, window=window,
-                retries=retries, max_error_rate=max_error_rate, give_up_after_s=give_up_after_s,
-                on_progress=display.show,
-            )  # fmt: skip
+            summary = run(connection, task, model, input, output=output, options=options)
     except KeyboardInterrupt:
         err.say(
             ("stopped", "yellow"),

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from modelmill.assignments import FIELD, Assignment, parse_assignment, parse_json, put
 from modelmill.client.backfill.media import media_name, media_text
 from modelmill.client.backfill.schema import JOB_FIELDS, TaskSchema
 from modelmill.client.backfill.sources import Row
@@ -19,8 +20,7 @@ from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 KEEP_CHARACTERS = 1000
 """A longer text of a column is not written beside the result."""
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:?=)(@?)(.*)", re.DOTALL)
-_COLUMN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=(.+)", re.DOTALL)
+_COLUMN = re.compile(rf"({FIELD})=(.+)", re.DOTALL)
 _OURS = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
 
 
@@ -65,7 +65,7 @@ class Mapper:
         for name, value in [*constants.items(), *read_assignments(schema, assignments)]:
             self._check_field(name)
             is_file = schema.is_media(name) and not isinstance(value, list)
-            _put(self.constants, name.split("."), media_text(value, None) if is_file else value)
+            put(self.constants, name.split("."), media_text(value, None) if is_file else value)
         for field in columns:
             self._check_field(field)
             if _get(self.constants, field.split(".")) is not None:
@@ -117,8 +117,8 @@ class Mapper:
             if source.is_media:
                 value = media_text(value, row.folder)
             elif row.is_text:
-                value = _read_text(source, value)
-            _put(fields, list(source.path), value)
+                value = _read_text(source.column, source.kinds, value)
+            put(fields, list(source.path), value)
         fields |= self._job
         fields["idempotency_key"] = idempotency_key
         try:
@@ -200,28 +200,26 @@ def read_assignments(schema: TaskSchema, assignments: Iterable[str]) -> list[tup
         ConfigError: names the assignment and what is wrong with it.
     """
     found: list[tuple[str, Any]] = []
-    for assignment in assignments:
-        match = _ASSIGNMENT.fullmatch(assignment)
-        if match is None:
-            raise ConfigError(f"{assignment[:100]!r} sets no field: write classes=cat,dog or config.top_k:=3")
-        name, kind, at, text = match.groups()
-        if at and kind == "=" and schema.is_media(name):
-            found.append((name, Path(text)))
-            continue
-        if at:
-            text = _text_of(name, Path(text))
-        if kind == ":=":
-            try:
-                found.append((name, json.loads(text)))
-            except ValueError as error:
-                raise ConfigError(f"{name}: what follows := is not JSON: {error}") from None
-        else:
-            kinds = frozenset(schema.kinds(name))
-            try:
-                found.append((name, _read_text(_FieldSource(name, (name,), False, kinds, True), text)))
-            except ModelmillError as error:
-                raise ConfigError(error.message) from None
+    for text in assignments:
+        assignment = parse_assignment(text)
+        if assignment is None:
+            raise ConfigError(f"{text[:100]!r} sets no field: write classes=cat,dog or config.top_k:=3")
+        found.append((assignment.field, _assigned_value(schema, assignment)))
     return found
+
+
+def _assigned_value(schema: TaskSchema, assignment: Assignment) -> Any:
+    name, text = assignment.field, assignment.text
+    if assignment.is_file:
+        if not assignment.is_json and schema.is_media(name):
+            return Path(text)
+        text = _text_of(name, Path(text))
+    if assignment.is_json:
+        return parse_json(name, text)
+    try:
+        return _read_text(name, frozenset(schema.kinds(name)), text)
+    except ModelmillError as error:
+        raise ConfigError(error.message) from None
 
 
 def read_columns(texts: Iterable[str]) -> dict[str, str]:
@@ -246,9 +244,9 @@ def _text_of(name: str, path: Path) -> str:
         raise ConfigError(f"{name}: {path} is not there, or is not a text file") from None
 
 
-def _read_text(source: _FieldSource, text: str) -> Any:
-    """Text as a value of what the field takes."""
-    kinds = source.kinds - {"null"}
+def _read_text(name: str, kinds: frozenset[str], text: str) -> Any:
+    """Text as a value of one of the JSON types in ``kinds``. ``name`` is for the error."""
+    kinds = kinds - {"null"}
     if not kinds or "string" in kinds:
         return text
     stripped = text.strip()
@@ -258,9 +256,8 @@ def _read_text(source: _FieldSource, text: str) -> Any:
         return json.loads(stripped.lower() if kinds == {"boolean"} else stripped)
     except ValueError:
         kind = " or ".join(sorted(kinds))
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, f"{source.column}: {text[:100]!r} is no {kind}"
-        ) from None
+        message = f"{name}: {text[:100]!r} is not of type {kind}"
+        raise ModelmillError(ErrorCode.INVALID_INPUT, message) from None
 
 
 def _plain(value: Any) -> Any:
@@ -276,14 +273,6 @@ def _plain(value: Any) -> Any:
 
 def _columns(row: Row) -> str:
     return f"the columns are {', '.join(row.columns)}" if row.columns else "there are no columns"
-
-
-def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        fields = fields.setdefault(part, {})
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part} was given a value of its own")
-    fields[path[-1]] = value
 
 
 def _get(fields: Any, path: Sequence[str]) -> Any:
