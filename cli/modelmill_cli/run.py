@@ -1,4 +1,4 @@
-"""What ``run`` and ``tasks`` do: a task in this process, without a server."""
+"""``run`` runs a model in this process, without a server; ``tasks`` lists the tasks."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from modelmill_tasks.registry import all_tasks, find_task
 
 
 def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
-    """Answers in this process and prints the result, or the list of results, as JSON.
+    """Runs a model in this process and prints the result, or the list of results, as JSON.
 
     Raises:
         ModelmillError: as ``modelmill.load`` and ``LoadedModel.run`` do.
-        ConfigError: an argument is not a field's.
+        ConfigError: an argument is not a field of the task.
     """
     task = find_task(task_name)
     inputs = read_fields(task, arguments)
     if sys.stderr.isatty():
         err.say((f"loading {model}", "dim"))
-    # Lazily, so that inputs are looked at first: a model may take minutes to load.
+    # Lazy, so that the inputs are checked first: a model may take minutes to load.
     with load(model, lazy=True) as loaded:
         found = loaded.run(task_name, **inputs)
     result = (
@@ -43,12 +43,12 @@ def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
 
 
 def read_fields(task: Task, arguments: Iterable[str]) -> dict[str, Any]:
-    """``FIELD=VALUE``, ``FIELD:=JSON``, and either with ``@FILE`` for the value, as the task's fields.
+    """The task's fields from ``FIELD=VALUE`` and ``FIELD:=JSON``, each also with ``@FILE`` as the value.
 
-    A field that is given several times is a list.
+    If a field is given several times, its value is a list.
 
     Raises:
-        ConfigError: names the argument and what is wrong with it.
+        ConfigError: an argument is wrong; the message names it.
     """
     given: dict[str, list[Any]] = {}
     for argument in arguments:
@@ -82,7 +82,7 @@ def _value(task: Task, assignment: Assignment) -> Any:
 
 
 def _is_list(task: Task, name: str) -> bool:
-    """Whether a field, or one inside another such as ``config.stop``, is a list by itself."""
+    """Whether the task declares a field, or one inside another such as ``config.stop``, as a list."""
     kind: Any = task.input
     for part in name.split("."):
         field = getattr(kind, "model_fields", {}).get(part)
@@ -97,7 +97,7 @@ def _holds_list(kind: Any) -> bool:
 
 
 def list_tasks() -> None:
-    """The tasks, each with a sentence."""
+    """Prints the tasks, each with a sentence."""
     table = make_table("task", "what it is", boxed=False)
     for task in all_tasks().values():
         table.add_row(task.name, task.summary)
@@ -105,7 +105,7 @@ def list_tasks() -> None:
 
 
 def show_task(name: str) -> None:
-    """The fields of a task, and an example of it."""
+    """Prints the fields of a task."""
     task = find_task(name)
     schema = task.input.model_json_schema()
     table = make_table("field", "takes", "default", "what it is")
@@ -132,7 +132,7 @@ def _add_rows(
 
 
 def _kind(node: dict[str, Any]) -> str:
-    """A word for what a field takes."""
+    """A word for the type of a field."""
     if "contentEncoding" in node:
         return str(node["contentMediaType"]).partition("/")[0]
     if "anyOf" in node:

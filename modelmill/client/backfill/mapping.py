@@ -1,4 +1,4 @@
-"""From a row's columns to a task's fields."""
+"""Turns the columns of a row into the fields of a task."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 KEEP_CHARACTERS = 1000
-"""A longer text of a column is not written beside the result."""
+"""A longer text of a column is not written next to the result."""
 _COLUMN = re.compile(rf"({FIELD})=(.+)", re.DOTALL)
-_OURS = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
+_WITH_OPTION = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
 
 
 @dataclass(frozen=True, slots=True)
 class _FieldSource:
-    """Where a field's value comes from."""
+    """The column of a field, and how its values are read."""
 
     column: str
     path: tuple[str, ...]
@@ -39,15 +39,15 @@ class Mapper:
     """Makes the request of each row.
 
     Args:
-        schema: What the task takes.
-        columns: Fields, dotted where one lies within another, and the column of each. A column whose name
-            is a field's is that field's anyway.
+        schema: The inputs of the task.
+        columns: The column of each field. A dot names a field inside another. A column that has the name of
+            a field needs no entry.
         constants: Fields that are the same for all rows.
-        assignments: The same as ``FIELD=VALUE`` or ``FIELD:=JSON``, either with ``@FILE`` for the value.
+        assignments: Such fields as ``FIELD=VALUE`` or ``FIELD:=JSON``, each also with ``@FILE`` as the value.
         job: Fields that concern the job: ``lane``, ``tags``, ``result_ttl``.
 
     Raises:
-        ConfigError: a field is not the task's, or is given twice.
+        ConfigError: the task does not have a field, or a field is given twice.
     """
 
     def __init__(
@@ -75,22 +75,22 @@ class Mapper:
         self._sources: dict[tuple[str, ...], list[_FieldSource]] = {}
 
     def check(self, row: Row, *, is_file: bool = False) -> None:
-        """Looks whether rows such as this one can be sent.
+        """Checks whether rows with the columns of this one can be sent.
 
         Args:
-            row: The first one.
+            row: The first row.
             is_file: Whether each row is a file.
 
         Raises:
-            ConfigError: a column is not there, or a field is missing.
+            ConfigError: a column does not exist, or a required field has no value.
         """
         if is_file and "path" not in self._given.values():
             self._map_files()
         for field, column in self._given.items():
             if column not in row.columns:
                 raise ConfigError(f"there is no column {column!r} for {field}; {_columns(row)}")
-        had = {source.path[0] for source in self._of(row)} | self.constants.keys()
-        missing = sorted(self._schema.required - had)
+        given = {source.path[0] for source in self._of(row)} | self.constants.keys()
+        missing = sorted(self._schema.required - given)
         if missing:
             raise ConfigError(
                 f"nothing gives {', '.join(missing)}: set a value for all rows, or map a column; "
@@ -98,7 +98,7 @@ class Mapper:
             )
 
     def request(self, row: Row, idempotency_key: str) -> bytes:
-        """The row's line of a bulk submit. Also notes what of the row is kept beside its result.
+        """The row's line of a bulk submit. Also puts the columns to write next to the result into ``row``.
 
         Raises:
             ModelmillError: the row cannot be sent.
@@ -129,11 +129,11 @@ class Mapper:
             ) from None
 
     def pinned(self) -> dict[str, Any]:
-        """What makes the requests what they are, for comparing a resumed run with the first one."""
+        """The settings that decide the content of the requests. A resumed run must have the same ones."""
         return self._pinned
 
     def _of(self, row: Row) -> list[_FieldSource]:
-        """Which columns go where. Rows of JSON lines may differ in which columns they have."""
+        """The field sources for this row. Rows of JSON lines may have different columns."""
         names = tuple(row.columns)
         if names not in self._sources:
             if len(self._sources) > 100:
@@ -184,7 +184,7 @@ class Mapper:
                 row.keep[name] = value
 
     def _check_field(self, field: str) -> None:
-        if field.partition(".")[0] in _OURS:
+        if field.partition(".")[0] in _WITH_OPTION:
             raise ConfigError(f"{field} has an option of its own")
         if not self._schema.is_known(field):
             known = [name for name in self._schema.fields if name not in JOB_FIELDS]
@@ -192,12 +192,12 @@ class Mapper:
 
 
 def read_assignments(schema: TaskSchema, assignments: Iterable[str]) -> list[tuple[str, Any]]:
-    """``FIELD=VALUE``, ``FIELD:=JSON``, either with ``@FILE``, as fields and values.
+    """The fields and values of ``FIELD=VALUE`` and ``FIELD:=JSON``, each also with ``@FILE`` as the value.
 
-    Text for a field that is a list is split at its commas, as that for one that is a number is read.
+    Text is read as the type of its field: for a list it is split at its commas.
 
     Raises:
-        ConfigError: names the assignment and what is wrong with it.
+        ConfigError: an assignment is wrong; the message names it.
     """
     found: list[tuple[str, Any]] = []
     for text in assignments:
@@ -223,10 +223,10 @@ def _assigned_value(schema: TaskSchema, assignment: Assignment) -> Any:
 
 
 def read_columns(texts: Iterable[str]) -> dict[str, str]:
-    """``FIELD=COLUMN`` as a mapping.
+    """The texts ``FIELD=COLUMN`` as a mapping from field to column.
 
     Raises:
-        ConfigError: one is not of that form.
+        ConfigError: a text does not have that form.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -241,7 +241,7 @@ def _text_of(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{name}: {path} is not there, or is not a text file") from None
+        raise ConfigError(f"{name}: {path} does not exist, or is not a text file") from None
 
 
 def _read_text(name: str, kinds: frozenset[str], text: str) -> Any:
@@ -261,7 +261,7 @@ def _read_text(name: str, kinds: frozenset[str], text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What Parquet files and programs have beyond JSON."""
+    """Converts values of Parquet files and programs that JSON cannot hold."""
     if isinstance(value, datetime | date | clock_time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -282,5 +282,5 @@ def _get(fields: Any, path: Sequence[str]) -> Any:
 
 
 def _copied(fields: dict[str, Any]) -> dict[str, Any]:
-    """A copy into which values can be put: objects are copied, what is in them is not."""
+    """A copy of nested dicts. Other values are not copied."""
     return {name: _copied(value) if isinstance(value, dict) else value for name, value in fields.items()}

@@ -24,7 +24,7 @@ ROWS = [{"id": number, "text": str(number)} for number in range(300)]
 
 
 def connection(url: str) -> Connection:
-    return Connection.make(url, None, 10.0, 0, 0)
+    return Connection.make(url, timeout_s=10.0)
 
 
 def run(stub: Stub, output: Path, rows: Any = ROWS, **options: Any) -> Summary:

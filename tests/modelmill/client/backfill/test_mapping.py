@@ -234,7 +234,7 @@ def test_what_is_small_and_was_not_sent_is_kept(document: dict[str, Any]) -> Non
         ({}, {}, ("classes",), "sets no field"),
         ({}, {}, ("classes:=[",), "not JSON"),
         ({}, {}, ("config.multi_label=perhaps",), "is not of type boolean"),
-        ({}, {}, ("classes:=@nothing.json",), "is not there"),
+        ({}, {}, ("classes:=@nothing.json",), "does not exist"),
         ({"classes": "labels"}, {"classes": ["a"]}, (), "both set and mapped"),
         ({}, {"config": 1}, ("config.multi_label=true",), "a value of its own"),
     ],
