@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 MAP = DOCS / "architecture" / "map.md"
