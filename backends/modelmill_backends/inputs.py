@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from modelmill.errors import ErrorCode, FieldError, MediaError, ModelmillError, invalid_field
 from modelmill_tasks.contract import Task, TaskInput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
 from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Usage
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 MAX_MESSAGES = 1000
 MAX_PARTS = 100

@@ -10,7 +10,7 @@ from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInpu
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(GenerationConfig):

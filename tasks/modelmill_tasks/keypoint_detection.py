@@ -9,7 +9,7 @@ from pydantic import Field
 from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Box, Threshold
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Text
-from modelmill_tasks.shared.media import Image, open_image
+from modelmill_tasks.shared.images import Image, open_image
 
 
 class Config(EmbeddingConfig):

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 
 from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Box
 
 LanguageCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")]

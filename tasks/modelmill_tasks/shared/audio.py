@@ -14,8 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import get_settings
-from modelmill_tasks.shared.media import source_bytes
-from modelmill_tasks.shared.sources import checked
+from modelmill_tasks.shared.sources import checked, source_bytes
 
 AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """libsndfile's names."""

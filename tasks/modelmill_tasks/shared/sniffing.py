@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.shared.audio import SHOWN_FORMATS, audio_type, check_audio
-from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image_file, image_type
+from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image_file, image_type
 
 ANYTHING = "application/octet-stream"
 

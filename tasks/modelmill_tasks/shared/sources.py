@@ -1,13 +1,16 @@
-"""Media that a request names instead of holding: a ``file:`` id, or a URL.
+"""Sources of media: where the bytes behind a media field come from.
 
-The process that parses the request looks the media up: the API asks for all of them at once, and the worker
-reads each when it needs it. Validators of media fields call ``checked`` in both.
+A media field is text on the wire. It holds the media, as a data URL or bare base64, or it names them, by a
+``file:`` id or a URL. The process that parses the request looks named media up: the API asks for all of them
+at once, and the worker reads each when it needs it. Validators of media fields call ``checked`` in both.
 """
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Callable, Mapping
 
+import pybase64
 from pydantic import ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
@@ -86,6 +89,39 @@ def checked(value: str, info: ValidationInfo, kind: str, check: Callable[[str], 
     except MediaError as error:
         raise field_problem(error.code, error.message) from None
     return value
+
+
+def source_bytes(value: str) -> bytes:
+    """The bytes behind a media field.
+
+    Args:
+        value: ``data:image/jpeg;base64,…``, bare base64, or a ``MediaText``, which reads its own bytes.
+
+    Raises:
+        MediaError: ``media_source_refused`` for other URLs and file ids, ``invalid_media`` for the rest;
+            ``media_not_found`` when a file is gone.
+    """
+    if isinstance(value, MediaText):
+        return value.read()
+    if (error := refused(value)) is not None:
+        raise error
+    if value[:5].lower() == "data:":
+        header, comma, value = value.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise MediaError(
+                ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
+            )
+    try:
+        try:
+            data = pybase64.b64decode(value, validate=True)
+        except binascii.Error:
+            # Line-wrapped base64 is common in mail and in shell output.
+            data = pybase64.b64decode("".join(value.split()), validate=True)
+    except ValueError:  # as binascii.Error, and as the error for text outside of ASCII
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
+    if not data:
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
+    return data
 
 
 def refused(value: str) -> MediaError | None:

@@ -1,24 +1,21 @@
-"""Media in requests: their sources, and their limits, which are checked before anything is decoded.
+"""Images in requests, and their limits, which are checked before anything is decoded.
 
-A media field is text on the wire: a data URL, bare base64, or the name of a file (``sources.py``). The bytes
-decide the format, not the declared media type. Pillow is imported only where it is used, so that importing a
-contract stays cheap.
+The bytes decide the format, not the declared media type. Pillow is imported only where it is used, so that
+importing a contract stays cheap.
 """
 
 from __future__ import annotations
 
-import binascii
 import io
 import math
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
-import pybase64
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.settings import get_settings
-from modelmill_tasks.shared.sources import MediaText, checked, refused
+from modelmill_tasks.shared.sources import checked, source_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -31,39 +28,6 @@ MAX_HEADER_READS = 100_000
 ORIENTATION_TAG = 0x0112
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation to Pillow's ``Transpose`` that undoes it."""
-
-
-def source_bytes(value: str) -> bytes:
-    """The bytes behind a media field.
-
-    Args:
-        value: ``data:image/jpeg;base64,…``, bare base64, or a ``MediaText``, which reads its own bytes.
-
-    Raises:
-        MediaError: ``media_source_refused`` for other URLs and file ids, ``invalid_media`` for the rest;
-            ``media_not_found`` when a file is gone.
-    """
-    if isinstance(value, MediaText):
-        return value.read()
-    if (error := refused(value)) is not None:
-        raise error
-    if value[:5].lower() == "data:":
-        header, comma, value = value.partition(",")
-        if not comma or not header.lower().endswith(";base64"):
-            raise MediaError(
-                ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
-            )
-    try:
-        try:
-            data = pybase64.b64decode(value, validate=True)
-        except binascii.Error:
-            # Line-wrapped base64 is common in mail and in shell output.
-            data = pybase64.b64decode("".join(value.split()), validate=True)
-    except ValueError:  # as binascii.Error, and as the error for text outside of ASCII
-        raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
-    if not data:
-        raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
-    return data
 
 
 def open_image(source: str | bytes | PILImage) -> PILImage:

@@ -1,3 +1,5 @@
+"""Images in requests: which are accepted, how they are decoded, and what refusing them costs."""
+
 from __future__ import annotations
 
 import base64
@@ -21,7 +23,8 @@ from PIL.Image import Image
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image, open_image, source_bytes
+from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image, open_image
+from modelmill_tasks.shared.sources import source_bytes
 
 ORIENTATION, XMP_ORIENTATION = (
     0x0112,
