@@ -1,4 +1,4 @@
-"""The example plugin, installed as a user would: found, checked, answering jobs. And wrong plugins."""
+"""The example plugin, installed as a user installs it: found, checked, answering. And broken plugins."""
 
 from __future__ import annotations
 
