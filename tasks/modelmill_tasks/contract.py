@@ -31,8 +31,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ErrorCode, FieldError, ModelmillError, invalid_field
 from modelmill.states import Lane
+from modelmill_tasks.limits import MediaLimits
 
 MAX_ITEMS = 1024
 """Items that one batched job may hold."""
@@ -268,6 +269,7 @@ class Task:
         batched: bool = False,
         trusted: bool = False,
         sources: Sources | None = None,
+        limits: MediaLimits | None = None,
     ) -> TaskInput:
         """Validates a JSON request body.
 
@@ -276,6 +278,7 @@ class Task:
             batched: Whether it is the body of a batched job.
             trusted: It was accepted before, so that media headers need no second look.
             sources: Where media are looked up that the request only names; without it they are refused.
+            limits: Of the media that the request holds; without it, those of this process's environment.
 
         Raises:
             ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
@@ -283,8 +286,9 @@ class Task:
         if not trusted:
             _bound_keys(body)
         model = self.batched_input if batched else self.input
+        context = {"trusted": trusted, "sources": sources, "limits": limits}
         try:
-            request = model.model_validate_json(body, context={"trusted": trusted, "sources": sources})
+            request = model.model_validate_json(body, context=context)
         except ValidationError as error:
             raise _invalid(error) from None
         if batched:
@@ -324,11 +328,7 @@ class Task:
                 continue
             if len(value) != count:
                 message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
-                raise ModelmillError(
-                    ErrorCode.INVALID_INPUT,
-                    f"Lists of a batched job must be of one length: {name} {message}.",
-                    fields=[FieldError(name, message)],
-                )
+                raise invalid_field(name, message)
 
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')

@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
-from modelmill.settings import get_settings
+from modelmill_tasks.limits import MediaLimits, process_limits
 from modelmill_tasks.shared.media import source_bytes
 from modelmill_tasks.shared.sources import checked
 
@@ -45,27 +45,23 @@ class AudioHeader:
     channels: int
     frames: int | None
     """Samples of one channel; None where the file does not tell."""
+    max_frames: int
+    """Frames that may be decoded."""
 
     @property
     def seconds(self) -> float:
         """The length; 0 where the file does not tell."""
         return (self.frames or 0) / self.rate
 
-    @property
-    def max_frames(self) -> int:
-        """Frames that may be decoded."""
-        limit_s = get_settings().max_audio_s
-        return int(limit_s * min(self.rate, MAX_VALUES_PER_S / self.channels))
-
 
 def audio_type(file: BinaryIO) -> str | None:
     """The media type of an audio file; None if it is none of ours."""
-    header = _identify(file)
+    header = _identify(file, process_limits())
     return None if header is None else MEDIA_TYPES.get(header.format)
 
 
-def check_audio(data: bytes | BinaryIO) -> float:
-    """Refuses what the header alone tells: not audio, or too long. Decodes nothing.
+def check_audio(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> float:
+    """Refuses data whose header shows that they are not audio, or too long. Decodes nothing.
 
     Returns:
         The length in seconds; 0 where the header does not tell.
@@ -73,16 +69,21 @@ def check_audio(data: bytes | BinaryIO) -> float:
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    return read_header(data).seconds
+    return read_header(data, limits).seconds
 
 
-def read_header(data: bytes | BinaryIO) -> AudioHeader:
+def read_header(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> AudioHeader:
     """What the file says of itself, which is checked against the bounds.
+
+    Args:
+        data: The file.
+        limits: Those of this process, if left out.
 
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    header = _identify(io.BytesIO(data) if isinstance(data, bytes) else data)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    header = _identify(file, limits or process_limits())
     if header is None or header.format not in AUDIO_FORMATS:
         raise MediaError(
             ErrorCode.INVALID_MEDIA,
@@ -116,7 +117,7 @@ def too_long(header: AudioHeader) -> MediaError:
     )
 
 
-def _identify(file: BinaryIO) -> AudioHeader | None:
+def _identify(file: BinaryIO, limits: MediaLimits) -> AudioHeader | None:
     import soundfile
 
     file.seek(0)
@@ -129,11 +130,12 @@ def _identify(file: BinaryIO) -> AudioHeader | None:
         return None
     # An OGG's length stands on its last page: 0 is that of a stream without its end.
     known = 0 <= frames < UNKNOWN_FRAMES and not (form == "OGG" and frames == 0)
-    return AudioHeader(form, rate, channels, frames if known else None)
+    max_frames = int(limits.max_audio_s * min(rate, MAX_VALUES_PER_S / channels))
+    return AudioHeader(form, rate, channels, frames if known else None, max_frames)
 
 
 def _check_field(value: str, info: ValidationInfo) -> str:
-    return checked(value, info, "audio", lambda text: check_audio(source_bytes(text)))
+    return checked(value, info, "audio", lambda text, limits: check_audio(source_bytes(text), limits))
 
 
 Audio = Annotated[
