@@ -73,7 +73,7 @@ from modelmill_worker.child_state import Recorder
 
 settings = get_settings()
 recorder = Recorder(Path(tempfile.mkdtemp()))
-recorder.child_started()
+recorder.start_file()
 models = ModelCache(
     Catalogue.load(settings.models_file), current_device(), settings, recorder, lambda: None
 )

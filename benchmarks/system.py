@@ -49,6 +49,7 @@ def running(
     models_file: Path = MODELS,
     served: str = "",
     settings: Mapping[str, str] | None = None,
+    program: Sequence[str] = (),
 ) -> Iterator[System]:
     """Starts everything, waits until ``preload`` is loaded on every node, and stops it again.
 
@@ -58,7 +59,9 @@ def running(
         models_file: What is served beside the built-in catalogue.
         served: Models that the workers serve, separated by commas; all when empty.
         settings: ``MODELMILL_*`` variables for API and workers.
+        program: The command ``modelmill`` of another checkout; this one's when empty.
     """
+    program = program or processes.python("-m", "modelmill_cli")
     nodes = int(devices.partition(":")[2] or 1)
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="modelmill-bench-")))
@@ -75,7 +78,7 @@ def running(
             ["api", "--port", str(port)],
             ["worker", "--devices", devices, "--preload", preload, "--models", served],
         ):
-            process = processes.start(processes.python("-m", "modelmill_cli", *command), environment, log)
+            process = processes.start([*program, *command], environment, log)
             cleanup.callback(processes.stop, process, 40)
             pids.append(process.pid)
         url = f"http://127.0.0.1:{port}"

@@ -11,9 +11,9 @@ from typing import Any
 
 from modelmill.client import Client, Job
 from modelmill.settings import get_settings
-from modelmill_cli.app import set_environment
 from modelmill_cli.console import err, out
 from modelmill_cli.jobs import result_table
+from modelmill_cli.options import set_environment
 from modelmill_cli.stack import Stack, open_log
 
 TASK, MODEL = "zero-shot-image-classification", "conse-lite0"

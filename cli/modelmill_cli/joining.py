@@ -8,8 +8,8 @@ from pathlib import Path
 from modelmill.embedded import running_url
 from modelmill.errors import ConfigError
 from modelmill.settings import Settings
-from modelmill_cli.app import set_environment
 from modelmill_cli.console import err
+from modelmill_cli.options import set_environment
 
 BLOB_FOLDER = "blobs"
 """In the data folder, beside the store's own: where `modelmill up` keeps large payloads."""

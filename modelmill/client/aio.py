@@ -9,15 +9,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
-from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.flows import Document, Flows, Uploadable
 from modelmill.client.jobs import AsyncJob
-from modelmill.client.many import Batch, Lines, run_many, take_flight
+from modelmill.client.many import Batch, Lines, pending_submit, run_many
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
-from modelmill.client.wire import MIB, AsyncWire, Options
+from modelmill.client.wire import MIB, AsyncWire, Connection
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -34,8 +34,8 @@ class AsyncClient:
         max_retries: int = 4,
         upload_over_bytes: int = 8 * MIB,
     ) -> None:
-        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
-        self._wire = AsyncWire(self._options)
+        self._connection = Connection.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
+        self._wire = AsyncWire(self._connection)
         self._flows = Flows(self._wire.policy, upload_over_bytes)
 
     async def __aenter__(self) -> AsyncClient:
@@ -63,9 +63,9 @@ class AsyncClient:
         **fields: Any,
     ) -> Any:
         """Submits a job, waits, and gives its result."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
         return await self._do(
-            self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s)
+            self._flows.run(task, model, merged, pending, batched=batched, timeout_s=timeout_s)
         )
 
     async def submit(
@@ -80,8 +80,8 @@ class AsyncClient:
         **fields: Any,
     ) -> AsyncJob:
         """Submits a job, and does not wait."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._job(await self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(await self._do(self._flows.submit(task, model, merged, pending, batched=batched)))
 
     async def map(
         self,
@@ -112,11 +112,11 @@ class AsyncClient:
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
         """
-        from modelmill.backfill import backfill_async
+        from modelmill.client.backfill import backfill_async
 
-        return await backfill_async(self._options, task, model, input, output=output, **how)
+        return await backfill_async(self._connection, task, model, input, output=output, **how)
 
     async def submit_many(
         self,
@@ -166,7 +166,7 @@ class AsyncClient:
             if not cursor:
                 return
 
-    async def upload(self, source: Source, name: str | None = None) -> File:
+    async def upload(self, source: Uploadable, name: str | None = None) -> File:
         """Uploads a file, as a stream, to be used in any number of jobs."""
         return await self._do(self._flows.upload(source, name))
 

@@ -29,9 +29,9 @@ from modelmill.client.protocol import (
     Flow,
     Listen,
     Pause,
-    Policy,
+    RetryPolicy,
+    RunBlocking,
     Send,
-    Work,
     parsed,
     parsed_line,
 )
@@ -50,11 +50,11 @@ MAX_PAGE = 100
 
 Document: TypeAlias = dict[str, Any]
 T = TypeVar("T")
-Source: TypeAlias = Path | bytes | IO[bytes]
+Uploadable: TypeAlias = Path | bytes | IO[bytes]
 
 
 @dataclass
-class Flight:
+class PendingSubmit:
     """One submit, so that it can be found and given up by whoever does not know its id yet."""
 
     task: str = ""
@@ -72,7 +72,7 @@ class Flows:
         upload_over_bytes: Media beyond this are uploaded first.
     """
 
-    policy: Policy
+    policy: RetryPolicy
     upload_over_bytes: int
 
     def read(self, *parts: str, **params: Any) -> Flow[Any]:
@@ -98,7 +98,7 @@ class Flows:
         task: str,
         model: str,
         fields: Mapping[str, Any],
-        flight: Flight,
+        pending: PendingSubmit,
         *,
         batched: bool = False,
         wait: bool = False,
@@ -118,17 +118,17 @@ class Flows:
         body = yield from self.encode(fields)
         path = _path("tasks", task, *(("batched",) if batched else ()), model, "jobs")
         wait_s = _ask_s(deadline) if wait else 0
-        flight.task = task
-        flight.call = Call.with_json("POST", path, body, headers={"Idempotency-Key": flight.key})
+        pending.task = task
+        pending.call = Call.with_json("POST", path, body, headers={"Idempotency-Key": pending.key})
         call = Call.with_json(
-            "POST", path, body, headers={"Idempotency-Key": flight.key, **_prefer(wait_s)}, extra_s=wait_s
+            "POST", path, body, headers={"Idempotency-Key": pending.key, **_prefer(wait_s)}, extra_s=wait_s
         )
         try:
             answer = yield from self.policy.json(call, deadline)
         except InvalidRequestError as error:
             raise _with_hint(error, fields) from None
         document = {"task": task, "model": model, **answer}
-        flight.job_id = str(document["id"])
+        pending.job_id = str(document["id"])
         return document
 
     def run(
@@ -136,7 +136,7 @@ class Flows:
         task: str,
         model: str,
         fields: Mapping[str, Any],
-        flight: Flight,
+        pending: PendingSubmit,
         *,
         batched: bool = False,
         timeout_s: float | None = None,
@@ -144,7 +144,7 @@ class Flows:
         """Submits a job, waits, and gives its result."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         document = yield from self.submit(
-            task, model, fields, flight, batched=batched, wait=True, deadline=deadline
+            task, model, fields, pending, batched=batched, wait=True, deadline=deadline
         )
         if document["status"] not in TERMINAL:
             document = yield from self.wait(str(document["id"]), deadline, timeout_s)
@@ -152,17 +152,17 @@ class Flows:
             raise ended_badly(document)
         return document["result"]
 
-    def abandon(self, flight: Flight) -> Flow[None]:
+    def abandon(self, pending: PendingSubmit) -> Flow[None]:
         """Cancels the job of a submit that nobody waits for any more."""
-        if flight.call is None:
+        if pending.call is None:
             return
-        if flight.job_id is None:
+        if pending.job_id is None:
             # Sent again it is the same job, by its key, and this time the answer comes at once.
-            answer = yield Send(flight.call)
+            answer = yield Send(pending.call)
             if not answer.is_success:
                 return
-            flight.job_id = str(parsed(answer)["id"])
-        yield Send(Call("POST", _path("tasks", flight.task, "jobs", flight.job_id, "cancel")))
+            pending.job_id = str(parsed(answer)["id"])
+        yield Send(Call("POST", _path("tasks", pending.task, "jobs", pending.job_id, "cancel")))
 
     def wait(
         self, job_id: str, deadline: float | None = None, timeout_s: float | None = None
@@ -272,7 +272,7 @@ class Flows:
 
     # Files
 
-    def upload(self, source: Source, name: str | None = None) -> Flow[File]:
+    def upload(self, source: Uploadable, name: str | None = None) -> Flow[File]:
         """Uploads a file, streamed."""
         payload = yield from _work(partial(payload_of, source))
         named = Payload(payload.content, name or payload.name, payload.media_type, payload.size)
@@ -326,7 +326,7 @@ def events_call(cursor: Cursor) -> Call:
 
 
 def _work(function: Callable[[], T]) -> Flow[T]:
-    given: T = yield Work(function)
+    given: T = yield RunBlocking(function)
     return given
 
 

@@ -19,8 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flight, Flows
-from modelmill.client.wire import AsyncWire, Options
+from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flows, PendingSubmit
+from modelmill.client.wire import AsyncWire, Connection
 
 GIVE_UP_S = 5.0
 """What canceling one job may take that nobody waits for any more."""
@@ -40,17 +40,17 @@ class Batch:
 
     async def run_one(self, wire: AsyncWire, flows: Flows, row: Row) -> Any:
         """The result of one job. Canceled, it cancels the job too."""
-        flight, fields = take_flight(None, row)
+        pending, fields = pending_submit(None, row)
         try:
             return await wire.run(
                 flows.run(
-                    self.task, self.model, fields, flight, batched=self.batched, timeout_s=self.timeout_s
+                    self.task, self.model, fields, pending, batched=self.batched, timeout_s=self.timeout_s
                 )
             )
         except asyncio.CancelledError:
             with suppress(Exception):
                 async with asyncio.timeout(GIVE_UP_S):
-                    await wire.run(flows.abandon(flight))
+                    await wire.run(flows.abandon(pending))
             raise
         except Exception as error:
             if self.return_errors:
@@ -58,12 +58,12 @@ class Batch:
             raise
 
 
-def take_flight(key: str | None, fields: Row) -> tuple[Flight, dict[str, Any]]:
+def pending_submit(key: str | None, fields: Row) -> tuple[PendingSubmit, dict[str, Any]]:
     """The key of a submit, which may be among its fields, and the other fields."""
     rest = dict(fields)
     among = rest.pop("idempotency_key", None)
     chosen = key or among
-    return (Flight(key=str(chosen)) if chosen else Flight()), rest
+    return (PendingSubmit(key=str(chosen)) if chosen else PendingSubmit()), rest
 
 
 async def run_many(
@@ -105,13 +105,13 @@ async def run_many(
 
 
 def run_many_blocking(
-    options: Options, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
+    connection: Connection, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
 ) -> Iterator[Any]:
     """The same for a blocking caller, who takes the rows in a thread of his own."""
     source = iter(rows)
     waiting: deque[tuple[int, concurrent.futures.Future[Any]]] = deque()
     count, more = 0, True
-    with _Loop(options) as loop:
+    with _Loop(connection) as loop:
         while True:
             while more and len(waiting) < max(1, concurrency):
                 try:
@@ -140,15 +140,15 @@ class _Loop:
     wire: AsyncWire
     flows: Flows
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="modelmill-map", daemon=True)
 
     def __enter__(self) -> _Loop:
         self._thread.start()
         self.wire = self.start(self._connect()).result()
-        self.flows = Flows(self.wire.policy, self._options.upload_over_bytes)
+        self.flows = Flows(self.wire.policy, self._connection.upload_over_bytes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +165,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _connect(self) -> AsyncWire:
-        return AsyncWire(self._options)
+        return AsyncWire(self._connection)
 
     async def _finish(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -84,7 +84,7 @@ class Pause:
 
 
 @dataclass(frozen=True)
-class Work:
+class RunBlocking:
     """To be called where it holds up nobody; gives what it returns."""
 
     function: Callable[[], Any]
@@ -102,12 +102,12 @@ class Listen:
     until: float | None
 
 
-Step: TypeAlias = Send | SendLines | Pause | Work | Listen
+Step: TypeAlias = Send | SendLines | Pause | RunBlocking | Listen
 Flow: TypeAlias = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True)
-class Policy:
+class RetryPolicy:
     """How often and how long something is tried again.
 
     Attributes:

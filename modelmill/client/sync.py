@@ -8,15 +8,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
-from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.flows import Document, Flows, Uploadable
 from modelmill.client.jobs import Job
-from modelmill.client.many import Batch, Lines, run_many_blocking, take_flight
+from modelmill.client.many import Batch, Lines, pending_submit, run_many_blocking
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
-from modelmill.client.wire import MIB, Options, Wire
+from modelmill.client.wire import MIB, Connection, Wire
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import How, Input, Summary
 
 T = TypeVar("T")
 
@@ -41,8 +41,8 @@ class Client:
         max_retries: int = 4,
         upload_over_bytes: int = 8 * MIB,
     ) -> None:
-        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
-        self._wire = Wire(self._options)
+        self._connection = Connection.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
+        self._wire = Wire(self._connection)
         self._flows = Flows(self._wire.policy, upload_over_bytes)
 
     def __enter__(self) -> Client:
@@ -85,8 +85,8 @@ class Client:
             ModelmillError: it was refused, it failed, or it was canceled; ``code`` says why.
             JobTimeoutError: a ``TimeoutError``: it has not ended after ``timeout_s``. It goes on.
         """
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._do(self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s))
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._do(self._flows.run(task, model, merged, pending, batched=batched, timeout_s=timeout_s))
 
     def submit(
         self,
@@ -100,8 +100,8 @@ class Client:
         **fields: Any,
     ) -> Job:
         """Submits a job, and does not wait. Arguments are those of ``run``."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._job(self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(self._do(self._flows.submit(task, model, merged, pending, batched=batched)))
 
     def map(
         self,
@@ -135,18 +135,18 @@ class Client:
         """
         batch = Batch(task, model, timeout_s, batched, return_errors)
         fields = ({**shared, **row} for row in rows)
-        return run_many_blocking(self._options, batch, fields, concurrency, ordered)
+        return run_many_blocking(self._connection, batch, fields, concurrency, ordered)
 
     def backfill(
         self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
     ) -> Summary:
         """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``how`` are the further arguments of ``modelmill.client.backfill.backfill_async``.
         """
-        from modelmill.backfill import backfill
+        from modelmill.client.backfill import backfill
 
-        return backfill(self._options, task, model, input, output=output, **how)
+        return backfill(self._connection, task, model, input, output=output, **how)
 
     def submit_many(
         self, task: str, model: str, rows: Iterable[Mapping[str, Any]], /, **shared: Any
@@ -207,7 +207,7 @@ class Client:
             if not cursor:
                 return
 
-    def upload(self, source: Source, name: str | None = None) -> File:
+    def upload(self, source: Uploadable, name: str | None = None) -> File:
         """Uploads a file, as a stream, to be used in any number of jobs.
 
         Args:

@@ -21,10 +21,10 @@ from modelmill.client.protocol import (
     LineBuffer,
     Listen,
     Pause,
-    Policy,
+    RetryPolicy,
+    RunBlocking,
     Send,
     Step,
-    Work,
 )
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Options:
+class Connection:
     """What a client was made with, filled up from the environment."""
 
     url: str
@@ -46,7 +46,7 @@ class Options:
     @classmethod
     def make(
         cls, url: str | None, api_key: str | None, timeout_s: float, max_retries: int, upload_over_bytes: int
-    ) -> Options:
+    ) -> Connection:
         key = (os.environ.get("MODELMILL_API_KEY") if api_key is None else api_key) or ""
         key = key.strip()
         if not all(33 <= ord(character) < 127 for character in key):
@@ -66,17 +66,17 @@ class Options:
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
 
-    def policy(self, url: httpx.URL) -> Policy:
-        return Policy(url, self.max_retries)
+    def policy(self, url: httpx.URL) -> RetryPolicy:
+        return RetryPolicy(url, self.max_retries)
 
 
 class Wire:
     """The blocking kind. May be used by several threads."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.http = httpx.Client(**options.arguments)
-        self.policy = options.policy(self.http.base_url)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.http = httpx.Client(**connection.arguments)
+        self.policy = connection.policy(self.http.base_url)
 
     def run(self, flow: Flow[T]) -> T:
         """Runs a flow to its end, and gives what it returns."""
@@ -101,7 +101,7 @@ class Wire:
             httpx.TransportError: it broke off, or ``until`` is over.
         """
         step.cursor.begin()
-        with self.http.stream(**_arguments(step.call, self.options, step.until)) as response:
+        with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
             if not step.cursor.accept(response):
                 response.read()
                 step.cursor.refuse(response)
@@ -116,14 +116,14 @@ class Wire:
     def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        if isinstance(step, Work):
+        if isinstance(step, RunBlocking):
             return step.function()
         if isinstance(step, Listen):
             for _ in self.stream(step):
                 pass
             return None
         with ExitStack() as opened:
-            arguments = _arguments(step.call, self.options, opened=opened)
+            arguments = _arguments(step.call, self.connection, opened=opened)
             if isinstance(step, Send):
                 return self.http.request(**arguments)
             with self.http.stream(**arguments) as response:
@@ -148,10 +148,10 @@ class Wire:
 class AsyncWire:
     """The awaiting kind, for asyncio."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.http = httpx.AsyncClient(**options.arguments)
-        self.policy = options.policy(self.http.base_url)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.http = httpx.AsyncClient(**connection.arguments)
+        self.policy = connection.policy(self.http.base_url)
 
     async def run(self, flow: Flow[T]) -> T:
         """Runs a flow to its end, and gives what it returns."""
@@ -176,7 +176,7 @@ class AsyncWire:
             httpx.TransportError: it broke off, or ``until`` is over.
         """
         step.cursor.begin()
-        async with self.http.stream(**_arguments(step.call, self.options, step.until)) as response:
+        async with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
             if not step.cursor.accept(response):
                 await response.aread()
                 step.cursor.refuse(response)
@@ -192,7 +192,7 @@ class AsyncWire:
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        if isinstance(step, Work):
+        if isinstance(step, RunBlocking):
             return await asyncio.to_thread(step.function)
         if isinstance(step, Listen):
             async with aclosing(self.stream(step)) as events:
@@ -200,7 +200,7 @@ class AsyncWire:
                     pass
             return None
         with ExitStack() as opened:
-            arguments = _arguments(step.call, self.options, opened=opened)
+            arguments = _arguments(step.call, self.connection, opened=opened)
             if isinstance(step.call.content, list | tuple):
                 arguments["content"] = _pieces(step.call.content)
             if isinstance(step, Send):
@@ -225,10 +225,10 @@ class AsyncWire:
 
 
 def _arguments(
-    call: Call, options: Options, until: float | None = None, opened: ExitStack | None = None
+    call: Call, connection: Connection, until: float | None = None, opened: ExitStack | None = None
 ) -> dict[str, Any]:
     """The arguments of httpx for a call; what had to be opened for it is left to ``opened``."""
-    read_s = options.timeout_s + call.extra_s
+    read_s = connection.timeout_s + call.extra_s
     if until is not None:
         read_s = min(read_s, max(until - time.monotonic(), 0.1))
     arguments: dict[str, Any] = {
@@ -236,7 +236,7 @@ def _arguments(
         "url": call.path,
         "params": dict(call.params) or None,
         "headers": dict(call.headers),
-        "timeout": httpx.Timeout(options.timeout_s, read=read_s),
+        "timeout": httpx.Timeout(connection.timeout_s, read=read_s),
     }
     if call.payload is not None:
         stream = call.payload.open()

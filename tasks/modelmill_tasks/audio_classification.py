@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.image_classification import Class
 from modelmill_tasks.shared.audio import Audio
 from modelmill_tasks.shared.examples import SPEECH
@@ -34,6 +34,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="audio-classification",
+    group=TaskGroup.SOUND,
     summary="What is to be heard, among the classes that the model knows?",
     input=Input,
     output=Output,

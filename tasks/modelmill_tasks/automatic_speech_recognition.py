@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.audio import Audio
 from modelmill_tasks.shared.examples import SPEECH
 from modelmill_tasks.shared.fields import Part
@@ -54,6 +54,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="automatic-speech-recognition",
+    group=TaskGroup.SOUND,
     summary="What is said in the recording?",
     input=Input,
     output=Output,

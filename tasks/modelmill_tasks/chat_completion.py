@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
 from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Usage
 from modelmill_tasks.shared.media import Image
@@ -122,6 +122,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="chat-completion",
+    group=TaskGroup.TEXT,
     summary="The assistant's next message in a conversation, which may show images.",
     input=Input,
     output=Output,

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
@@ -176,6 +177,17 @@ class Example:
     """Whether ``output`` is what that model really answered. If not, it shows the form of an answer."""
 
 
+class TaskGroup(StrEnum):
+    """The headings under which the README lists the tasks."""
+
+    IMAGES = "Images"
+    IMAGES_AND_TEXT = "Images and text"
+    TEXT = "Text"
+    SOUND = "Sound"
+    OWN = "Your own"
+    """Tasks whose questions and answers you define yourself, as those of plugins."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A kind of question with a fixed contract.
@@ -186,6 +198,7 @@ class Task:
         input: What one item takes.
         output: What one item gives.
         example: A runnable example.
+        group: The heading under which the README lists the task.
         samples: Makes that many unequal items for the conformance suite, as JSON. Left out where other texts,
             images and sounds in the example's batched fields will do.
     """
@@ -195,6 +208,7 @@ class Task:
     input: type[TaskInput]
     output: type[TaskOutput]
     example: Example
+    group: TaskGroup = TaskGroup.OWN
     samples: Callable[[int], Sequence[dict[str, Any]]] | None = None
 
     def with_config_keys(self, config_keys: Sequence[str]) -> Task:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from modelmill_tasks.contract import STRICT_JSON, Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import STRICT_JSON, Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 
 
 class Input(TaskInput):
@@ -37,6 +37,7 @@ def _samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="custom",
+    group=TaskGroup.OWN,
     summary="Whatever your own function takes and gives.",
     input=Input,
     output=Output,

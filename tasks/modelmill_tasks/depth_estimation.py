@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import Image
 
@@ -37,6 +37,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="depth-estimation",
+    group=TaskGroup.IMAGES,
     summary="How far away is each pixel of the image?",
     input=Input,
     output=Output,

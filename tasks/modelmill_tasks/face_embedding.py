@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Score
 from modelmill_tasks.shared.media import Image
@@ -38,6 +38,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="face-embedding",
+    group=TaskGroup.IMAGES,
     summary="Where faces are in the image, and a vector of each that lies near those of the same person.",
     input=Input,
     output=Output,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score, Text, TopK
 
 MASKS = ("[MASK]", "<mask>")
@@ -58,6 +58,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="fill-mask",
+    group=TaskGroup.TEXT,
     summary="Which words fit into the gap of the text?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import Image
 
@@ -31,6 +31,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-classification",
+    group=TaskGroup.IMAGES,
     summary="What does the image show, among the classes that the model knows?",
     input=Input,
     output=Output,

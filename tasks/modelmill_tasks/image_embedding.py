@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig
 from modelmill_tasks.shared.media import Image
@@ -27,6 +27,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-embedding",
+    group=TaskGroup.IMAGES,
     summary="A vector that lies near the vectors of images that show the like.",
     input=Input,
     output=Output,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Label
 from modelmill_tasks.shared.media import Image
@@ -56,6 +56,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-segmentation",
+    group=TaskGroup.IMAGES,
     summary="The image cut into labelled segments, each with its mask.",
     input=Input,
     output=Output,

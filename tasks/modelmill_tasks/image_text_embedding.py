@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Text
 from modelmill_tasks.shared.media import Image
@@ -41,6 +41,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-text-embedding",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="One vector for an image together with a text, and the vectors of each.",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
@@ -38,6 +38,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-to-text",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="A caption, or what is written on the image, as the model was trained for.",
     input=Input,
     output=Output,

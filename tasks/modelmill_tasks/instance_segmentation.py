@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part, Score
 from modelmill_tasks.shared.media import Image
@@ -38,6 +38,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="instance-segmentation",
+    group=TaskGroup.IMAGES,
     summary="Which objects does the image show, and which pixels belong to each?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part, Score
 from modelmill_tasks.shared.media import Image
@@ -51,6 +51,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="keypoint-detection",
+    group=TaskGroup.IMAGES,
     summary="Where are the joints, eyes and ears of each person in the image?",
     input=Input,
     output=Output,

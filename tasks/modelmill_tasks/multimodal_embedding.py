@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Text
 from modelmill_tasks.shared.media import Image, open_image
@@ -69,6 +69,7 @@ def samples(count: int) -> list[dict[str, Any]]:
 
 TASK = Task(
     name="multimodal-embedding",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="Vectors of texts and of images in one space, so that each finds the other.",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.media import Image
 from modelmill_tasks.shared.regions import DetectedObject, Threshold, TopObjects
@@ -28,6 +28,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="object-detection",
+    group=TaskGroup.IMAGES,
     summary="Which objects does the image show, among those that the model knows, and where?",
     input=Input,
     output=Output,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score
 from modelmill_tasks.shared.media import Image
 from modelmill_tasks.shared.regions import Box
@@ -94,6 +94,7 @@ def samples(count: int) -> list[dict[str, Any]]:
 
 TASK = Task(
     name="optical-character-recognition",
+    group=TaskGroup.IMAGES,
     summary="What is written in the image, and where?",
     input=Input,
     output=Output,

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from modelmill.errors import ErrorCode
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput, field_problem
+from modelmill_tasks.contract import (
+    Batched,
+    Example,
+    Task,
+    TaskConfig,
+    TaskGroup,
+    TaskInput,
+    TaskOutput,
+    field_problem,
+)
 from modelmill_tasks.shared.fields import Part, Score, Text, TopK
 
 MAX_HISTORY = 100
@@ -106,6 +115,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="question-answering",
+    group=TaskGroup.TEXT,
     summary="What does the text say about the question?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part
 from modelmill_tasks.shared.media import Image
@@ -38,6 +38,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="semantic-segmentation",
+    group=TaskGroup.IMAGES,
     summary="What does each pixel of the image belong to, among the labels that the model knows?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_CLASSES, Text
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
@@ -34,6 +34,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="sentence-similarity",
+    group=TaskGroup.TEXT,
     summary="How near in meaning is each of these sentences to the source sentence?",
     input=Input,
     output=Output,

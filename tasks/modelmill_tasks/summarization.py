@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
 
@@ -30,6 +30,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="summarization",
+    group=TaskGroup.TEXT,
     summary="A shorter text that keeps what matters.",
     input=Input,
     output=Output,

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from modelmill.errors import ErrorCode
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput, field_problem
+from modelmill_tasks.contract import (
+    Batched,
+    Example,
+    Task,
+    TaskConfig,
+    TaskGroup,
+    TaskInput,
+    TaskOutput,
+    field_problem,
+)
 from modelmill_tasks.shared.fields import Text
 
 MAX_COLUMNS = 100
@@ -99,6 +108,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="table-question-answering",
+    group=TaskGroup.TEXT,
     summary="Which cells of the table answer the question?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Text, TopK
 
 
@@ -40,6 +40,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-classification",
+    group=TaskGroup.TEXT,
     summary="Which of the labels that the model knows fits the text?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import EmbeddingConfig, Text
 
 
@@ -31,6 +31,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-embedding",
+    group=TaskGroup.TEXT,
     summary="A vector that lies near the vectors of texts with a like meaning.",
     input=Input,
     output=Output,

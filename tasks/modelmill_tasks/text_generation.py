@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
 from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Usage
 
@@ -46,6 +46,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-generation",
+    group=TaskGroup.TEXT,
     summary="Continues a text, or answers a prompt.",
     input=Input,
     output=Output,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Part, Text
 from modelmill_tasks.shared.generation import MAX_SEED
 
@@ -130,6 +130,7 @@ def _samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="text-to-image",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="Pictures of what a prompt describes.",
     input=Input,
     output=Output,

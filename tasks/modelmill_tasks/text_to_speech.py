@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created
 from modelmill_tasks.shared.generation import MAX_SEED
 
@@ -51,6 +51,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-to-speech",
+    group=TaskGroup.SOUND,
     summary="The text, spoken.",
     input=Input,
     output=Output,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score, Text
 
 
@@ -64,6 +64,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="token-classification",
+    group=TaskGroup.TEXT,
     summary="Which words of the text are names, places, or whatever else the model marks?",
     input=Input,
     output=Output,

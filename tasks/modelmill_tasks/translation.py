@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
 
@@ -46,6 +46,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="translation",
+    group=TaskGroup.TEXT,
     summary="The same text in another language.",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Created, Part, Score, Text
 from modelmill_tasks.shared.generation import GenerationConfig
@@ -43,6 +43,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="visual-question-answering",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="Answers a question about an image.",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Classes, Score, Text, ZeroShotConfig
 
 
@@ -28,6 +28,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="zero-shot-classification",
+    group=TaskGroup.TEXT,
     summary="Which of the classes that you name does the text belong to?",
     input=Input,
     output=Output,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Classes, ZeroShotConfig
 from modelmill_tasks.shared.media import Image
@@ -28,6 +28,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="zero-shot-image-classification",
+    group=TaskGroup.IMAGES,
     summary="Which of the classes that you name does the image show?",
     input=Input,
     output=Output,

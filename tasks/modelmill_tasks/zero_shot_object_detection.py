@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Classes
 from modelmill_tasks.shared.media import Image
@@ -37,6 +37,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="zero-shot-object-detection",
+    group=TaskGroup.IMAGES,
     summary="Where in the image is what you name?",
     input=Input,
     output=Output,

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from modelmill.broker import MAX_WAITING_BELLS, Bells, node_queue
 from modelmill.store import WorkerStore
-from tests.conftest import wait_until
+from tests.support.processes import wait_until
 
 
 def announce(store: WorkerStore, node: str, status: str | None, **more: object) -> None:

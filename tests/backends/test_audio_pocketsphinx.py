@@ -13,9 +13,9 @@ from modelmill.errors import ErrorCode
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import SPEECH
-from tests.backends.conftest import OpenModel
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, sound_url, speech
+from tests.support.models import OpenModel
 
 SAID = "go forward ten meters"
 

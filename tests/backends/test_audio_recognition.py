@@ -13,11 +13,11 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.audio import pieces
 from modelmill_tasks.shared.examples import SPEECH
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, speech, tone
 from tests.fixtures.tiny import audio as tiny_audio
 from tests.fixtures.tiny_models import tiny_vit
+from tests.support.models import OpenModel, folder_entry
 
 Tiny = Callable[..., LoadedModel]
 

@@ -14,8 +14,8 @@ import soundfile
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.media import source_bytes
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
+from tests.support.models import OpenModel, folder_entry
 
 TASK = "text-to-speech"
 TEXT = "the mill turns again"

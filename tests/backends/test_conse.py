@@ -14,10 +14,10 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.onnx.conse import Options
+from modelmill_backends.onnx.conse import ConseOptions
 from modelmill_tasks.zero_shot_image_classification import TASK as CONTRACT
-from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import SUBJECTS, data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel
 
 CLASSES = list(SUBJECTS.values())
 BEYOND_IMAGENET = {
@@ -160,7 +160,7 @@ def test_wrong_options_are_named(
 
 
 def test_the_catalogue_sets_what_was_measured(context_of: Callable[..., LoadContext]) -> None:
-    options = Options.model_validate(context_of("conse-lite0").entry.options)
+    options = ConseOptions.model_validate(context_of("conse-lite0").entry.options)
 
     assert (options.top, options.scale) == (10, 20.0)
 

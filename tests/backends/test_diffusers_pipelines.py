@@ -20,8 +20,8 @@ from modelmill_backends.device import Device
 from modelmill_backends.diffusers import pipelines
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.source import SETTINGS_FILES
-from tests.backends.test_text_to_image import draw, entry, pixels
 from tests.fixtures.tiny.text_to_image import tiny_sd
+from tests.support.images import draw, entry, pixels
 
 ContextOf = Callable[..., LoadContext]
 ONE_THREAD = Device("cpu", 1)

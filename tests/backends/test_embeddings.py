@@ -15,9 +15,9 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny.embeddings import tiny_dinov2, tiny_vit_with_pooler
+from tests.support.models import OpenModel, folder_entry
 
 ZERO_SHOT, TEXT = "zero-shot-image-classification", "text-embedding"
 IMAGE, PAIR, CONTENT = "image-embedding", "image-text-embedding", "multimodal-embedding"

@@ -10,12 +10,12 @@ import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx import export
 from modelmill_backends.onnx.export import open_exported
-from tests.backends.conftest import CPU, OpenModel
+from modelmill_backends.shared.artifacts import fingerprint, made_once
+from tests.support.models import CPU, OpenModel
 
 
 def test_models_that_share_weights_share_the_export(open_model: OpenModel, settings: Settings) -> None:

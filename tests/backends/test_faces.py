@@ -15,10 +15,10 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx.faces import ALIGNED, aligned, similarity
 from modelmill_tasks.registry import find_task
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.specimens.faces import opencv_rows
 from tests.fixtures.tiny.faces import tiny_faces
+from tests.support.models import OpenModel, folder_entry
 
 TASK = "face-embedding"
 OPTIONS = {"detector": "detector.onnx", "recognizer": "recognizer.onnx"}

@@ -13,8 +13,8 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.transformers.decoding import DecodingSettings
 from modelmill_backends.transformers.generation import Request, plan
 from modelmill_tasks.text_generation import Input
 from tests.fixtures.tiny import generation as tiny
@@ -327,7 +327,7 @@ def test_a_long_prompt_beside_a_long_answer_stays_within_the_window(gpt2: Loaded
 
 def test_passes_are_as_few_as_the_window_allows() -> None:
     def request(prompt: int, new: int, **more: Any) -> Request:
-        return Request(Settings(max_new_tokens=new, **more), [0] * prompt)
+        return Request(DecodingSettings(max_new_tokens=new, **more), [0] * prompt)
 
     requests = [request(10, 20), request(90, 10), request(5, 95), request(80, 20), request(10, 90)]
 
@@ -338,7 +338,7 @@ def test_passes_are_as_few_as_the_window_allows() -> None:
     assert plan([request(5, 9, beams=2), request(5, 8, beams=2)], 100) == [[0], [1]]
 
 
-class Recorder(Progress):
+class Recorder(ProgressSink):
     """Remembers what it was told; cancels one item after some tokens."""
 
     def __init__(self, cancel: int | None = None, after: int = 0) -> None:
@@ -353,7 +353,7 @@ class Recorder(Progress):
         return index == self._cancel and len([one for one in self.told if one[0] == index]) >= self._after
 
 
-def run(model: LoadedModel, progress: Progress, *items: dict[str, Any]) -> list[list[Any]]:
+def run(model: LoadedModel, progress: ProgressSink, *items: dict[str, Any]) -> list[list[Any]]:
     """The rows of each item, as ``forward`` gives them."""
     runner = model.runner(TEXT)
     runner.progress = progress
@@ -361,7 +361,7 @@ def run(model: LoadedModel, progress: Progress, *items: dict[str, Any]) -> list[
         prepared = [runner.preprocess(Input.model_validate(item)) for item in items]
         return list(runner.forward(prepared))
     finally:
-        runner.progress = Progress()
+        runner.progress = ProgressSink()
 
 
 def test_each_token_is_reported_with_its_item(llama: LoadedModel) -> None:
@@ -390,7 +390,7 @@ def test_a_canceled_item_stops_between_two_tokens(llama: LoadedModel, beams: int
 
 
 def test_a_canceled_item_does_not_stop_the_others(llama: LoadedModel) -> None:
-    (alone,) = run(llama, Progress(), asked("A", **ENDLESS))
+    (alone,) = run(llama, ProgressSink(), asked("A", **ENDLESS))
 
     found = run(
         llama,

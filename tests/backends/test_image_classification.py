@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from modelmill_backends.loader import LoadedModel
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import OpenModel, folder_entry
 
 TASK = "image-classification"
 PHOTOS = ["chelsea", "rocket", "retina"]

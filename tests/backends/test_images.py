@@ -17,8 +17,8 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.image_settings import read_image_settings
-from tests.backends.conftest import ZERO_SHOT, OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel, folder_entry
 
 CLASSIFICATION = "image-classification"
 TASKS = {"clip": ZERO_SHOT, "siglip": ZERO_SHOT, "vit": CLASSIFICATION}

@@ -23,8 +23,8 @@ from modelmill_backends.inputs import parse
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.text_embedding import Input, Output
-from tests.backends.conftest import ZERO_SHOT, OpenModel
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel
 
 ROOT = Path(__file__).parents[2]
 CAT = ROOT / "modelmill" / "data" / "chelsea.jpg"
@@ -198,7 +198,8 @@ def test_a_model_of_several_tasks_wants_one_named(context_of: Callable[..., Load
     error = refusal(lambda: LoadedModel(context_of(entry)).run(text="x"))
 
     assert error.message == (
-        "Model both answers several tasks; name one first: text-embedding, image-classification."
+        "Model both answers several tasks; name one as the first argument: "
+        "text-embedding, image-classification."
     )
 
 
@@ -273,7 +274,7 @@ def test_other_fields_are_shared_or_one_an_item(open_model: OpenModel) -> None:
         (
             {"image": CAT, "classes": object()},
             ErrorCode.INVALID_INPUT,
-            "The inputs hold what has no form in JSON",
+            "The inputs hold a value that JSON cannot express",
         ),
         ({"image": CAT, "config": {"top": 3}}, ErrorCode.INVALID_INPUT, "config.top: "),
     ],
@@ -392,7 +393,7 @@ def test_a_gguf_file_is_a_model_too(tmp_path: Path) -> None:
         (
             ROOT / "docs",
             {"backend": "tensorflow"},
-            "backend: no runner is of backend 'tensorflow'; there are ",
+            "backend: there is no backend 'tensorflow'; choose one of ",
         ),
         ("minilm", {"backend": "transformers"}, "backend: that of model minilm is onnx"),
         ("minilm", {"revision": "abc"}, "revision: model minilm does not come from a hub."),

@@ -18,9 +18,9 @@ from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.masks import decode_rle, tight_box
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.regions import PixelBox
-from tests.backends.conftest import CPU
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny import regions
+from tests.support.models import CPU
 
 ASTRONAUT = data_url(photo("astronaut").crop((0, 0, 400, 300)).resize((96, 72)), "PNG")
 SEGMENTING = ("image-segmentation", "instance-segmentation", "semantic-segmentation")

@@ -15,9 +15,9 @@ from modelmill.settings import Settings
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx.object_detection import kept_boxes, letterboxed
-from tests.backends.conftest import CPU
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.tiny.yolo import constant_yolo
+from tests.support.models import CPU
 
 WIDE = data_url(photo("coffee").resize((128, 64)), "PNG")
 BOXES = [

@@ -15,11 +15,11 @@ import modelmill_backends
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends import registry
-from modelmill_backends.noop import NoopRunner
+from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_backends.onnx.text_embedding import TextEmbeddingRunner
 from modelmill_backends.registry import all_runners, find_runner, prepare
 from modelmill_tasks.registry import all_tasks
-from tests.backends.conftest import ZERO_SHOT
+from tests.support.models import ZERO_SHOT
 
 ROOT = Path(__file__).parents[2]
 CACHES = (registry.all_runners, registry._built_in, registry._plugins, registry._modules)
@@ -132,7 +132,7 @@ def test_a_runner_is_found_whatever_its_module_is_called(
     forgetful: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_new_file.py").write_text(
-        "from modelmill_backends.noop import NoopRunner\n"
+        "from modelmill_backends.noop.zero_shot_image_classification import NoopRunner\n"
         "class Another(NoopRunner):\n"
         "    backend = 'brand-new'\n"
         "    name = 'another'\n"

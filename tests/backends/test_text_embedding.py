@@ -17,8 +17,8 @@ from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.source import locate
 from modelmill_tasks.text_embedding import TASK as CONTRACT
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.tiny.embeddings import shared_encoder
+from tests.support.models import OpenModel, folder_entry
 
 TASK = "text-embedding"
 TEXTS = [

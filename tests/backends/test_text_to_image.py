@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
@@ -19,13 +15,13 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.diffusers.text_to_image import sides_of
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
-from tests.backends.conftest import OpenModel, folder_entry
+from modelmill_backends.progress import ProgressSink
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines
+from tests.support.images import STEPS, apart, draw, entry, opened, pixels
+from tests.support.models import OpenModel
 
 TASK = "text-to-image"
-STEPS = {"num_inference_steps": 2}
 
 ContextOf = Callable[..., LoadContext]
 
@@ -68,31 +64,6 @@ def open_model(context_of: ContextOf) -> Iterator[OpenModel]:
 @pytest.fixture
 def sd(open_model: OpenModel, pipeline: Callable[..., Path]) -> LoadedModel:
     return open_model(entry(pipeline("sd")))
-
-
-def entry(folder: Path, **fields: Any) -> ModelEntry:
-    return folder_entry(folder, TASK, "diffusers", **({"max_batch": 64} | fields))
-
-
-def draw(model: LoadedModel, *prompts: str, **config: Any) -> list[list[dict[str, Any]]]:
-    items = [{"prompt": prompt, "config": STEPS | config} for prompt in prompts]
-    return [output.model_dump(mode="json")["images"] for output in model.answer(TASK, *items)]
-
-
-def opened(image: dict[str, Any]) -> Any:
-    header, _, data = image["image"].partition(",")
-    picture = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert header == f"data:image/{str(picture.format).lower()};base64"
-    return picture
-
-
-def pixels(image: dict[str, Any]) -> NDArray[np.int16]:
-    return np.asarray(opened(image)).astype(np.int16)
-
-
-def apart(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """The largest difference of a pixel, of 255."""
-    return int(np.abs(pixels(one) - pixels(other)).max())
 
 
 def test_each_image_of_a_prompt_has_a_seed_that_makes_it_again(sd: LoadedModel) -> None:
@@ -228,7 +199,7 @@ def test_more_images_than_fit_are_drawn_in_rounds(
     assert seen.reports == [(0, step, 6, "steps") for step in range(1, 7)]
 
 
-class Watch(Progress):
+class Watch(ProgressSink):
     """Keeps what it is told; the items of ``canceled`` are, once ``after`` steps were reported."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
-from tests.backends.conftest import folder_entry
+from tests.support.models import folder_entry
 
 
 def refused(context: LoadContext) -> str:

@@ -18,8 +18,8 @@ from modelmill_backends.onnx.clip import ClipRunner
 from modelmill_backends.shared.image_settings import read_image_settings
 from modelmill_backends.shared.text_vectors import TextVectors
 from modelmill_backends.shared.zero_shot import Scoring
-from tests.backends.conftest import ZERO_SHOT, OpenModel, folder_entry
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import ZERO_SHOT, OpenModel, folder_entry
 
 CLASSES = ["cat", "a dog on a sofa", "rocket"]
 PHOTOS = ["chelsea", "rocket", "retina", "stereo_motorcycle"]

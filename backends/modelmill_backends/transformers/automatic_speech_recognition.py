@@ -15,7 +15,7 @@ from modelmill_backends.options import read_options
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.ctc import CtcRecogniser
 from modelmill_backends.transformers.sounds import Sounds, load_sounds
-from modelmill_backends.transformers.weights import Options
+from modelmill_backends.transformers.weights import TransformersOptions
 from modelmill_backends.transformers.whisper import WhisperRecogniser
 from modelmill_tasks.automatic_speech_recognition import Input, Output
 
@@ -34,7 +34,7 @@ class SpeechRecognitionRunner(Runner[Input, Sounds]):
     @classmethod
     def load(cls, context: LoadContext) -> Sounds:
         entry = context.entry
-        code = ["*.py"] if read_options(entry, Options).trust_remote_code else []
+        code = ["*.py"] if read_options(entry, TransformersOptions).trust_remote_code else []
         folder = locate(entry, ("*.safetensors", *code))
         # Located once: to ask a hub twice may mean to wait twice.
         found = entry.model_copy(update={"source": Source(folder=folder)})

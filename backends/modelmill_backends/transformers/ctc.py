@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import Prepared
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config, spoken_words
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
@@ -35,7 +35,7 @@ class CtcRecogniser:
         ]
         return Prepared(item, parts, cost=len(parts))
 
-    def run(self, batch: Sequence[Prepared[Input]], progress: Progress) -> list[list[Any]]:
+    def run(self, batch: Sequence[Prepared[Input]], progress: ProgressSink) -> list[list[Any]]:
         """For each item the token ids of its pieces' frames."""
         rows = [(index, row) for index, prepared in enumerate(batch) for _, row in prepared.data]
         found: list[list[Any]] = [[] for _ in batch]

@@ -16,7 +16,7 @@ COOLEST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DecodingSettings:
     """How one item's tokens are chosen, all defaults filled in."""
 
     samples: bool = False
@@ -62,7 +62,9 @@ class Defaults:
         """Beams of the search that ``config`` asks for; 1 is none."""
         return 1 if self._samples(config) else int(config.num_beams or self._get("num_beams", 1))
 
-    def resolve(self, config: GenerationConfig, room: int | None, *, one_answer: bool = False) -> Settings:
+    def resolve(
+        self, config: GenerationConfig, room: int | None, *, one_answer: bool = False
+    ) -> DecodingSettings:
         """The settings of one item.
 
         Args:
@@ -82,7 +84,7 @@ class Defaults:
             raise refused("config.num_return_sequences", message)
         most = config.max_new_tokens or self._max_new_tokens()
         most = most if room is None else min(most, room)
-        return Settings(
+        return DecodingSettings(
             samples=samples,
             max_new_tokens=most,
             min_new_tokens=min(_either(config.min_new_tokens, self._min_new_tokens()), most),

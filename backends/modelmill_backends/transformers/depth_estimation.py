@@ -6,10 +6,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.masks import png_map
-from modelmill_backends.transformers.regions import RegionInputs, as_outputs
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_backends.transformers.regions import RegionInputs, as_outputs, load_for_images
+from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.depth_estimation import Input, Output
 
 
@@ -25,12 +24,8 @@ class DepthEstimationRunner(Runner[Input, Loaded]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
-        loaded = load_pretrained(context, "AutoModelForDepthEstimation", images=True)
-        if not hasattr(loaded.image_processor, "post_process_depth_estimation"):
-            kind = type(loaded.image_processor).__name__
-            loaded.close()
-            raise load_failed(context.entry, f"a {kind} does not scale maps of depth")
-        return loaded
+        method = "post_process_depth_estimation"
+        return load_for_images(context, "AutoModelForDepthEstimation", method, "scale maps of depth")
 
     def group_key(self, item: Input) -> Hashable:
         return ()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
+from modelmill_backends.shared.sentences import least_limit
 from modelmill_backends.transformers.images import ImageInputs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,8 +70,7 @@ class DualEncoder(VisionEncoder):
         self.is_siglip = "siglip" in loaded.model.config.model_type
         text_config = getattr(loaded.model.config, "text_config", None)
         limits = [getattr(text_config, "max_position_embeddings", None), loaded.tokenizer.model_max_length]
-        # Absent limits are written as huge numbers, such as 10 ** 30.
-        self.window = int(min([limit for limit in limits if limit and limit < 1e6] or [DEFAULT_WINDOW]))
+        self.window = least_limit(limits, DEFAULT_WINDOW)
 
     @property
     def normalizes(self) -> bool:
@@ -144,7 +144,7 @@ def need_dual_encoder(encoder: VisionEncoder, context: LoadContext) -> DualEncod
 def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
     import transformers
 
-    options = read_options(context.entry, Options)
+    options = read_options(context.entry, TransformersOptions)
     if not any(file for pattern in VOCABULARIES for file in loaded.folder.glob(pattern)):
         # The library would make one that knows no words.
         loaded.close()

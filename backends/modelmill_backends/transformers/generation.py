@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Defaults, Settings, take_defaults
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.sentences import NO_LIMIT
+from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
 from modelmill_backends.transformers.weights import Loaded
@@ -105,9 +106,9 @@ def window_of(model: Any, tokenizer: Any) -> int | None:
         limit = getattr(config, name, None)
         if limit:
             return int(limit)
-    # An absent limit is a huge number there, such as 10 ** 30. That of an encoder is none of the decoder.
+    # The tokenizer of an encoder-decoder tells the encoder's limit, not the decoder's.
     limit = tokenizer.model_max_length
-    bound = not model.config.is_encoder_decoder and limit and limit < 1_000_000
+    bound = not model.config.is_encoder_decoder and limit and limit < NO_LIMIT
     return int(limit) if bound else None
 
 
@@ -123,7 +124,7 @@ class Request:
         encoded: Tokens that an encoder reads.
     """
 
-    settings: Settings
+    settings: DecodingSettings
     prompt: Sequence[int] = ()
     continues: bool = False
     shape: Hashable = ()
@@ -143,7 +144,7 @@ class Request:
 
 
 def generate(
-    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: Progress, **rules: Any
+    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: ProgressSink, **rules: Any
 ) -> list[list[Row]]:
     """Answers all requests, in one pass where that is possible.
 
@@ -205,7 +206,7 @@ def _choose_each(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
     """One pass in which each row chooses its tokens by its own settings."""
@@ -247,7 +248,7 @@ def _beam_search(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
     """One pass of the library's own beam search; all items have the same settings."""

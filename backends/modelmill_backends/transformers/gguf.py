@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed, module_missing
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 
 logger = logging.getLogger(__name__)
 

@@ -77,11 +77,7 @@ class ImageInputs:
         }
         if self._settings is not None:
             inputs["pixel_values"] = self._normalised(inputs["pixel_values"])
-        dtype = self._loaded.model.dtype
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return self._loaded.in_model_dtype(inputs)
 
     def _normalised(self, raw: Any) -> Any:
         """``[n, height, width, 3]`` of bytes as ``[n, 3, height, width]`` of single precision."""

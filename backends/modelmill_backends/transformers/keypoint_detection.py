@@ -13,10 +13,9 @@ from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
-from modelmill_backends.registry import find_runner
+from modelmill_backends.shared.parts import load_part
 from modelmill_backends.transformers.regions import labels_of, model_type, require_scipy
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
-from modelmill_backends.transformers.weights import Options as ModelOptions
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 from modelmill_tasks.keypoint_detection import Input, Keypoint, KeypointObject, Output
 from modelmill_tasks.object_detection import Config as DetectorConfig
 from modelmill_tasks.object_detection import Input as DetectorInput
@@ -32,10 +31,9 @@ CHUNK = 64
 """People in one forward pass at most: a photo of a crowd holds a hundred."""
 MIN_EDGE = 8
 """Pixels. The library takes images of fewer than four rows for something else."""
-DETECTION = "object-detection"
 
 
-class Options(ModelOptions):
+class KeypointDetectionOptions(TransformersOptions):
     """What a catalogue entry may set beside what any model of this backend may."""
 
     detector: str | None = Field(
@@ -50,7 +48,7 @@ class Estimator:
 
     pose: Loaded
     detector: Runner[Any, Any] | None
-    options: Options
+    options: KeypointDetectionOptions
 
     def close(self) -> None:
         self.pose.close()
@@ -95,10 +93,12 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
     @classmethod
     def load(cls, context: LoadContext) -> Estimator:
         entry = context.entry
-        options = read_options(entry, Options)
+        options = read_options(entry, KeypointDetectionOptions)
         if (kind := model_type(entry)) != "vitpose":
             raise load_failed(entry, f"a {kind} does not find keypoints; known here is vitpose")
-        common = {name: entry.options[name] for name in ModelOptions.model_fields if name in entry.options}
+        common = {
+            name: entry.options[name] for name in TransformersOptions.model_fields if name in entry.options
+        }
         own = replace(context, entry=entry.model_copy(update={"options": common}))
         pose = load_pretrained(own, "VitPoseForPoseEstimation", images=True)
         require_scipy(entry, pose)
@@ -208,22 +208,11 @@ def _coco(box: Box) -> list[float]:
     return [box.left, box.top, box.width, box.height]
 
 
-def _load_detector(context: LoadContext, options: Options) -> Runner[Any, Any] | None:
+def _load_detector(context: LoadContext, options: KeypointDetectionOptions) -> Runner[Any, Any] | None:
     name = options.detector
     if name is None:
         return None
-    try:
-        entry = context.catalogue.find(name)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"option 'detector': {error.message}") from None
-    if entry.name == context.entry.name or DETECTION not in entry.tasks:
-        raise load_failed(context.entry, f"option 'detector': {name} does not answer {DETECTION}")
-    own = replace(context, entry=entry)
-    try:
-        runner_class = find_runner(entry, DETECTION)
-        runner = runner_class(runner_class.load(own), own)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"its detector does not load. {error.message}") from error
+    runner = load_part(context, "detector", name, "object-detection")
     labels = getattr(runner, "labels", None)
     if labels and options.person_label not in labels.values():
         raise load_failed(context.entry, f"option 'person_label': {name} knows no {options.person_label!r}")

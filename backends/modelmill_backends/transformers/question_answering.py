@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_WINDOW, MAX_OVERLAP = 384, 128
 """Tokens of a window and of what two share; such models were trained so (the library's ``run_qa``)."""
 
-Window = Mapping[str, Any]
+ContextWindow = Mapping[str, Any]
 
 
 class QuestionAnsweringRunner(Runner[Input, Loaded]):
@@ -99,7 +99,7 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         )
 
     def _spans(
-        self, window: Window, start: NDArray[np.float32], end: NDArray[np.float32], longest: int
+        self, window: ContextWindow, start: NDArray[np.float32], end: NDArray[np.float32], longest: int
     ) -> Iterator[tuple[float, tuple[int, int]]]:
         """Score and place of the window's possible answers, best first.
 
@@ -121,7 +121,7 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
             yield float(scores[first, last]), _by_words(window, first, last)
 
 
-def _by_words(window: Window, first: int, last: int) -> tuple[int, int]:
+def _by_words(window: ContextWindow, first: int, last: int) -> tuple[int, int]:
     """From the start of the first token's word to the end of the last one's, in code points."""
     words, sequences, offsets = window["word_ids"], window["sequence_ids"], window["offset_mapping"]
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
-from modelmill_backends.failures import module_missing
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.failures import load_failed, module_missing
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.images import to_arrays
-from modelmill_backends.transformers.weights import Loaded
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.shared.media import open_image
 from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
 
@@ -102,15 +103,11 @@ class RegionInputs:
 
     def on_device(self, images: Sequence[SeenImage]) -> dict[str, Any]:
         """The inputs of images of one shape as tensors with a batch axis."""
-        dtype = self._loaded.model.dtype
         inputs = {
             name: self._loaded.stacked_on_device([image.arrays[name] for image in images])
             for name in images[0].arrays
         }
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return self._loaded.in_model_dtype(inputs)
 
 
 def same_shapes(images: Sequence[SeenImage]) -> Iterable[list[int]]:
@@ -178,6 +175,26 @@ def _clipped(corners: Sequence[float], image: SeenImage) -> tuple[float, float, 
 def labels_of(model: Any) -> dict[int, str]:
     """The model's labels by index."""
     return {int(index): str(label) for index, label in model.config.id2label.items()}
+
+
+def load_for_images(context: LoadContext, auto_class: str, method: str, lack: str) -> Loaded:
+    """Loads a model whose image processor must also turn the model's answer into results.
+
+    Args:
+        context: The model's.
+        auto_class: As in ``load_pretrained``.
+        method: The processor's method that does so.
+        lack: What a processor without it does not do, for the message.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: as ``load_pretrained``, or the processor has no such method.
+    """
+    loaded = load_pretrained(context, auto_class, images=True)
+    if not hasattr(loaded.image_processor, method):
+        kind = type(loaded.image_processor).__name__
+        loaded.close()
+        raise load_failed(context.entry, f"a {kind} does not {lack}")
+    return loaded
 
 
 def model_type(entry: ModelEntry) -> str:

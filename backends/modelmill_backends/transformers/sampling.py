@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.transformers.decoding import DecodingSettings
 
 MINUS_INFINITY = float("-inf")
 
@@ -24,7 +24,12 @@ class Chooser:
     """
 
     def __init__(
-        self, rows: Sequence[Settings], sequence: Sequence[int], padding: Any, eos: Sequence[int], device: str
+        self,
+        rows: Sequence[DecodingSettings],
+        sequence: Sequence[int],
+        padding: Any,
+        eos: Sequence[int],
+        device: str,
     ) -> None:
         """Makes one.
 
@@ -95,7 +100,7 @@ class Chooser:
 class _Sampler:
     """Draws a token for each of some rows, from each row's own stream of random numbers."""
 
-    def __init__(self, rows: Sequence[Settings], sequence: Sequence[int], device: str) -> None:
+    def __init__(self, rows: Sequence[DecodingSettings], sequence: Sequence[int], device: str) -> None:
         import torch
 
         def column(values: Sequence[float]) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
-from modelmill_backends.shared.sentences import pad
+from modelmill_backends.shared.sentences import least_limit, pad
 from modelmill_backends.transformers.causal import config_of
 from modelmill_backends.transformers.decoding import Defaults
 from modelmill_backends.transformers.generation import Generative, Request, beam_group, generate, generative
@@ -37,9 +37,8 @@ class Seq2SeqRunner(Runner[Item, Generative]):
         self.model_type: str = config.model_type
         self.task_params: Mapping[str, Any] = getattr(config, "task_specific_params", None) or {}
         """What older configurations say of single tasks, by ``summarization``, ``translation_en_to_de``, …"""
-        # An absent limit is a huge number, such as 10 ** 30.
         limits = [weights.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        self.reads = min([int(limit) for limit in limits if limit and limit < 1_000_000] or [DEFAULT_WINDOW])
+        self.reads = least_limit(limits, DEFAULT_WINDOW)
 
     @classmethod
     def load(cls, context: LoadContext) -> Generative:

@@ -11,7 +11,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.shared.audio import open_audio, require_codecs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,10 +94,7 @@ class Sounds:
         if not self.may_pad:
             # Of equal lengths there is nothing to mask, and some models do worse with a mask of ones.
             inputs.pop("attention_mask", None)
-        dtype = self.model.dtype
-        return {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()
-        }
+        return self.loaded.in_model_dtype(inputs)
 
     def _stacked(self, values: Sequence[NDArray[Any]]) -> Any:
         import numpy as np
@@ -123,7 +120,7 @@ def load_sounds(context: LoadContext, auto_class: str, *, tokenizer: bool = Fals
     loaded = load_pretrained(context, auto_class, tokenizer=tokenizer)
     import transformers
 
-    trusted = read_options(context.entry, Options).trust_remote_code
+    trusted = read_options(context.entry, TransformersOptions).trust_remote_code
     extractors: Any = transformers.AutoFeatureExtractor
     try:
         extractor = extractors.from_pretrained(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.transformers.decoding import DecodingSettings
 from modelmill_tasks.shared.generation import FinishReason
 
 SLACK = 4
@@ -33,7 +33,7 @@ class Row:
     """
 
     item: int
-    settings: Settings
+    settings: DecodingSettings
     sequence: int = 0
     context: Sequence[int] = ()
     ends: Collection[int] = ()
@@ -64,7 +64,12 @@ class Watch:
     """
 
     def __init__(
-        self, rows: Sequence[Row], eos: Collection[int], decode: Decode, progress: Progress, ended: list[bool]
+        self,
+        rows: Sequence[Row],
+        eos: Collection[int],
+        decode: Decode,
+        progress: ProgressSink,
+        ended: list[bool],
     ) -> None:
         """Makes one.
 
@@ -128,7 +133,7 @@ class Watch:
 class BeamWatch:
     """As ``Watch``, for a beam search: its rows are candidates of items, several an item."""
 
-    def __init__(self, items: Sequence[int], settings: Settings, progress: Progress) -> None:
+    def __init__(self, items: Sequence[int], settings: DecodingSettings, progress: ProgressSink) -> None:
         self._items = items
         self._settings = settings
         self._progress = progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Runner
-from modelmill_backends.shared.sentences import DEFAULT_WINDOW
+from modelmill_backends.shared.sentences import DEFAULT_WINDOW, least_limit
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 TOKENS_A_PASS = 32_768
 """Tokens, padding included, that one pass takes at most: a text may bring a thousand pairs or windows."""
-UNLIMITED = 1_000_000
-"""Tokenizers write windows that have no limit as huge numbers, such as 10 ** 30."""
 
 PLAIN: Mapping[str, Any] = {"split_special_tokens": True}
 """For the tokenizer: a special token's spelling in the text is text. BART takes no batch of texts that
@@ -244,7 +242,7 @@ def window_of(loaded: Loaded) -> int:
         if name.endswith("position_embeddings") and padding is not None:
             # RoBERTa and its kin count positions from behind the padding's.
             limits.append(module.num_embeddings - padding - 1)
-    return min([int(limit) for limit in limits if limit and 0 < limit < UNLIMITED] or [DEFAULT_WINDOW])
+    return least_limit(limits, DEFAULT_WINDOW)
 
 
 def _padded(rows: Sequence[Sequence[Any]], value: int) -> NDArray[np.int64]:

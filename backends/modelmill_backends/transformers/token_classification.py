@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
-from modelmill_backends.shared.entities import Token, entities
 from modelmill_backends.shared.numerics import softmax
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.token_classification import Input, Output

@@ -20,7 +20,7 @@ from modelmill_backends.transformers.generation import (
     generative,
     pad_left,
 )
-from modelmill_backends.transformers.weights import Options, load_pretrained
+from modelmill_backends.transformers.weights import TransformersOptions, load_pretrained
 from modelmill_tasks.chat_completion import Message
 from modelmill_tasks.shared.media import open_image
 
@@ -54,7 +54,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         import transformers
 
         loaded = load_pretrained(context, "AutoModelForImageTextToText")
-        remote = read_options(context.entry, Options).trust_remote_code
+        remote = read_options(context.entry, TransformersOptions).trust_remote_code
         processors: Any = transformers.AutoProcessor
         processor = processors.from_pretrained(loaded.folder, local_files_only=True, trust_remote_code=remote)
         if not has_template(processor):
@@ -110,7 +110,6 @@ class VisionLanguageRunner(Runner[Item, Generative]):
 
     def _inputs(self, rows: Sequence[Seen]) -> dict[str, Any]:
         import numpy as np
-        import torch
 
         model = self.weights
         ids, mask = pad_left([seen.request.prompt for seen in rows], model.pad)
@@ -119,9 +118,4 @@ class VisionLanguageRunner(Runner[Item, Generative]):
             arrays[name] = pad_left([seen.beside[name].tolist() for seen in rows], 0)[0]
         for name in {name for seen in rows for name in seen.images}:
             arrays[name] = np.concatenate([seen.images[name] for seen in rows if name in seen.images])
-        inputs = model.loaded.to_device(**arrays)
-        dtype: torch.dtype = model.loaded.model.dtype
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return model.loaded.in_model_dtype(model.loaded.to_device(**arrays))

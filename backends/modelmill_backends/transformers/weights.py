@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
-from modelmill_backends.failures import library_failed, load_failed, module_missing
+from modelmill_backends.failures import library_failed, load_failed, module_missing, torch_without_gpu
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.gguf import unpacked
@@ -23,7 +23,7 @@ from modelmill_backends.transformers.gguf import unpacked
 REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
 
 
-class Options(RunnerOptions):
+class TransformersOptions(RunnerOptions):
     """What a catalogue entry may set for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
@@ -72,6 +72,14 @@ class Loaded:
         np.stack(rows, out=host.numpy())
         return host.to(self.device.torch_name, non_blocking=pinned)
 
+    def in_model_dtype(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The same inputs, those of floating point in the type of the model's weights."""
+        dtype = self.model.dtype
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+
     def close(self) -> None:
         """Frees the device's memory, also what PyTorch keeps for later."""
         self.model = self.tokenizer = self.image_processor = None
@@ -97,7 +105,7 @@ def load_pretrained(
         ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, a missing package.
     """
     entry = context.entry
-    options = read_options(entry, Options)
+    options = read_options(entry, TransformersOptions)
     if options.needs_remote_code and not options.trust_remote_code:
         raise load_failed(entry, REMOTE_CODE)
     try:
@@ -106,24 +114,12 @@ def load_pretrained(
     except ModuleNotFoundError as error:
         raise module_missing(entry, error.name, ("transformers",)) from None
     if context.device.kind == "cuda" and not torch.cuda.is_available():
-        raise load_failed(
-            entry,
-            "the worker is to use a GPU, but PyTorch sees none: "
-            "the driver is missing or the installed PyTorch is for CPUs only",
-        )
-    # Bars are for terminals; here they would fill the log.
+        raise torch_without_gpu(entry)
+    # Progress bars would fill the log.
     logs: Any = transformers.utils.logging
     logs.disable_progress_bar()
     torch.set_num_threads(context.device.threads)
-    folder = locate(entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
-    if folder.suffix == ".gguf":
-        folder = unpacked(context, folder)
-    if not any(folder.glob("*.safetensors")):
-        raise load_failed(
-            entry,
-            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
-            "name a revision that has them",
-        )
+    folder = _weights_folder(context, options)
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     try:
         model, report = getattr(transformers, auto_class).from_pretrained(
@@ -147,6 +143,19 @@ def load_pretrained(
     return loaded
 
 
+def _weights_folder(context: LoadContext, options: TransformersOptions) -> Path:
+    folder = locate(context.entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
+    if folder.suffix == ".gguf":
+        folder = unpacked(context, folder)
+    if not any(folder.glob("*.safetensors")):
+        raise load_failed(
+            context.entry,
+            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
+            "name a revision that has them",
+        )
+    return folder
+
+
 def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
     """What a checkpoint lacks the library draws at random, with a line in the log: noise, with high scores.
 
@@ -168,7 +177,7 @@ def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillEr
     return library_failed(entry, "transformers", folder, error)
 
 
-def _dtype(torch: Any, options: Options, device: Device) -> Any:
+def _dtype(torch: Any, options: TransformersOptions, device: Device) -> Any:
     name = options.dtype
     if name == "auto":
         name = "float16" if device.kind == "cuda" else "float32"

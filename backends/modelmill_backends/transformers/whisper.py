@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelmill_backends.contract import Prepared
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
@@ -64,7 +64,7 @@ class Heard:
 class _Watch:
     """Stops the rows whose items nobody wants any more, and tells how far the others are."""
 
-    progress: Progress
+    progress: ProgressSink
     items: Sequence[int]
     """For each row its item's place in the batch."""
     counts: Sequence[bool]
@@ -124,7 +124,7 @@ class WhisperRecogniser:
             parts.append(Piece(start / rate, part.size / rate, inputs["input_features"], frames))
         return Prepared(item, parts, cost=len(parts))
 
-    def run(self, batch: Sequence[Prepared[Input]], progress: Progress) -> list[list[Heard]]:
+    def run(self, batch: Sequence[Prepared[Input]], progress: ProgressSink) -> list[list[Heard]]:
         """For each item what was heard in its pieces."""
         config = batch[0].item.config
         languages = self._languages(batch)
@@ -278,7 +278,7 @@ class WhisperRecogniser:
             None if ends is None else [offset_s + float(each) for each in ends],
         )
 
-    def _report(self, progress: Progress, row: _Row, last: Piece) -> None:
+    def _report(self, progress: ProgressSink, row: _Row, last: Piece) -> None:
         if last.start_s > 0:
             done, total = row.piece.start_s + row.piece.length_s, last.start_s + last.length_s
             progress.report(row.index, int(done), int(total), "seconds")

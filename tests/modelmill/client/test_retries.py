@@ -25,9 +25,9 @@ from modelmill.client import (
     RateLimitError,
     ServerError,
 )
-from modelmill.client.protocol import Call, LineBuffer, Policy, may_repeat
+from modelmill.client.protocol import Call, LineBuffer, RetryPolicy, may_repeat
 from modelmill.errors import ErrorCode
-from tests.modelmill.client.conftest import INPUTS, JOB_ID, TASK, Play, broken_stream
+from tests.support.client import INPUTS, JOB_ID, TASK, Play, broken_stream
 
 ACCEPTED = {"id": JOB_ID, "status": "starting"}
 QUEUE_FULL = {"code": "queue_full", "detail": "Full.", "retryable": True}
@@ -200,7 +200,7 @@ def test_a_job_that_takes_longer_is_found_by_the_id_of_the_error(play: Play) -> 
 
 
 def test_the_pause_grows_and_varies() -> None:
-    policy = Policy(httpx.URL("http://x"), 4)
+    policy = RetryPolicy(httpx.URL("http://x"), 4)
 
     pauses = [[policy.pause_s(attempt) for _ in range(50)] for attempt in range(3)]
 

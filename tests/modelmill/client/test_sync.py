@@ -26,8 +26,8 @@ from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
-from tests.modelmill.client.conftest import INPUTS, TASK, Play
+from tests.support.client import INPUTS, TASK, Play
+from tests.support.servers import ApiServer
 
 
 def answering(play: Play, status: int, media_type: str, body: str) -> str:
@@ -231,7 +231,7 @@ def test_the_environment_says_where_and_who(play: Play, monkeypatch: pytest.Monk
         patch.setenv("MODELMILL_API_KEY", "mm_1_secret\n")
         with Client() as client:
             client.tasks()
-            assert "secret" not in repr(client._options)
+            assert "secret" not in repr(client._connection)
         with Client(api_key="mm_2_other") as client:
             client.tasks()
 

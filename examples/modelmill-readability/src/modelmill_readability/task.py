@@ -6,8 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
-from modelmill_tasks.shared.fields import Part, Text
+from modelmill.plugin import Batched, Example, Part, Task, TaskConfig, TaskInput, TaskOutput, Text
 
 
 class Config(TaskConfig):
@@ -35,7 +34,9 @@ class Output(TaskOutput):
     words: int
     sentences: int
     syllables: int
-    per_sentence: list[Sentence] | None = Field(None, description="In the text's order, where asked for.")
+    per_sentence: list[Sentence] | None = Field(
+        None, description="In the text's order; null unless per_sentence is true."
+    )
 
 
 TASK = Task(
