@@ -32,8 +32,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ErrorCode, FieldError, ModelmillError, invalid_field
 from modelmill.states import Lane
+from modelmill_tasks.limits import MediaLimits
 
 MAX_ITEMS = 1024
 """Items that one batched job may hold."""
@@ -285,6 +286,7 @@ class Task:
         batched: bool = False,
         trusted: bool = False,
         sources: Sources | None = None,
+        limits: MediaLimits | None = None,
     ) -> TaskInput:
         """Validates a JSON request body.
 
@@ -293,6 +295,7 @@ class Task:
             batched: Whether it is the body of a batched job.
             trusted: The API accepted this body before, so its media are not checked again.
             sources: Looks up media that the request names; without it, such media are refused.
+            limits: The limits of media in the request; without it, those of this process's environment.
 
         Raises:
             ModelmillError: ``invalid_input`` or a media code. It names the fields and holds no values.
@@ -300,8 +303,9 @@ class Task:
         if not trusted:
             _limit_keys(body)
         model = self.batched_input if batched else self.input
+        context = {"trusted": trusted, "sources": sources, "limits": limits}
         try:
-            request = model.model_validate_json(body, context={"trusted": trusted, "sources": sources})
+            request = model.model_validate_json(body, context=context)
         except ValidationError as error:
             raise _invalid(error) from None
         if batched:
@@ -341,11 +345,7 @@ class Task:
                 continue
             if len(value) != count:
                 message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
-                raise ModelmillError(
-                    ErrorCode.INVALID_INPUT,
-                    f"Lists of a batched job must be of one length: {name} {message}.",
-                    fields=[FieldError(name, message)],
-                )
+                raise invalid_field(name, message)
 
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')

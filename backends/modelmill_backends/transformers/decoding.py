@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ModelmillError, invalid_field
 from modelmill_tasks.shared.generation import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 
 LIBRARY_TOP_K = 50
@@ -155,9 +155,7 @@ _OURS = (
 
 def refused(field: str, message: str) -> ModelmillError:
     """The error for an item that this model cannot answer: ``invalid_input`` for ``field``."""
-    return ModelmillError(
-        ErrorCode.INVALID_INPUT, f"{field}: {message}.", fields=[FieldError(field, message)]
-    )
+    return invalid_field(field, message)
 
 
 def check_room(field: str, tokens: int, window: int | None) -> int | None:

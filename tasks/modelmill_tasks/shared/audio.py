@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
-from modelmill.settings import get_settings
+from modelmill_tasks.limits import MediaLimits, process_limits
 from modelmill_tasks.shared.sources import checked, source_bytes
 
 AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
@@ -44,27 +44,23 @@ class AudioHeader:
     channels: int
     frames: int | None
     """Samples of one channel; None if the file does not give its length."""
+    max_frames: int
+    """Frames that may be decoded."""
 
     @property
     def seconds(self) -> float:
         """The length; 0 if the file does not give it."""
         return (self.frames or 0) / self.rate
 
-    @property
-    def max_frames(self) -> int:
-        """Frames that may be decoded."""
-        limit_s = get_settings().max_audio_s
-        return int(limit_s * min(self.rate, MAX_VALUES_PER_S / self.channels))
-
 
 def audio_type(file: BinaryIO) -> str | None:
     """The media type of an audio file; None for other files and other formats."""
-    header = _identify(file)
+    header = _identify(file, process_limits())
     return None if header is None else MEDIA_TYPES.get(header.format)
 
 
-def check_audio(data: bytes | BinaryIO) -> float:
-    """Refuses what the header alone tells: not audio, or too long. Decodes nothing.
+def check_audio(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> float:
+    """Refuses data whose header shows that they are not audio, or too long. Decodes nothing.
 
     Returns:
         The length in seconds; 0 if the header does not give it.
@@ -72,16 +68,21 @@ def check_audio(data: bytes | BinaryIO) -> float:
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    return read_header(data).seconds
+    return read_header(data, limits).seconds
 
 
-def read_header(data: bytes | BinaryIO) -> AudioHeader:
+def read_header(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> AudioHeader:
     """What the file says of itself, which is checked against the bounds.
+
+    Args:
+        data: The file.
+        limits: Those of this process, if left out.
 
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    header = _identify(io.BytesIO(data) if isinstance(data, bytes) else data)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    header = _identify(file, limits or process_limits())
     if header is None or header.format not in AUDIO_FORMATS:
         raise MediaError(
             ErrorCode.INVALID_MEDIA,
@@ -115,7 +116,7 @@ def too_long(header: AudioHeader) -> MediaError:
     )
 
 
-def _identify(file: BinaryIO) -> AudioHeader | None:
+def _identify(file: BinaryIO, limits: MediaLimits) -> AudioHeader | None:
     import soundfile
 
     file.seek(0)
@@ -128,11 +129,12 @@ def _identify(file: BinaryIO) -> AudioHeader | None:
         return None
     # An OGG file has its length on its last page. If the end is missing, the length reads 0.
     known = 0 <= frames < UNKNOWN_FRAMES and not (form == "OGG" and frames == 0)
-    return AudioHeader(form, rate, channels, frames if known else None)
+    max_frames = int(limits.max_audio_s * min(rate, MAX_VALUES_PER_S / channels))
+    return AudioHeader(form, rate, channels, frames if known else None, max_frames)
 
 
 def _check_field(value: str, info: ValidationInfo) -> str:
-    return checked(value, info, "audio", lambda text: check_audio(source_bytes(text)))
+    return checked(value, info, "audio", lambda text, limits: check_audio(source_bytes(text), limits))
 
 
 Audio = Annotated[

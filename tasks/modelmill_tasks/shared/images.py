@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import math
+import threading
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
-from modelmill.settings import get_settings
+from modelmill_tasks.limits import MediaLimits, process_limits
 from modelmill_tasks.shared.sources import checked, source_bytes
 
 if TYPE_CHECKING:
@@ -30,16 +31,17 @@ UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 """EXIF orientation to Pillow's ``Transpose`` that undoes it."""
 
 
-def open_image(source: str | bytes | PILImage) -> PILImage:
+def open_image(source: str | bytes | PILImage, limits: MediaLimits | None = None) -> PILImage:
     """Decodes an image fully: first frame, EXIF orientation applied, RGB.
 
     Args:
         source: A media field's text, an encoded file's bytes, or an image, which is converted only.
+        limits: Those of this process, if left out.
 
     Raises:
         MediaError: it is not an image, is truncated, or has more pixels than allowed.
     """
-    image = _open(source_bytes(source) if isinstance(source, str) else source)
+    image = _open(source_bytes(source) if isinstance(source, str) else source, limits)
     try:
         image.load()
         return _to_rgb(_upright(image))
@@ -50,9 +52,9 @@ def open_image(source: str | bytes | PILImage) -> PILImage:
         raise MediaError(ErrorCode.INVALID_MEDIA, f"The image is damaged or truncated: {error}") from None
 
 
-def check_image(value: str) -> None:
-    """Refuses what the header alone tells: not an image, or too many pixels. Decodes no pixel."""
-    _open(source_bytes(value))
+def check_image(value: str, limits: MediaLimits | None = None) -> None:
+    """Refuses a text whose header shows that it is not an image, or has too many pixels. Decodes no pixel."""
+    _open(source_bytes(value), limits)
 
 
 @cache
@@ -60,9 +62,25 @@ def _pillow() -> Any:
     from PIL import Image
 
     Image.init()
-    # For what Pillow allocates while it reads a header: a GIF's frame. Every image's size is checked below.
-    Image.MAX_IMAGE_PIXELS = get_settings().max_image_pixels
     return Image
+
+
+_pillow_lock = threading.Lock()
+_pillow_limit = 0
+"""Pixels that Pillow itself may allocate, as ``_raise_pillow_limit`` has set it."""
+
+
+def _raise_pillow_limit(pixels: int) -> None:
+    """Lets Pillow allocate ``pixels`` while it reads a header; it does so for a GIF's frame.
+
+    The setting is one for the whole process, so it is the largest limit in use. ``_open`` then checks each
+    image's size against the limit of its own request.
+    """
+    global _pillow_limit
+    if pixels > _pillow_limit:
+        with _pillow_lock:
+            _pillow_limit = max(_pillow_limit, pixels)
+            _pillow().MAX_IMAGE_PIXELS = _pillow_limit
 
 
 def image_type(start: bytes) -> str | None:
@@ -71,19 +89,19 @@ def image_type(start: bytes) -> str | None:
     return None if name is None else f"image/{name.lower()}"
 
 
-def check_image_file(file: BinaryIO) -> None:
+def check_image_file(file: BinaryIO, limits: MediaLimits | None = None) -> None:
     """As ``check_image``, for a file that is read no further than its header."""
-    _open(file)
+    _open(file, limits)
 
 
-def _open(source: bytes | BinaryIO | PILImage) -> PILImage:
-    pillow = _pillow()
+def _open(source: bytes | BinaryIO | PILImage, limits: MediaLimits | None) -> PILImage:
+    pillow, limit = _pillow(), (limits or process_limits()).max_image_pixels
     if isinstance(source, pillow.Image):
         image = cast("PILImage", source)
     else:
-        image = _identify(io.BytesIO(source) if isinstance(source, bytes) else cast("BinaryIO", source))
+        file = io.BytesIO(source) if isinstance(source, bytes) else cast("BinaryIO", source)
+        image = _identify(file, limit)
     width, height = image.size
-    limit = get_settings().max_image_pixels
     if width * height > limit:
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
@@ -114,9 +132,10 @@ class _Bounded:
         return getattr(self._file, name)
 
 
-def _identify(file: BinaryIO) -> PILImage:
+def _identify(file: BinaryIO, max_pixels: int) -> PILImage:
     """Image.open for the accepted formats, without its own check of the size: that message lacks the size."""
     pillow = _pillow()
+    _raise_pillow_limit(max_pixels)
     name = _format_of(file.read(16))
     file.seek(0)
     if name is None:
@@ -130,7 +149,7 @@ def _identify(file: BinaryIO) -> PILImage:
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning):
         raise MediaError(
             ErrorCode.MEDIA_TOO_LARGE,
-            f"The image's first frame has more than the {pillow.MAX_IMAGE_PIXELS} pixels that are accepted.",
+            f"The image's first frame has more than the {max_pixels} pixels that are accepted.",
         ) from None
     except MemoryError:
         raise

@@ -15,6 +15,7 @@ from pydantic import ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.contract import Sources, field_problem
+from modelmill_tasks.limits import MediaLimits
 
 URL_SCHEMES = ("http://", "https://")
 FILE_SCHEME = "file:"
@@ -77,15 +78,24 @@ class OpenedSources:
         return text
 
 
-def checked(value: str, info: ValidationInfo, kind: str, check: Callable[[str], object]) -> str:
-    """For validators of media fields: ``value``, which ``check`` lets through, or the request's sources."""
+def checked(
+    value: str, info: ValidationInfo, kind: str, check: Callable[[str, MediaLimits | None], object]
+) -> str:
+    """For validators of media fields: ``value``, if ``check`` or the request's sources accept it.
+
+    Args:
+        value: The field's text.
+        info: Holds the context that ``Task.parse`` gives.
+        kind: ``image`` or ``audio``.
+        check: Raises ``MediaError`` for a text that it refuses. Its second argument is the request's limits.
+    """
     context = info.context or {}
     sources: Sources | None = context.get("sources")
     try:
         if sources is not None and is_reference(value):
             return sources.take(value, kind)
         if not context.get("trusted"):
-            check(value)
+            check(value, context.get("limits"))
     except MediaError as error:
         raise field_problem(error.code, error.message) from None
     return value
