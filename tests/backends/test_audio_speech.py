@@ -13,7 +13,7 @@ import soundfile
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 from tests.support.models import OpenModel, folder_entry
 

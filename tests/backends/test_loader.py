@@ -304,7 +304,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_a_sound_may_be_samples_with_their_rate() -> None:
     import soundfile
 
-    from modelmill_tasks.shared.media import source_bytes
+    from modelmill_tasks.shared.sources import source_bytes
 
     samples = np.sin(np.linspace(0, 100, 8000, dtype=np.float32))
     task = find_task("audio-classification")

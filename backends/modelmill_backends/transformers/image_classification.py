@@ -11,7 +11,7 @@ from modelmill_backends.shared.numerics import sigmoid, softmax
 from modelmill_backends.transformers.images import ImageInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.image_classification import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class ImageClassificationRunner(Runner[Input, Loaded]):

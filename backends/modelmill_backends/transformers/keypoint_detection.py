@@ -19,7 +19,7 @@ from modelmill_backends.transformers.weights import Loaded, TransformersOptions,
 from modelmill_tasks.keypoint_detection import Input, Keypoint, KeypointObject, Output
 from modelmill_tasks.object_detection import Config as DetectorConfig
 from modelmill_tasks.object_detection import Input as DetectorInput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.transformers.images import to_arrays
 from modelmill_backends.transformers.weights import Loaded
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

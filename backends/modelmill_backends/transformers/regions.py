@@ -18,7 +18,7 @@ from modelmill_backends.failures import load_failed, module_missing
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.images import to_arrays
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from modelmill_backends.transformers.generation import (
 )
 from modelmill_backends.transformers.weights import TransformersOptions, load_pretrained
 from modelmill_tasks.chat_completion import Message
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

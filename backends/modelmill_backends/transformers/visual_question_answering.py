@@ -26,7 +26,7 @@ from modelmill_backends.transformers.stopping import Row
 from modelmill_backends.transformers.vision_language import VisionLanguageRunner
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.chat_completion import ContentPart, ImagePart, Message, Role, TextPart
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.visual_question_answering import Answer, Input, Output
 
 if TYPE_CHECKING:
