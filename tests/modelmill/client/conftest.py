@@ -1,4 +1,4 @@
-"""Clients of the real API, and servers that behave as a real one does rarely."""
+"""Clients of the real API, and servers with behaviour that is rare in a real one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(api: httpx.Client) -> Iterator[Client]:
 
 
 def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
-    """Plays the worker: ends all that waits for the model ``noop``."""
+    """Acts as the worker: ends all jobs that wait for the model ``noop``."""
     jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
     end: dict[str, Any] = {}
     if status is Status.COMPLETE:
@@ -53,7 +53,7 @@ def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes =
 
 @dataclass
 class Played:
-    """A server, not ours, that answers by a function of the test."""
+    """A small server that answers with a function of the test."""
 
     answer: Answer
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Played:
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    """Starts such servers."""
+    """Starts ``Played`` servers."""
     with ExitStack() as cleanup:
 
         def start(answer: Answer) -> Played:
@@ -98,7 +98,7 @@ def play() -> Iterator[Play]:
 
 
 class Broken(Exception):  # noqa: N818
-    """Ends an answer before its end."""
+    """Breaks off an answer."""
 
 
 def broken_stream(*pieces: bytes, media_type: str = "text/event-stream") -> StreamingResponse:
