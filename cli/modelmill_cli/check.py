@@ -22,7 +22,7 @@ from rich.text import Text
 
 from modelmill.errors import ConfigError
 from modelmill_backends import registry
-from modelmill_backends.conformance import CHECKS, ENTRY_POINT_GROUP, Bench, SkippedError, Specimen
+from modelmill_backends.conformance import CHECKS, ENTRY_POINT_GROUP, LoadedSpecimen, SkippedError, Specimen
 from modelmill_cli.console import err, make_table, out
 
 COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
@@ -58,11 +58,11 @@ def check_package(name: str, *, with_traceback: bool = False) -> int:
     asked: set[registry.RunnerClass] = set()
     for specimen in specimens:
         with tempfile.TemporaryDirectory(prefix="modelmill-check-") as folder:
-            bench = Bench(specimen, Path(folder))
-            findings += _findings(bench)
+            loaded = LoadedSpecimen(specimen, Path(folder))
+            findings += _findings(loaded)
             with suppress(Exception):
-                asked.add(registry.find_runner(bench.entry, specimen.task))
-            bench.close()
+                asked.add(registry.find_runner(loaded.entry, specimen.task))
+            loaded.close()
     out.print(_table(findings))
     if with_traceback:
         for finding in findings:
@@ -83,23 +83,23 @@ def check_package(name: str, *, with_traceback: bool = False) -> int:
     return int(failed > 0)
 
 
-def _findings(bench: Bench) -> Iterator[Finding]:
+def _findings(loaded: LoadedSpecimen) -> Iterator[Finding]:
     try:
-        assert bench.model
+        assert loaded.model
     except Exception as error:
         # The model does not load, so every check would fail with this error.
-        yield _failed(bench.specimen, "the model loads", error)
+        yield _failed(loaded.specimen, "the model loads", error)
         return
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
-            check(bench)
+            check(loaded)
         except SkippedError as reason:
-            yield Finding(bench.specimen, name, "skipped", str(reason))
+            yield Finding(loaded.specimen, name, "skipped", str(reason))
         except Exception as error:
-            yield _failed(bench.specimen, name, error)
+            yield _failed(loaded.specimen, name, error)
         else:
-            yield Finding(bench.specimen, name, "passed")
+            yield Finding(loaded.specimen, name, "passed")
 
 
 def _failed(specimen: Specimen, check: str, error: Exception) -> Finding:

@@ -18,24 +18,16 @@ import redis
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill.states import Status
-from modelmill.store import ApiStore, Outcome, WorkerStore, keys
+from modelmill.store import ApiStore, WorkerStore, keys
 from modelmill.store.callers import KeyRing, parse_token
 from modelmill_api.middleware import auth
 from modelmill_tasks.shared.examples import CAT
-from tests.api.conftest import People
-from tests.conftest import ApiServer, Valkey, wait_until
+from tests.support.api import BATCHED, BODY, JOBS, finish
+from tests.support.callers import People
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, Valkey
 
 TASK = "zero-shot-image-classification"
-JOBS = f"/api/tasks/{TASK}/noop/jobs"
-BATCHED = f"/api/tasks/{TASK}/batched/noop/jobs"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
-
-
-def finish_all(store: WorkerStore) -> None:
-    """Plays the worker."""
-    for job in store.claim("noop", uuid.uuid4().hex, "node", 100, 10**9).jobs:
-        store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=b'{"probabilities":[1,0]}')])
 
 
 def answer(response: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
@@ -209,7 +201,7 @@ def test_jobs_of_another_key_do_not_exist_on_any_route(people: People, store: Wo
     owner, other, admin = people("owner"), people("other"), people("admin", is_admin=True)
     batched = BODY | {"image": [CAT, CAT]}
     ended = [owner.post(JOBS, json=BODY).json()["id"], owner.post(BATCHED, json=batched).json()["id"]]
-    finish_all(store)
+    finish(store, result=b'{"probabilities":[1,0]}')
     hooked = BODY | {"webhook": "https://hooks.example/x"}
     waiting = [owner.post(JOBS, json=hooked).json()["id"], owner.post(BATCHED, json=batched).json()["id"]]
     document = owner.get("/openapi.json").json()
@@ -257,7 +249,7 @@ def test_collecting_finds_and_deletes_nothing_of_another_key(people: People, sto
     if "/api/jobs:collect" not in owner.get("/openapi.json").json()["paths"]:
         pytest.skip("there is no collecting")
     job, unknown = owner.post(JOBS, json=BODY).json()["id"], str(uuid.uuid4())
-    finish_all(store)
+    finish(store, result=b'{"probabilities":[1,0]}')
     headers, said = {"Prefer": "wait=5"}, []
     for id in (job, unknown):
         asked = other.post("/api/jobs:collect", json={"ids": [id]}, headers=headers)

@@ -13,9 +13,9 @@ import pytest
 
 from modelmill.settings import Settings
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
+from tests.support.api import TASK
+from tests.support.servers import ApiServer
 
-TASK = "/api/tasks/zero-shot-image-classification"
 MARK = "MARK" * 2000
 
 

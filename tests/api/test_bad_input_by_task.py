@@ -13,7 +13,7 @@ import pytest
 from modelmill.settings import Settings
 from modelmill_backends.conformance.samples import kind_of
 from modelmill_tasks.contract import Task
-from tests.conftest import ApiServer, Valkey
+from tests.support.servers import ApiServer, Valkey
 from tools.task_pages import built_in_tasks
 
 TASKS = built_in_tasks()

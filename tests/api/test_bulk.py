@@ -20,15 +20,13 @@ import pytest
 import redis
 
 from modelmill.settings import Settings
-from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore, keys
+from modelmill.store import WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
-from tests.api.conftest import api_process
-from tests.conftest import ApiServer, wait_until
+from tests.support.api import BODY, TASK, finish
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, api_process
 
-TASK = "/api/tasks/zero-shot-image-classification"
 BULK = f"{TASK}/noop/jobs:bulk"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
 LINE = json.dumps(BODY).encode() + b"\n"
 
 
@@ -36,13 +34,6 @@ def lines(response: httpx.Response) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/x-ndjson"
     return [json.loads(line) for line in response.text.splitlines()]
-
-
-def finish(store: WorkerStore, result: bytes = b'{"probabilities":[1,0]}', count: int = 1000) -> list[str]:
-    """Plays the worker: ends what waits."""
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", count, 10**9).jobs
-    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=result) for job in jobs])
-    return [job.id for job in jobs]
 
 
 def connect(api: httpx.Client, path: str = BULK) -> socket.socket:
@@ -227,8 +218,8 @@ def test_ends_are_collected_with_their_results_as_they_were_written(
     api: httpx.Client, store: WorkerStore, jobs: list[str]
 ) -> None:
     assert lines(collect(api, jobs)) == []
-    finish(store, b'{"probabilities":\n [1, 0]}', 20)
-    finish(store, json.dumps({"large": "x" * keys.INLINE_BYTES}).encode(), 5)
+    finish(store, result=b'{"probabilities":\n [1, 0]}', count=20)
+    finish(store, result=json.dumps({"large": "x" * keys.INLINE_BYTES}).encode(), count=5)
     found = lines(collect(api, [*jobs, jobs[0]]))
     assert [job["id"] for job in found] == jobs[:25]
     for job in (found[0], found[24]):

@@ -34,9 +34,9 @@ from modelmill.store import (
     keys,
 )
 from modelmill_api.routes.events import EventStream
-from tests.api.conftest import api_process
-from tests.api.test_waiting import BODY, RESULT, TASK, submit, waiting
-from tests.conftest import ApiServer, Valkey, wait_until
+from tests.support.api import BODY, RESULT, TASK, finish, submit, waiting
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, Valkey, api_process
 
 BATCHED = {"image": [BODY["image"]] * 3, "classes": ["cat", "dog"]}
 
@@ -340,7 +340,7 @@ def test_a_hundred_followers_share_one_subscription_and_ask_redis_nothing(
             channels = (keys.ENDED_CHANNEL, keys.NEWS_CHANNEL)
             subscribers: Any = cast("Any", raw_redis).pubsub_numsub(*channels)
             assert subscribers == [(channel.encode(), 1) for channel in channels]
-            await asyncio.to_thread(_finish_all, store)
+            await asyncio.to_thread(finish, store)
             texts = await asyncio.gather(*calls)
             # The reaper and its like take one each from the pool, when they happen to come together.
             assert len(raw_redis.client_list()) <= connections + 10
@@ -349,11 +349,6 @@ def test_a_hundred_followers_share_one_subscription_and_ask_redis_nothing(
     texts = asyncio.run(main([submit(api) for _ in range(50)]))
     assert all(text.count("event: started") == text.count("event: ended") == 1 for text in texts)
     assert waiting(api) == 0
-
-
-def _finish_all(store: WorkerStore) -> None:
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
-    store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT) for job in jobs])
 
 
 def test_a_client_that_leaves_is_followed_for_no_more(api: httpx.Client) -> None:
@@ -417,7 +412,7 @@ def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
         async_store = ApiStore(settings)
         watch = JobNews(settings, async_store)
         await watch.start()
-        state = cast("Any", SimpleNamespace(store=async_store, ends=watch))
+        state = cast("Any", SimpleNamespace(store=async_store, news=watch))
         may_go, stands = asyncio.Event(), asyncio.Event()
 
         async def receive() -> Message:

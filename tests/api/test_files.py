@@ -21,7 +21,8 @@ from modelmill.store import ApiStore, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill.store.files import FileStore
 from modelmill_tasks.shared.examples import CAT, SPEECH
-from tests.conftest import ApiServer, Valkey, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, Valkey
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SOUND = base64.b64decode(SPEECH.partition(",")[2])

@@ -11,18 +11,12 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore
+from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
+from tests.support.api import TASK, finish_one
+from tests.support.servers import ApiServer
 
-TASK = "/api/tasks/zero-shot-image-classification"
 BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"], "config": {}}
-
-
-def finish(store: WorkerStore, status: Status = Status.COMPLETE, **end: Any) -> None:
-    """Plays the worker."""
-    (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
-    store.settle([Outcome(job.id, job.fence, status, **end)])
 
 
 def test_a_submitted_job_is_accepted_with_its_address(api: httpx.Client) -> None:
@@ -39,7 +33,7 @@ def test_a_job_is_read_from_acceptance_to_completion(api: httpx.Client, store: W
     waiting = api.get(address)
     assert (waiting.json()["status"], waiting.headers["retry-after"]) == ("starting", "1")
     assert waiting.json().keys().isdisjoint({"result", "error"})
-    finish(store, result=b'{"probabilities":[0.8,0.2]}', details={"batch_size": 3})
+    finish_one(store, result=b'{"probabilities":[0.8,0.2]}', details={"batch_size": 3})
     done = api.get(address).json()
     assert done["result"] == {"probabilities": [0.8, 0.2]}
     assert (done["status"], done["batch_size"], done["deliveries"], done["model"]) == (
@@ -56,7 +50,7 @@ def test_a_job_is_read_from_acceptance_to_completion(api: httpx.Client, store: W
 def test_a_failed_job_carries_its_error_and_no_result(api: httpx.Client, store: WorkerStore) -> None:
     address = api.post(f"{TASK}/noop/jobs", json=BODY).headers["location"]
     error = {"code": "inference_failed", "message": "It did not work.", "retryable": False}
-    finish(store, Status.FAILED, error=error)
+    finish_one(store, Status.FAILED, error=error)
     failed = api.get(address).json()
     assert (failed["status"], failed["error"]) == ("failed", error)
     assert "result" not in failed
@@ -95,7 +89,7 @@ def test_a_job_can_be_canceled_once(api: httpx.Client, store: WorkerStore) -> No
     assert (canceled.status_code, canceled.json()) == (202, {"id": queued, "status": "canceled"})
     assert api.get(f"{TASK}/jobs/{queued}").json()["status"] == "canceled"
     done = api.post(f"{TASK}/noop/jobs", json=BODY).json()["id"]
-    finish(store, result=b"{}")
+    finish_one(store, result=b"{}")
     refused = api.post(f"{TASK}/jobs/{done}/cancel")
     assert (refused.status_code, refused.json()["code"]) == (409, "job_not_cancelable")
     assert "complete" in refused.json()["detail"]

@@ -9,9 +9,9 @@ import httpx
 
 from modelmill.states import Lane, Status
 from modelmill.store import Limits, Outcome, WorkerStore
-from tests.api.conftest import People
-from tests.api.test_auth import BODY, JOBS, finish_all
-from tests.conftest import wait_until
+from tests.support.api import BODY, JOBS, finish
+from tests.support.callers import People
+from tests.support.processes import wait_until
 
 
 def rate_limit(response: httpx.Response) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def test_only_so_many_jobs_of_a_key_are_open_at_once(people: People, store: Work
     path = f"/api/tasks/zero-shot-image-classification/jobs/{jobs[0]}/cancel"
     assert client.post(path).status_code == 202
     assert [client.post(JOBS, json=BODY).status_code for _ in range(2)] == [202, 429]
-    finish_all(store)
+    finish(store)
     assert [client.post(JOBS, json=BODY).status_code for _ in range(3)] == [202, 202, 429]
     for job in store.claim("noop", uuid.uuid4().hex, "node", 10, 10**9).jobs:
         error = {"code": "inference_failed", "message": "No.", "retryable": False}

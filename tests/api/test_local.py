@@ -14,8 +14,8 @@ from modelmill.store import keys
 from modelmill.store.callers import KeyRing
 from modelmill_api.app import create_app
 from modelmill_api.middleware import auth
-from tests.api.test_auth import BODY, JOBS
-from tests.conftest import ApiServer
+from tests.support.api import BODY, JOBS
+from tests.support.servers import ApiServer
 
 
 def test_without_keys_this_machine_is_answered_and_no_page_with_a_name_of_its_own(api: httpx.Client) -> None:

@@ -16,13 +16,13 @@ from PIL import Image
 from modelmill.settings import Settings
 from modelmill.store import Limits, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT, SPEECH
-from tests.api.conftest import People
-from tests.conftest import ApiServer
 from tests.fixtures.web import Web
+from tests.support.api import TASK
+from tests.support.callers import People
+from tests.support.servers import ApiServer
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SOUND = base64.b64decode(SPEECH.partition(",")[2])
-TASK = "/api/tasks/zero-shot-image-classification"
 HUGE = 40_000
 
 

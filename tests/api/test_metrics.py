@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
 
 import httpx
 import redis
@@ -13,11 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore, keys
-from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
-
-TASK = "/api/tasks/zero-shot-image-classification"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
+from tests.support.api import BODY, TASK
+from tests.support.servers import ApiServer
 
 
 def scrape(client: httpx.Client) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from modelmill.broker import MAX_WAITING_BELLS, Bells, node_queue
 from modelmill.store import WorkerStore
-from tests.conftest import wait_until
+from tests.support.processes import wait_until
 
 
 def announce(store: WorkerStore, node: str, status: str | None, **more: object) -> None:
@@ -119,7 +119,7 @@ def test_an_order_that_the_broker_does_not_take_is_refused(
         answers.wait(30)
         return 0
 
-    monkeypatch.setattr("modelmill_api.state.ORDER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("modelmill_api.bells.ORDER_TIMEOUT_S", 0.2)
     for broken in (fail, hang):
         monkeypatch.setattr(Bells, "_waiting", broken)
         refused = api.post("/api/models/noop/start")

@@ -11,10 +11,8 @@ import redis
 from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import wait_until
-
-TASK = "/api/tasks/zero-shot-image-classification"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
+from tests.support.api import BODY, TASK
+from tests.support.processes import wait_until
 
 
 def submit(client: httpx.Client, **more: object) -> str:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from modelmill.errors import ERRORS
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def test_the_page_of_the_api_lists_every_code() -> None:

@@ -16,23 +16,17 @@ from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore, keys
 from modelmill.store.listing import MAX_SCANNED
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer, wait_until
+from tests.support.api import BODY, TASK, finish_one
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer
 
-TASK = "/api/tasks/zero-shot-image-classification"
 TEXT = "/api/tasks/text-embedding"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
 BATCH = {"image": [CAT, CAT], "classes": ["cat", "dog"]}
 
 
 def submit(client: httpx.Client, path: str = f"{TASK}/noop", **more: Any) -> str:
     body = {"text": "A cat."} if path.startswith(TEXT) else BATCH if "batched" in path else BODY
     return str(client.post(f"{path}/jobs", json=body | more).raise_for_status().json()["id"])
-
-
-def finish(store: WorkerStore, status: Status = Status.COMPLETE, model: str = "noop", **end: Any) -> None:
-    """Plays the worker."""
-    (job,) = store.claim(model, uuid.uuid4().hex, "node", 1, 10**9).jobs
-    store.settle([Outcome(job.id, job.fence, status, **end)])
 
 
 def listed(client: httpx.Client, **query: Any) -> list[str]:
@@ -48,7 +42,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 def test_jobs_are_listed_newest_first_without_their_results(api: httpx.Client, store: WorkerStore) -> None:
     first, second = submit(api), submit(api, f"{TASK}/batched/noop", metadata={"row": 7}, tags=["blue"])
-    finish(store, result=b'{"probabilities":[1,0]}')
+    finish_one(store, result=b'{"probabilities":[1,0]}')
     page = api.get("/api/jobs").json()
     assert [job["id"] for job in page["jobs"]] == [second, first]
     assert page["next"] is None
@@ -64,9 +58,9 @@ def test_jobs_are_listed_newest_first_without_their_results(api: httpx.Client, s
 
 def test_filters_narrow_the_list(api: httpx.Client, store: WorkerStore) -> None:
     done = submit(api, tags=["red", "blue"])
-    finish(store, result=b"{}")
+    finish_one(store, result=b"{}")
     failed = submit(api, tags=["red"])
-    finish(store, Status.FAILED, error={"code": "inference_failed", "message": "No.", "retryable": False})
+    finish_one(store, Status.FAILED, error={"code": "inference_failed", "message": "No.", "retryable": False})
     waiting = submit(api)
     embedding = submit(api, f"{TEXT}/minilm")
     assert listed(api) == [embedding, waiting, failed, done]
@@ -206,7 +200,7 @@ def test_a_job_runs_again_with_the_same_request(
 ) -> None:
     more = {"lane": "bulk", "tags": ["a"], "metadata": {"n": 1}, "idempotency_key": "once"}
     first = submit(api, f"{TASK}/batched/noop", **more)
-    finish(store, result=b"[]")
+    finish_one(store, result=b"[]")
     response = api.post(f"/api/jobs/{first}/rerun")
     again = response.json()["id"]
     assert (response.status_code, response.json()["status"]) == (202, "starting")
@@ -222,8 +216,8 @@ def test_running_again_takes_an_idempotency_key_and_waits(api: httpx.Client, sto
     headers = {"Idempotency-Key": "again"}
     jobs = {api.post(f"/api/jobs/{first}/rerun", headers=headers).json()["id"] for _ in range(2)}
     assert len(jobs) == 1
-    finish(store, result=b"{}")
-    finish(store, result=b'{"x":1}')
+    finish_one(store, result=b"{}")
+    finish_one(store, result=b'{"x":1}')
     waited = api.post(f"/api/jobs/{first}/rerun", headers={**headers, "Prefer": "wait=20"})
     assert (waited.status_code, waited.json()["result"]) == (200, {"x": 1})
     assert waited.headers["preference-applied"] == "wait=20"
@@ -234,7 +228,7 @@ def test_a_request_that_was_not_kept_cannot_run_again(settings: Settings, store:
     try:
         with httpx.Client(base_url=server.url) as client:
             job = submit(client)
-            finish(store, result=b"{}")
+            finish_one(store, result=b"{}")
             refused = client.post(f"/api/jobs/{job}/rerun")
         assert code(refused) == (409, "request_not_kept")
         assert "10 bytes" in refused.json()["detail"]
@@ -259,9 +253,9 @@ def upload(client: httpx.Client) -> str:
 def test_media_that_a_request_names_must_still_be_there(api: httpx.Client, store: WorkerStore) -> None:
     file = upload(api)
     job = submit(api, image=file)
-    finish(store, result=b"{}")
+    finish_one(store, result=b"{}")
     assert api.post(f"/api/jobs/{job}/rerun").status_code == 202
-    finish(store, result=b"{}")
+    finish_one(store, result=b"{}")
     assert api.delete(f"/api/files/{file}").status_code == 204
     gone = api.post(f"/api/jobs/{job}/rerun")
     assert code(gone) == (422, "media_not_found")
@@ -287,7 +281,7 @@ RESULT = {
 @pytest.fixture
 def done(api: httpx.Client, store: WorkerStore) -> str:
     job = submit(api)
-    finish(store, result=json.dumps(RESULT).encode())
+    finish_one(store, result=json.dumps(RESULT).encode())
     return f"/api/jobs/{job}/result"
 
 
@@ -328,7 +322,7 @@ def test_a_part_that_is_not_there_is_a_404(api: httpx.Client, done: str) -> None
 def test_a_large_result_is_read_in_parts_too(api: httpx.Client, store: WorkerStore) -> None:
     pixels = bytes(range(256)) * 4096
     job = submit(api)
-    finish(store, result=json.dumps({"image": data_url("image/png", pixels)}).encode())
+    finish_one(store, result=json.dumps({"image": data_url("image/png", pixels)}).encode())
     assert api.get(f"/api/jobs/{job}/result/image").content == pixels
 
 
@@ -338,7 +332,7 @@ def test_a_result_that_is_not_there_says_where_the_job_is(api: httpx.Client, sto
     assert code(waiting) == (409, "result_not_ready")
     assert "starting" in waiting.json()["detail"]
     assert waiting.headers["retry-after"] == "1"
-    finish(
+    finish_one(
         store, Status.FAILED, error={"code": "inference_failed", "message": "It broke.", "retryable": False}
     )
     failed = api.get(f"/api/jobs/{job}/result/images/0")
@@ -372,8 +366,8 @@ def test_what_belongs_to_a_job_is_bounded(api: httpx.Client) -> None:
 
 def test_an_ended_job_says_when_it_is_forgotten_and_then_is(api: httpx.Client, store: WorkerStore) -> None:
     short, usual = submit(api, result_ttl=1), submit(api)
-    finish(store, result=b"{}")
-    finish(store, result=b"{}")
+    finish_one(store, result=b"{}")
+    finish_one(store, result=b"{}")
     document = api.get(f"/api/jobs/{short}").json()
     assert document["finished_at"] < document["expires_at"]
     assert api.get(f"/api/jobs/{usual}").json()["expires_at"] > document["expires_at"]

@@ -29,7 +29,7 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
+from tests.support.servers import ApiServer
 
 load_all_checks()
 

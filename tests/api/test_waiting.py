@@ -23,38 +23,9 @@ from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore, keys
 from modelmill_api.waiting import preferred_wait
 from modelmill_tasks.shared.examples import CAT
-from tests.api.conftest import api_process
-from tests.conftest import ApiServer, Valkey, wait_until
-
-TASK = "/api/tasks/zero-shot-image-classification"
-BODY: dict[str, Any] = {"image": CAT, "classes": ["cat", "dog"]}
-RESULT = b'{"probabilities":[0.8,0.2]}'
-
-
-def submit(client: httpx.Client) -> str:
-    return str(client.post(f"{TASK}/noop/jobs", json=BODY).raise_for_status().json()["id"])
-
-
-def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> list[str]:
-    """Plays the worker: ends all that waits."""
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
-    end: dict[str, Any] = (
-        {"result": result}
-        if status is Status.COMPLETE
-        else {"error": {"code": "inference_failed", "message": "No.", "retryable": False}}
-    )
-    store.settle([Outcome(job.id, job.fence, status, **end) for job in jobs])
-    return [job.id for job in jobs]
-
-
-def waiting(client: httpx.Client) -> int:
-    """How many requests wait in the API, as its metrics say."""
-    line = next(
-        line
-        for line in client.get("/metrics").text.splitlines()
-        if line.startswith("modelmill_http_waiting ")
-    )
-    return int(float(line.split()[1]))
+from tests.support.api import BODY, RESULT, TASK, finish, submit, waiting
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, Valkey, api_process
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +25,10 @@ from modelmill.store import ApiStore, Outcome, Progress, WorkerStore, keys
 from modelmill.store.webhooks import Delivery
 from modelmill_api.background.webhooks import SCHEDULE_S, compose
 from modelmill_tasks.shared.examples import CAT
-from tests.api.conftest import api_process
-from tests.conftest import ApiServer, wait_until
 from tests.fixtures.receiver import Receiver
-
-JOBS = "/api/tasks/zero-shot-image-classification/noop/jobs"
-RESULT = b'{"probabilities":[0.8,0.2]}'
-ERROR = {"code": "inference_failed", "message": "No.", "retryable": False}
+from tests.support.api import JOBS, RESULT, finish
+from tests.support.processes import wait_until
+from tests.support.servers import ApiServer, api_process
 
 
 @pytest.fixture
@@ -52,18 +48,6 @@ def submit(api: httpx.Client, url: str, *events: str, **more: Any) -> str:
     if events:
         body["webhook_events"] = events
     return str(api.post(JOBS, json=body).raise_for_status().json()["id"])
-
-
-def finish(store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT) -> None:
-    """Plays the worker: ends all that waits."""
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", 1000, 10**9).jobs
-    ends: dict[Status, dict[str, Any]] = {
-        Status.COMPLETE: {"result": result},
-        Status.FAILED: {"error": ERROR},
-        Status.CANCELED: {},
-    }
-    end = ends[status]
-    store.settle([Outcome(job.id, job.fence, status, **end) for job in jobs])
 
 
 def hasten(raw_redis: redis.Redis) -> None:

@@ -6,7 +6,7 @@ import httpx
 
 from modelmill.settings import Settings
 from modelmill.store import WorkerStore
-from tests.conftest import ApiServer
+from tests.support.servers import ApiServer
 
 TASKS = ["zero-shot-image-classification"]
 PARENT = {

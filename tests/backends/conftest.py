@@ -1,4 +1,4 @@
-"""Models for the tests of this room: real ones from wheels, tiny ones made once a session."""
+"""Models for the tests of this folder: real ones from wheels, tiny ones made once per session."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from typing import Any
 
 import pytest
 
-from modelmill.catalogue import Catalogue, ModelEntry, Source
+from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.settings import Settings
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.loader import LoadedModel
 from tests.fixtures import tiny_models
+from tests.fixtures.tiny import texts
 from tests.fixtures.tiny.embeddings import exported_dual_encoder
-
-ZERO_SHOT = "zero-shot-image-classification"
-# Threads of PyTorch wait for each other with the core in hand: beside other work, such small models take ten
-# times as long with two as with one.
-CPU = Device("cpu", 1)
-
-OpenModel = Callable[..., LoadedModel]
+from tests.support.models import CPU, OpenModel
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +42,7 @@ def context_of(settings: Settings, catalogue: Catalogue) -> Callable[..., LoadCo
 
 @pytest.fixture(scope="session")
 def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
-    """Loads a model once a session, by name or entry."""
+    """Loads a model once per session, by name or entry."""
     kept: dict[str, LoadedModel] = {}
 
     def load(model: str | ModelEntry) -> LoadedModel:
@@ -61,20 +56,9 @@ def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
         model.close()
 
 
-def folder_entry(folder: Path, task: str, backend: str = "transformers", **fields: Any) -> ModelEntry:
-    """An entry for a local folder."""
-    return ModelEntry(
-        name=fields.pop("name", "tiny-model"),
-        backend=backend,
-        source=Source(folder=folder),
-        tasks=(task,),
-        **fields,
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made when first asked for."""
+    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
@@ -89,12 +73,26 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``exported("clip")``: the tiny model in ONNX form, as Optimum lays it out."""
+    """``exported("clip")``: the tiny model in ONNX form, in Optimum's layout."""
     kept: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
         if kind not in kept:
             kept[kind] = exported_dual_encoder(kind, tmp_path_factory.mktemp(f"onnx-{kind}"))
         return kept[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``tiny_text("qa", window=48)``: the folder of a tiny model, made when first asked for."""
+    kept: dict[str, Path] = {}
+
+    def make(kind: str, /, **options: Any) -> Path:
+        key = f"{kind} {sorted(options.items())}"
+        if key not in kept:
+            kept[key] = getattr(texts, f"tiny_{kind}")(tmp_path_factory.mktemp(kind), **options)
+        return kept[key]
 
     return make

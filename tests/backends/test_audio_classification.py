@@ -12,9 +12,9 @@ import pytest
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import SPEECH
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.sounds import RATE, sound_url, speech, tone
 from tests.fixtures.tiny.audio import LABELS, tiny_ast, tiny_wav2vec2_classifier
+from tests.support.models import OpenModel, folder_entry
 
 TASK = "audio-classification"
 

@@ -11,8 +11,8 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.onnx.efficientnet_lite import load_network, same_padding
 from modelmill_backends.onnx.imagenet import labels, pixels
 from modelmill_backends.source import locate
-from tests.backends.conftest import OpenModel
 from tests.fixtures.photos import data_url, photo
+from tests.support.models import OpenModel
 
 TASK = "image-classification"
 

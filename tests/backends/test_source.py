@@ -13,7 +13,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.source import locate
-from tests.backends.conftest import ZERO_SHOT, folder_entry
+from tests.support.models import ZERO_SHOT, folder_entry
 
 CUDA = Device("cuda", 1)
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
@@ -19,20 +15,20 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.diffusers.text_to_image import sides_of
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
-from tests.backends.conftest import OpenModel, folder_entry
+from modelmill_backends.progress import ProgressSink
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines
+from tests.support.images import STEPS, apart, draw, entry, opened, pixels
+from tests.support.models import OpenModel
 
 TASK = "text-to-image"
-STEPS = {"num_inference_steps": 2}
 
 ContextOf = Callable[..., LoadContext]
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``pipeline("sd", filters=True)``: the folder of a tiny one, made when first asked for."""
+    """``pipeline("sd", filters=True)``: the folder of a tiny pipeline, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
@@ -47,7 +43,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def context_of(context_of: ContextOf) -> ContextOf:
-    """With one thread: for networks this small, a second costs more than it does."""
+    """With one thread: for networks this small, a second thread costs more than it helps."""
     return lambda model: context_of(model, Device("cpu", 1))
 
 
@@ -68,31 +64,6 @@ def open_model(context_of: ContextOf) -> Iterator[OpenModel]:
 @pytest.fixture
 def sd(open_model: OpenModel, pipeline: Callable[..., Path]) -> LoadedModel:
     return open_model(entry(pipeline("sd")))
-
-
-def entry(folder: Path, **fields: Any) -> ModelEntry:
-    return folder_entry(folder, TASK, "diffusers", **({"max_batch": 64} | fields))
-
-
-def draw(model: LoadedModel, *prompts: str, **config: Any) -> list[list[dict[str, Any]]]:
-    items = [{"prompt": prompt, "config": STEPS | config} for prompt in prompts]
-    return [output.model_dump(mode="json")["images"] for output in model.answer(TASK, *items)]
-
-
-def opened(image: dict[str, Any]) -> Any:
-    header, _, data = image["image"].partition(",")
-    picture = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert header == f"data:image/{str(picture.format).lower()};base64"
-    return picture
-
-
-def pixels(image: dict[str, Any]) -> NDArray[np.int16]:
-    return np.asarray(opened(image)).astype(np.int16)
-
-
-def apart(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """The largest difference of a pixel, of 255."""
-    return int(np.abs(pixels(one) - pixels(other)).max())
 
 
 def test_each_image_of_a_prompt_has_a_seed_that_makes_it_again(sd: LoadedModel) -> None:
@@ -197,7 +168,7 @@ def test_images_come_in_the_format_that_is_asked(sd: LoadedModel, form: str) -> 
     ((image,),) = draw(sd, "a mill", seed=1, output_format=form)
 
     assert str(opened(image).format).lower() == form
-    # The picture is nearly noise, which the formats that lose something keep badly.
+    # The picture is almost noise, which lossy formats keep badly.
     assert np.abs(pixels(png) - pixels(image)).mean() < (1 if form == "png" else 30)
 
 
@@ -228,8 +199,8 @@ def test_more_images_than_fit_are_drawn_in_rounds(
     assert seen.reports == [(0, step, 6, "steps") for step in range(1, 7)]
 
 
-class Watch(Progress):
-    """Keeps what it is told; the items of ``canceled`` are, once ``after`` steps were reported."""
+class Watch(ProgressSink):
+    """Keeps the reports; the items in ``canceled`` are canceled after ``after`` reported steps."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[int, int, int, str]] = []
@@ -257,7 +228,7 @@ def test_each_step_is_reported_for_each_item(sd: LoadedModel) -> None:
     assert seen.reports == [(index, step, 3, "steps") for step in (1, 2, 3) for index in (0, 1)]
 
 
-def test_a_pass_that_nobody_waits_for_ends_early_and_leaves_nothing_behind(sd: LoadedModel) -> None:
+def test_a_canceled_pass_ends_early_and_leaves_nothing_behind(sd: LoadedModel) -> None:
     ((before,),) = draw(sd, "a mill", seed=1)
     seen = watch(sd)
     seen.canceled, seen.after = {0, 1}, 4
@@ -314,7 +285,7 @@ def test_a_consistency_model_answers_and_refuses_what_it_does_not_know(
 
 
 def test_a_prompt_beyond_the_window_is_cut_off(sd: LoadedModel) -> None:
-    # One token a character here; 77 with start and end.
+    # One token per character here; 77 with start and end.
     ((long,),) = draw(sd, "m" * 75 + "a" * 500, seed=1)
     ((cut,),) = draw(sd, "m" * 75 + "z" * 9, seed=1)
 

@@ -18,31 +18,15 @@ from modelmill_backends.loader import LoadedModel
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.text_classification import TASK as CONTRACT
-from tests.backends.conftest import OpenModel, folder_entry
 from tests.fixtures.specimens.texts import classified, pieces, pipeline
-from tests.fixtures.tiny import texts as tiny
+from tests.support.models import OpenModel, folder_entry
+from tests.support.texts import LONG, ask, refusal
 
 CLASSIFY, CHOOSE = "text-classification", "zero-shot-classification"
-LONG = "a " * 100_000
-"""As many tokens."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``made("qa", window=48)``: the folder of a tiny model, made when first asked for."""
-    kept: dict[str, Path] = {}
-
-    def make(kind: str, /, **options: Any) -> Path:
-        key = f"{kind} {sorted(options.items())}"
-        if key not in kept:
-            kept[key] = getattr(tiny, f"tiny_{kind}")(tmp_path_factory.mktemp(kind), **options)
-        return kept[key]
-
-    return make
 
 
 class Watched:
-    """A tokenizer that lingers over each call, and knows whether two have met in it."""
+    """A slow tokenizer that records whether two calls overlapped."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -63,41 +47,32 @@ class Watched:
             self._busy.release()
 
 
-def ask(model: LoadedModel, task: str, *items: dict[str, Any]) -> list[dict[str, Any]]:
-    return [output.model_dump() for output in model.answer(task, *items)]
-
-
-def refusal(model: LoadedModel, task: str, item: dict[str, Any]) -> ModelmillError:
-    with pytest.raises(ModelmillError) as caught:
-        model.answer(task, item)
-    assert caught.value.code is ErrorCode.INVALID_INPUT
-    return caught.value
-
-
 class TestInputs:
     def test_texts_of_any_number_and_length_come_back_in_order(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        loaded = open_model(folder_entry(made("classifier"), CLASSIFY)).runner(CLASSIFY).weights
-        # So few tokens a pass that it takes many.
+        loaded = open_model(folder_entry(tiny_text("classifier"), CLASSIFY)).runner(CLASSIFY).weights
+        # So few tokens per pass that many passes are needed.
         texts, alone = TextInputs(loaded, tokens_a_pass=40), TextInputs(loaded, tokens_a_pass=1)
         rows = [texts.row(texts.encode(text)) for text in pieces(12)]
 
         np.testing.assert_allclose(texts.logits(rows), alone.logits(rows), atol=1e-5)
 
     def test_roberta_sees_fewer_tokens_than_it_has_positions(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("mlm", kind="roberta"), "fill-mask"))
+        model = open_model(folder_entry(tiny_text("mlm", kind="roberta"), "fill-mask"))
         weights = model.runner("fill-mask").weights
 
         assert weights.model.config.max_position_embeddings == 66
         assert TextInputs(weights).window == 64
 
     def test_a_cut_text_has_as_many_tokens_as_asked_for(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        texts = TextInputs(open_model(folder_entry(made("classifier"), CLASSIFY)).runner(CLASSIFY).weights)
+        texts = TextInputs(
+            open_model(folder_entry(tiny_text("classifier"), CLASSIFY)).runner(CLASSIFY).weights
+        )
 
         cut = texts.cut(pieces()[5], 10)
 
@@ -105,8 +80,10 @@ class TestInputs:
         assert texts.length(cut) == 10 + 2
         assert texts.cut("A mill.", 10) == "A mill."
 
-    def test_threads_share_one_tokenizer(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        texts = TextInputs(open_model(folder_entry(made("classifier"), CLASSIFY)).runner(CLASSIFY).weights)
+    def test_threads_share_one_tokenizer(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        texts = TextInputs(
+            open_model(folder_entry(tiny_text("classifier"), CLASSIFY)).runner(CLASSIFY).weights
+        )
 
         def once(index: int) -> tuple[int, int, str]:
             ids = texts.encode(pieces()[index % 16])["input_ids"]
@@ -130,10 +107,10 @@ class TestClassification:
             (None, ("spam",)),
         ],
     )
-    def test_equals_the_pipeline_whatever_the_problem(
-        self, open_model: OpenModel, made: Callable[..., Path], problem: Any, labels: tuple[str, ...]
+    def test_equals_the_pipeline_for_each_kind_of_problem(
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], problem: Any, labels: tuple[str, ...]
     ) -> None:
-        folder = made("classifier", problem=problem, labels=labels)
+        folder = tiny_text("classifier", problem=problem, labels=labels)
         items = [{"text": text, "config": {"top_k": 2}} for text in pieces(6)]
 
         for got, wanted in zip(
@@ -147,10 +124,10 @@ class TestClassification:
             )
 
     def test_a_regression_model_gives_its_number_as_it_is(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
         model = open_model(
-            folder_entry(made("classifier", problem="regression", labels=("stars",)), CLASSIFY)
+            folder_entry(tiny_text("classifier", problem="regression", labels=("stars",)), CLASSIFY)
         )
 
         scores = [
@@ -161,17 +138,17 @@ class TestClassification:
         assert min(scores) < 0 or max(scores) > 1
 
     def test_a_model_without_padding_takes_a_batch_all_the_same(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("decoder_classifier"), CLASSIFY))
+        model = open_model(folder_entry(tiny_text("decoder_classifier"), CLASSIFY))
         items = [{"text": text} for text in pieces(5)]
 
         together = ask(model, CLASSIFY, *items)
 
         assert together == [ask(model, CLASSIFY, item)[0] for item in items]
 
-    def test_top_k_bounds_the_labels(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("classifier"), CLASSIFY))
+    def test_top_k_bounds_the_labels(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        model = open_model(folder_entry(tiny_text("classifier"), CLASSIFY))
 
         one, all_of_them = ask(
             model, CLASSIFY, {"text": "A mill.", "config": {"top_k": 1}}, {"text": "A mill."}
@@ -182,9 +159,9 @@ class TestClassification:
         assert one["results"][0] == all_of_them["results"][0]
 
     def test_a_text_longer_than_the_window_is_cut_off(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("classifier"), CLASSIFY))
+        model = open_model(folder_entry(tiny_text("classifier"), CLASSIFY))
 
         long, shorter = ask(model, CLASSIFY, {"text": LONG}, {"text": LONG[:500]})
 
@@ -197,9 +174,9 @@ SPECIAL = "The end </s> is not <s> the </s></s> end."
 
 class TestInference:
     def test_equals_the_pipeline_with_one_class_and_with_many(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        folder = made("nli", window=512)
+        folder = tiny_text("nli", window=512)
         model = open_model(folder_entry(folder, CHOOSE))
         text = pieces()[3]
 
@@ -213,9 +190,9 @@ class TestInference:
                     assert got["probabilities"] == pytest.approx([scores[name] for name in classes], abs=1e-4)
 
     def test_a_long_text_is_cut_off_and_the_class_is_not(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("nli"), CHOOSE))
+        model = open_model(folder_entry(tiny_text("nli"), CHOOSE))
         items = [{"text": text, "classes": ["a mill", "the weather"]} for text in (LONG, LONG[:400], "a")]
 
         long, shorter, word = ask(model, CHOOSE, *items)
@@ -225,11 +202,11 @@ class TestInference:
         assert long != word
 
     def test_a_class_that_fills_the_window_is_refused_by_its_number(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("nli"), CHOOSE))
+        model = open_model(folder_entry(tiny_text("nli"), CHOOSE))
 
-        # The spelling of a special token is text, and as long as it looks.
+        # The spelling of a special token counts as text.
         for name in ("long " * 99, "</s>" * 30):
             error = refusal(model, CHOOSE, {"text": "A mill.", "classes": ["short", name]})
 
@@ -237,9 +214,9 @@ class TestInference:
             assert "window of 64 tokens" in error.message
 
     def test_end_tokens_in_the_text_are_text_and_harm_no_neighbour(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("nli"), CHOOSE))
+        model = open_model(folder_entry(tiny_text("nli"), CHOOSE))
         items = [{"text": text, "classes": ["a mill", "</s>"]} for text in ("A mill.", SPECIAL)]
 
         together = ask(model, CHOOSE, *items)
@@ -249,15 +226,15 @@ class TestInference:
             assert alone["probabilities"] == pytest.approx(again["probabilities"], abs=1e-4)
 
     def test_a_model_of_another_kind_does_not_load(
-        self, context_of: Callable[..., LoadContext], made: Callable[..., Path]
+        self, context_of: Callable[..., LoadContext], tiny_text: Callable[..., Path]
     ) -> None:
         with pytest.raises(ModelmillError, match="natural language inference") as caught:
-            LoadedModel(context_of(folder_entry(made("classifier"), CHOOSE))).load()
+            LoadedModel(context_of(folder_entry(tiny_text("classifier"), CHOOSE))).load()
 
         assert caught.value.code is ErrorCode.MODEL_LOAD_FAILED
 
-    def test_its_weights_also_classify(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        entry = folder_entry(made("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
+    def test_its_weights_also_classify(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        entry = folder_entry(tiny_text("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
         model = open_model(entry)
 
         (answer,) = ask(model, CLASSIFY, {"text": "A mill."})
@@ -266,10 +243,10 @@ class TestInference:
         assert model.runner(CHOOSE).weights is model.runner(CLASSIFY).weights
 
     def test_two_tasks_take_turns_with_the_tokenizer(
-        self, context_of: Callable[..., LoadContext], made: Callable[..., Path]
+        self, context_of: Callable[..., LoadContext], tiny_text: Callable[..., Path]
     ) -> None:
-        """One counts tokens with truncation switched off, on the tokenizer that cuts texts for the other."""
-        entry = folder_entry(made("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
+        """One thread counts tokens without truncation, on the tokenizer that cuts texts for the other."""
+        entry = folder_entry(tiny_text("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
         items = {
             CHOOSE: {"text": "A mill.", "classes": ["a mill"]},
             CLASSIFY: {"text": LONG[:500]},

@@ -11,12 +11,10 @@ import pytest
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
-from tests.backends.conftest import OpenModel, folder_entry
-from tests.backends.test_texts import LONG, ask, made, refusal
 from tests.fixtures.specimens.texts import answered, looked_up, pieces
 from tests.fixtures.tiny_models import tiny_vit
-
-__all__ = ["made"]
+from tests.support.models import OpenModel, folder_entry
+from tests.support.texts import LONG, ask, refusal
 
 ANSWER, LOOK_UP = "question-answering", "table-question-answering"
 MILL = " ".join(pieces(12))
@@ -25,9 +23,9 @@ MILL = " ".join(pieces(12))
 class TestTexts:
     @pytest.mark.parametrize("config", [{"top_k": 1}, {"top_k": 4}, {"top_k": 2, "max_answer_length": 1}])
     def test_equals_the_plain_computation_over_many_windows(
-        self, open_model: OpenModel, made: Callable[..., Path], config: dict[str, int]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], config: dict[str, int]
     ) -> None:
-        folder = made("qa")
+        folder = tiny_text("qa")
         items = [
             {"question": "When did Anna come back?", "context": context, "config": config}
             for context in (MILL, "😺😺 " + MILL[:200], "Anna.")
@@ -42,9 +40,9 @@ class TestTexts:
                 assert one == other | {"score": pytest.approx(other["score"], abs=1e-4)}
 
     def test_answers_are_pieces_of_the_context_best_first_and_once(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("qa"), ANSWER))
+        model = open_model(folder_entry(tiny_text("qa"), ANSWER))
 
         (answer,) = ask(model, ANSWER, {"question": "Who?", "context": MILL, "config": {"top_k": 20}})
         found = answer["answers"]
@@ -54,8 +52,8 @@ class TestTexts:
         assert [part["score"] for part in found] == sorted((p["score"] for p in found), reverse=True)
         assert len({(part["start"], part["end"]) for part in found}) == 20
 
-    def test_answers_are_whole_words(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("qa"), ANSWER))
+    def test_answers_are_whole_words(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        model = open_model(folder_entry(tiny_text("qa"), ANSWER))
         config = {"top_k": 10, "max_answer_length": 1}
 
         (answer,) = ask(model, ANSWER, {"question": "Who?", "context": MILL, "config": config})
@@ -65,9 +63,9 @@ class TestTexts:
             assert not MILL[part["end"] :][:1].isalpha() or not part["answer"][-1].isalpha()
 
     def test_a_context_of_100_000_tokens_is_read(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("qa", window=512), ANSWER))
+        model = open_model(folder_entry(tiny_text("qa", window=512), ANSWER))
         (prepared,) = (
             model.runner(ANSWER).preprocess(item)
             for item in [open_item({"question": "Who?", "context": LONG})]
@@ -78,8 +76,8 @@ class TestTexts:
         assert prepared.cost > 100
         assert answer["answers"][0]["answer"].strip("a ") == ""
 
-    def test_a_long_question_is_cut_off(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("qa"), ANSWER))
+    def test_a_long_question_is_cut_off(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        model = open_model(folder_entry(tiny_text("qa"), ANSWER))
 
         long, shorter = ask(
             model,
@@ -100,9 +98,9 @@ class TestTexts:
         ],
     )
     def test_what_it_cannot_use_is_refused(
-        self, open_model: OpenModel, made: Callable[..., Path], more: dict[str, Any], field: str
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], more: dict[str, Any], field: str
     ) -> None:
-        model = open_model(folder_entry(made("qa"), ANSWER))
+        model = open_model(folder_entry(tiny_text("qa"), ANSWER))
 
         error = refusal(model, ANSWER, {"question": "Who?"} | more)
 
@@ -119,8 +117,10 @@ TREES = {"tree": ["beech", "yew", "oak"], "years": [300, 2000, 800.5]}
 
 
 class TestTables:
-    def test_coordinates_are_the_cells_places(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("tapas"), LOOK_UP))
+    def test_coordinates_are_the_cells_places(
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
+    ) -> None:
+        model = open_model(folder_entry(tiny_text("tapas"), LOOK_UP))
         queries = ["How old does a yew become?", "Which tree?", "How many trees are there in all?", "Why?"]
 
         answers = ask(model, LOOK_UP, *({"query": query, "table": TREES} for query in queries))
@@ -133,9 +133,9 @@ class TestTables:
             assert answer["aggregator"] in ("NONE", "SUM", "AVERAGE", "COUNT")
 
     def test_the_aggregator_stands_before_the_cells_unless_it_is_none(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("tapas"), LOOK_UP))
+        model = open_model(folder_entry(tiny_text("tapas"), LOOK_UP))
         from modelmill_tasks.table_question_answering import samples
 
         answers = ask(model, LOOK_UP, *samples(5))
@@ -146,22 +146,22 @@ class TestTables:
             assert answer["answer"] == prefix + ", ".join(answer["cells"])
 
     def test_a_model_that_does_not_aggregate_says_so_by_null(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("tapas", aggregates=False), LOOK_UP))
+        model = open_model(folder_entry(tiny_text("tapas", aggregates=False), LOOK_UP))
 
         (answer,) = ask(model, LOOK_UP, {"query": "How old?", "table": TREES})
 
         assert answer["aggregator"] is None
 
     def test_rows_that_do_not_fit_are_left_out(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        folder = made("tapas")
+        folder = tiny_text("tapas")
         model = open_model(folder_entry(folder, LOOK_UP))
         table = {"a": [str(row) for row in range(300)], "b": ["mill"] * 300}
         tokens = len(model.runner(LOOK_UP).weights.tokenizer.tokenize("Which?"))
-        # Of the window: two special tokens, the query, and two cells a row and for the header.
+        # The window holds two special tokens, the query, and two cells for the header and for each row.
         read = (128 - 2 - tokens) // 2 - 1
         cut = {name: column[:read] for name, column in table.items()}
 
@@ -171,31 +171,33 @@ class TestTables:
 
         assert long == shorter
         assert long["coordinates"]
-        # Ranks of numbers count the rows that are read; the pipeline's count all, and it fails beyond 255.
+        # The ranks of numbers run over the rows that are read. The pipeline ranks all, and fails beyond 255.
         (wanted,) = looked_up(folder, [{"query": "Which?", "table": cut}])
         assert [list(place) for place in long["coordinates"]] == wanted["coordinates"]
 
     def test_rows_beyond_the_models_embeddings_are_left_out(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("tapas", window=512), LOOK_UP))
+        model = open_model(folder_entry(tiny_text("tapas", window=512), LOOK_UP))
 
         (answer,) = ask(model, LOOK_UP, {"query": "Which?", "table": {"a": ["1"] * 10_000}})
 
         assert all(row < 255 for row, _ in answer["coordinates"])
 
     def test_long_queries_and_cells_are_cut_off(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("tapas"), LOOK_UP))
+        model = open_model(folder_entry(tiny_text("tapas"), LOOK_UP))
         table = {"a": ["mill " * 200, ""], "": ["x" * 1000, "\t\n"]}
 
         (answer,) = ask(model, LOOK_UP, {"query": LONG, "table": table})
 
         assert answer["aggregator"]
 
-    def test_too_many_columns_are_refused(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("tapas"), LOOK_UP))
+    def test_too_many_columns_are_refused(
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
+    ) -> None:
+        model = open_model(folder_entry(tiny_text("tapas"), LOOK_UP))
         table = {f"column {index}": ["1"] for index in range(90)}
 
         error = refusal(model, LOOK_UP, {"query": "Which?", "table": table})

@@ -1,4 +1,4 @@
-"""Real weights on real texts: MiniLM's three tasks, and the model that tells languages apart."""
+"""Real weights on real texts: MiniLM's three tasks, and the model that identifies languages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
-from tests.backends.conftest import OpenModel, folder_entry
-from tests.backends.test_texts import LONG, ask
 from tests.fixtures.tiny_models import tiny_encoder
+from tests.support.models import OpenModel, folder_entry
+from tests.support.texts import LONG, ask
 
 COMPARE, CHOOSE, CLASSIFY = "sentence-similarity", "zero-shot-classification", "text-classification"
 EMBED = "text-embedding"

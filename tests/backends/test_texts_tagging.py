@@ -1,4 +1,4 @@
-"""Models that look at single tokens: names in texts, and gaps to fill."""
+"""Models that judge single tokens: names in texts, and gaps to fill."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelmill_backends.shared.entities import Token, entities
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_tasks.token_classification import AggregationStrategy
-from tests.backends.conftest import OpenModel, folder_entry
-from tests.backends.test_texts import LONG, ask, made, refusal
 from tests.fixtures.specimens.texts import STRATEGIES, filled, pieces, pipeline, tagged
-
-__all__ = ["made"]
+from tests.support.models import OpenModel, folder_entry
+from tests.support.texts import LONG, ask, refusal
 
 TAG, FILL = "token-classification", "fill-mask"
 
@@ -23,9 +21,9 @@ TAG, FILL = "token-classification", "fill-mask"
 @pytest.mark.parametrize("tokenizer", ["wordpiece", "byte-level"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_equals_the_pipeline(
-    open_model: OpenModel, made: Callable[..., Path], strategy: str, tokenizer: str
+    open_model: OpenModel, tiny_text: Callable[..., Path], strategy: str, tokenizer: str
 ) -> None:
-    folder = made("ner", tokenizer=tokenizer)
+    folder = tiny_text("ner", tokenizer=tokenizer)
     texts = [*pieces(8), "Ünïcödé: 猫 and 😺, by Anna\tof  Ravensburg.", "?!"]
     items = [{"text": text, "config": {"aggregation_strategy": strategy}} for text in texts]
 
@@ -45,8 +43,8 @@ def drop_score(part: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in part.items() if key != "score"}
 
 
-def test_places_count_code_points(open_model: OpenModel, made: Callable[..., Path]) -> None:
-    model = open_model(folder_entry(made("ner"), TAG))
+def test_places_count_code_points(open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+    model = open_model(folder_entry(tiny_text("ner"), TAG))
     text = "😺😺 " + pieces()[3]
 
     (answer,) = ask(model, TAG, {"text": text})
@@ -57,9 +55,9 @@ def test_places_count_code_points(open_model: OpenModel, made: Callable[..., Pat
 
 
 def test_a_long_text_is_read_to_its_end_and_nothing_twice(
-    open_model: OpenModel, made: Callable[..., Path]
+    open_model: OpenModel, tiny_text: Callable[..., Path]
 ) -> None:
-    model = open_model(folder_entry(made("ner", window=64), TAG))
+    model = open_model(folder_entry(tiny_text("ner", window=64), TAG))
     text = " ".join(pieces(16))
 
     (answer,) = ask(model, TAG, {"text": text, "config": {"aggregation_strategy": "none"}})
@@ -70,12 +68,12 @@ def test_a_long_text_is_read_to_its_end_and_nothing_twice(
 
 
 def test_a_token_has_the_scores_of_the_window_in_which_it_is_further_inside(
-    open_model: OpenModel, made: Callable[..., Path]
+    open_model: OpenModel, tiny_text: Callable[..., Path]
 ) -> None:
-    """The same, written plainly: each window by itself, and of the overlap the halves."""
+    """The same in simple code: each window separately, and half of the overlap from each window."""
     import torch
 
-    model = open_model(folder_entry(made("ner", window=64), TAG))
+    model = open_model(folder_entry(tiny_text("ner", window=64), TAG))
     weights = model.runner(TAG).weights
     text, labels = " ".join(pieces(16)), weights.model.config.id2label
     tokens = weights.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -85,7 +83,7 @@ def test_a_token_has_the_scores_of_the_window_in_which_it_is_further_inside(
         window = [weights.tokenizer.cls_token_id, *ids[start : start + room], weights.tokenizer.sep_token_id]
         with torch.inference_mode():
             best = weights.model(torch.tensor([window])).logits[0, 1:-1].argmax(-1).tolist()
-        # The first 8 of the 15 belong to the window before, the other 7 to this one.
+        # The first 8 of the 15 belong to the previous window, the other 7 to this one.
         wanted = [*wanted[: start + 8], *best[8:]] if start else best
 
     (answer,) = ask(model, TAG, {"text": text, "config": {"aggregation_strategy": "none"}})
@@ -97,16 +95,16 @@ def test_a_token_has_the_scores_of_the_window_in_which_it_is_further_inside(
     assert got == expected
 
 
-def test_a_text_of_100_000_tokens_is_tagged(open_model: OpenModel, made: Callable[..., Path]) -> None:
-    model = open_model(folder_entry(made("ner"), TAG))
+def test_a_text_of_100_000_tokens_is_tagged(open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+    model = open_model(folder_entry(tiny_text("ner"), TAG))
 
     (answer,) = ask(model, TAG, {"text": LONG, "config": {"aggregation_strategy": "none"}})
 
     assert answer["results"] == [] or answer["results"][-1]["end"] <= len(LONG)
 
 
-def test_a_text_of_spaces_holds_nothing(open_model: OpenModel, made: Callable[..., Path]) -> None:
-    error = refusal(open_model(folder_entry(made("ner"), TAG)), TAG, {"text": "  \n "})
+def test_a_text_of_spaces_holds_nothing(open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+    error = refusal(open_model(folder_entry(tiny_text("ner"), TAG)), TAG, {"text": "  \n "})
 
     assert error.fields[0].field == "text"
 
@@ -143,8 +141,10 @@ def test_the_strategies_disagree_where_a_words_tokens_do() -> None:
 
 class TestGaps:
     @pytest.mark.parametrize("kind", ["bert", "roberta"])
-    def test_equals_the_pipeline(self, open_model: OpenModel, made: Callable[..., Path], kind: str) -> None:
-        folder = made("mlm", kind=kind)
+    def test_equals_the_pipeline(
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], kind: str
+    ) -> None:
+        folder = tiny_text("mlm", kind=kind)
         texts = ["The old [MASK] at the end.", "[MASK]", "Anna, <mask> of Ravensburg,  was glad."]
         items = [{"text": text, "config": {"top_k": 7}} for text in texts]
 
@@ -157,9 +157,9 @@ class TestGaps:
 
     @pytest.mark.parametrize(("kind", "own"), [("bert", "[MASK]"), ("roberta", "<mask>")])
     def test_any_spelling_is_the_models_own(
-        self, open_model: OpenModel, made: Callable[..., Path], kind: str, own: str
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], kind: str, own: str
     ) -> None:
-        model = open_model(folder_entry(made("mlm", kind=kind), FILL))
+        model = open_model(folder_entry(tiny_text("mlm", kind=kind), FILL))
 
         bert, roberta = ask(
             model, FILL, {"text": "The [MASK] was mended."}, {"text": "The <mask> was mended."}
@@ -168,9 +168,9 @@ class TestGaps:
         assert [part["token"] for part in bert["results"]] == [part["token"] for part in roberta["results"]]
 
     def test_the_other_spelling_is_text_where_the_own_occurs(
-        self, open_model: OpenModel, made: Callable[..., Path]
+        self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
-        model = open_model(folder_entry(made("mlm"), FILL))
+        model = open_model(folder_entry(tiny_text("mlm"), FILL))
 
         (answer,) = ask(model, FILL, {"text": "The [MASK] is no <mask>."})
 
@@ -191,15 +191,15 @@ class TestGaps:
         ],
     )
     def test_no_gap_or_several_are_refused_with_the_models_own(
-        self, open_model: OpenModel, made: Callable[..., Path], kind: str, text: str
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], kind: str, text: str
     ) -> None:
-        error = refusal(open_model(folder_entry(made("mlm", kind=kind), FILL)), FILL, {"text": text})
+        error = refusal(open_model(folder_entry(tiny_text("mlm", kind=kind), FILL)), FILL, {"text": text})
 
         assert error.fields[0].field == "text"
         assert {"bert": "[MASK]", "roberta": "<mask>"}[kind] in error.message
 
-    def test_top_k_is_each_items_own(self, open_model: OpenModel, made: Callable[..., Path]) -> None:
-        model = open_model(folder_entry(made("mlm"), FILL))
+    def test_top_k_is_each_items_own(self, open_model: OpenModel, tiny_text: Callable[..., Path]) -> None:
+        model = open_model(folder_entry(tiny_text("mlm"), FILL))
         items = [{"text": "A [MASK].", "config": {"top_k": top_k}} for top_k in (1, 1000, 5)]
 
         counts = [len(answer["results"]) for answer in ask(model, FILL, *items)]
@@ -209,9 +209,9 @@ class TestGaps:
     @pytest.mark.parametrize("kind", ["bert", "roberta"])
     @pytest.mark.parametrize("place", ["first", "middle", "last"])
     def test_a_long_text_is_cut_off_around_its_gap(
-        self, open_model: OpenModel, made: Callable[..., Path], kind: str, place: str
+        self, open_model: OpenModel, tiny_text: Callable[..., Path], kind: str, place: str
     ) -> None:
-        model = open_model(folder_entry(made("mlm", kind=kind), FILL))
+        model = open_model(folder_entry(tiny_text("mlm", kind=kind), FILL))
         before, after = {"first": ("", LONG), "middle": (LONG[:9000], LONG), "last": (LONG, "")}[place]
 
         (answer,) = ask(model, FILL, {"text": f"{before}a [MASK] of{after}"})
@@ -224,7 +224,7 @@ def open_tokens(model: Any) -> range:
     return range(len(model.runner(FILL).weights.tokenizer))
 
 
-def test_the_pipeline_is_there(made: Callable[..., Path]) -> None:
-    """The references above are nothing without it."""
-    with pipeline(TAG, made("ner")) as found:
+def test_the_pipeline_is_there(tiny_text: Callable[..., Path]) -> None:
+    """The tests above compare with this pipeline."""
+    with pipeline(TAG, tiny_text("ner")) as found:
         assert type(found).__name__ == "TokenClassificationPipeline"

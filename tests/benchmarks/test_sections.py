@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

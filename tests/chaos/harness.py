@@ -23,7 +23,10 @@ from modelmill.broker import model_queue
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import ApiStore, Submission, keys
-from tests.conftest import TEST_MODELS, Valkey, environment_of, live_nodes, wait_until
+from tests.support.paths import TEST_MODELS
+from tests.support.processes import wait_until
+from tests.support.servers import Valkey, environment_of
+from tests.support.workers import live_nodes
 
 TASK = "zero-shot-image-classification"
 DOT = (

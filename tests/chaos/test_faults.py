@@ -18,7 +18,8 @@ from modelmill.broker import DRAIN, MAX_WAITING_BELLS, Bells, make_celery, model
 from modelmill.states import Status
 from modelmill.store import ApiStore, Outcome, Settlement, Submission, WorkerStore, keys
 from tests.chaos.harness import DOT, TASK, Api, System, Worker, body, probabilities
-from tests.conftest import environment_of, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import environment_of
 
 PATH = f"/api/tasks/{TASK}"
 SLOW = {"image": DOT, "classes": ["a", "b"]}

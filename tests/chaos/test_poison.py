@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.chaos.harness import System, body, probabilities, signal_all
-from tests.conftest import wait_until
 from tests.fixtures.photos import SUBJECTS, data_url, photo
+from tests.support.processes import wait_until
 
 GOOD = [[number / 100, number / 1000] for number in range(31)]
 PLACE = 11

@@ -18,7 +18,7 @@ from modelmill_cli.console import out
 from modelmill_cli.jobs import show_document
 from modelmill_cli.models_file import check_models_file
 from modelmill_cli.options import show_errors
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 PHOTO = str(REPOSITORY / "modelmill" / "data" / "chelsea.jpg")
 TASK = "zero-shot-image-classification"

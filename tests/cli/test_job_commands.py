@@ -13,7 +13,8 @@ from modelmill import processes
 from modelmill.client import Client, Job
 from modelmill.store import WorkerStore
 from modelmill_cli.app import app
-from tests.modelmill.client.conftest import INPUTS, TASK, finish
+from tests.support.api import finish
+from tests.support.client import INPUTS, TASK
 
 Run = Callable[..., Result]
 

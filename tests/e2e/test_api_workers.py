@@ -15,7 +15,8 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import environment_of, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import environment_of
 
 TASK = "/api/tasks/zero-shot-image-classification"
 

@@ -21,12 +21,12 @@ from modelmill_backends.loader import load
 from modelmill_cli.models import State, has_extra, state_of
 from modelmill_cli.run import read_fields, show_task
 from modelmill_tasks.registry import all_tasks, find_task
-from tests.conftest import REPOSITORY
 from tests.fixtures.hub import GATED, Hub, commit_of, serving
 from tests.fixtures.tiny.faces import tiny_faces
 from tests.fixtures.tiny.regions import tiny_vitpose, tiny_yolos
 from tests.fixtures.tiny.text_to_image import tiny_sd
 from tests.fixtures.tiny_models import tiny_vit
+from tests.support.paths import REPOSITORY
 
 VIT = "someone/Tiny.ViT"
 CAT = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
@@ -211,7 +211,7 @@ for hub, revision in (("no/such", None), ("{GATED}", None), ("{VIT}", "0" * 40),
     assert done.stdout.splitlines() == [
         "the Hugging Face hub has no no/such, or it is private and HF_TOKEN is not set",
         (
-            f"{GATED} is given only to those who accepted its terms: accept them on its page at "
+            f"{GATED} requires that you accept its terms: accept them on its page at "
             "the Hugging Face hub, and set HF_TOKEN where it is loaded"
         ),
         f"{VIT} has no revision {'0' * 40} at the Hugging Face hub",

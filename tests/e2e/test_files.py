@@ -6,7 +6,7 @@ import stat
 
 import httpx
 
-from tests.e2e.conftest import Up
+from tests.support.system import Up
 
 
 def test_large_payloads_lie_in_a_folder_beside_the_data(up: Up) -> None:

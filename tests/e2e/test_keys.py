@@ -14,7 +14,7 @@ from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Lane
 from modelmill.store.callers import KeyRing, parse_token
-from tests.e2e.conftest import start_up
+from tests.support.system import start_up
 
 
 def keys(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

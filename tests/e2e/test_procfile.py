@@ -15,7 +15,9 @@ from modelmill import processes
 from modelmill.client import Client
 from modelmill.settings import Settings
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import REPOSITORY, environment_of, wait_until
+from tests.support.paths import REPOSITORY
+from tests.support.processes import wait_until
+from tests.support.servers import environment_of
 
 
 def test_the_procfile_runs_api_and_worker(settings: Settings, tmp_path: Path) -> None:

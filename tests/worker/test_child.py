@@ -18,8 +18,8 @@ from modelmill.states import Status
 from modelmill.store import WorkerStore
 from modelmill_worker.config import NODE_VARIABLE, STATE_VARIABLE
 from modelmill_worker.processes.child import Child
-from tests.conftest import wait_until
-from tests.worker.test_drain import records, submit
+from tests.support.jobs import records, submit
+from tests.support.processes import wait_until
 
 MODELS = ["zero-shot-image-classification"]
 MakeChild = Callable[..., Child]
@@ -40,7 +40,7 @@ def make_child(
     """Children without a heartbeat, and what their parents announce."""
     brief = settings.model_copy(update={"linger_s": 0.0})
     monkeypatch.setattr("modelmill_worker.processes.child.get_settings", lambda: brief)
-    monkeypatch.setattr("modelmill_worker.processes.child.Child._pulse", lambda _: None)
+    monkeypatch.setattr("modelmill_worker.processes.child.Child._heartbeat", lambda _: None)
 
     made: list[Child] = []
 

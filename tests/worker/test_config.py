@@ -13,7 +13,7 @@ from modelmill_worker.config import (
     TASKS_VARIABLE,
     NodeConfig,
 )
-from tests.conftest import TEST_MODELS
+from tests.support.paths import TEST_MODELS
 
 
 @pytest.fixture

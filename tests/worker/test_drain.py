@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-import uuid
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,18 +16,22 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, JobRecord, Released, Return, Submission, WorkerStore, keys
+from modelmill.store import ApiStore, Released, Return, WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import Item, PassObserver, preprocess, run_batch
+from modelmill_worker.drain.batches import PassObserver, preprocess, run_batch
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.jobs import Item
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.drain.preparation import PORTION_BATCHES
-from tests.conftest import TEST_MODELS, Valkey, wait_until
 from tests.fixtures.runners import SlowRunner
+from tests.support.jobs import are_complete, records, submit, submit_batched
+from tests.support.paths import TEST_MODELS
+from tests.support.processes import wait_until
+from tests.support.servers import Valkey
 
 TASK = "zero-shot-image-classification"
 
@@ -44,10 +46,14 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path)
 
 
+def make_drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder) -> Drain:
+    return Drain(DrainContext(settings, store, leases, recorder, node="node", device="cpu"))
+
+
 @pytest.fixture
 def drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
     brief = settings.model_copy(update={"linger_s": 0.05})
-    made = Drain(brief, store, leases, recorder, "node", "cpu")
+    made = make_drain(brief, store, leases, recorder)
     yield made
     made.close()
 
@@ -55,41 +61,6 @@ def drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Reco
 def model(name: str, settings: Settings) -> LoadedModel:
     catalogue = Catalogue.load(TEST_MODELS)
     return LoadedModel(LoadContext(catalogue[name], current_device(), catalogue, settings)).load()
-
-
-def submit(settings: Settings, name: str, *classes: str) -> list[str]:
-    async def act() -> list[str]:
-        store = ApiStore(settings)
-        ids = []
-        for each in classes:
-            body = json.dumps({"image": CAT, "classes": [each, "other"]}).encode()
-            ids.append((await store.submit(Submission(str(uuid.uuid4()), TASK, name, body))).id)
-        await store.close()
-        return ids
-
-    return asyncio.run(act())
-
-
-def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) -> str:
-    body = json.dumps({"image": [CAT] * items, "classes": [str(n) for n in range(classes)]}).encode()
-    job = Submission(str(uuid.uuid4()), TASK, name, body, batched=True, items=items)
-
-    async def act() -> None:
-        async_store = ApiStore(settings)
-        await async_store.submit(job)
-        await async_store.close()
-
-    asyncio.run(act())
-    return job.id
-
-
-def are_complete(store: WorkerStore, ids: list[str]) -> bool:
-    return all(record.status is Status.COMPLETE for record in records(store, ids))
-
-
-def records(store: WorkerStore, ids: list[str]) -> list[JobRecord]:
-    found = [store.get(job_id) for job_id in ids]
-    return [record for record in found if record is not None]
 
 
 def test_a_drain_runs_the_queue_empty_in_full_batches(
@@ -107,7 +78,7 @@ def test_a_drain_runs_the_queue_empty_in_full_batches(
 def test_a_drain_that_lingers_takes_what_comes(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
-    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    patient = make_drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder)
     loaded = model("noop", settings)
     worker = threading.Thread(target=patient.run, args=(loaded, threading.Event()))
     worker.start()
@@ -143,7 +114,7 @@ def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
 def test_told_to_stop_it_does_not_linger(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
-    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    patient = make_drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder)
     stopping = threading.Event()
     worker = threading.Thread(target=patient.run, args=(model("noop", settings), stopping))
     worker.start()
@@ -165,7 +136,7 @@ def test_one_bad_job_among_many_fails_alone(settings: Settings, store: WorkerSto
 def test_a_slice_ends_and_says_that_jobs_remain(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
-    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
+    brief = make_drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder)
     ids = submit(settings, "slow", *["a"] * 12)
     assert brief.run(model("slow", settings), threading.Event()) is True
     statuses = [record.status for record in records(store, ids)]
@@ -199,7 +170,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason(
     ids = submit(settings, "broken", "a", "b")
     with pytest.raises(ModelmillError) as reason:
         model("broken", settings)
-    drain.fail_waiting("broken", reason.value)
+    drain.fail_waiting("broken", reason.value, threading.Event())
     for record in records(store, ids):
         assert record.status is Status.FAILED
         assert record.error is not None
@@ -223,7 +194,7 @@ def test_a_running_job_that_is_canceled_ends_between_batches(
             await async_store.close()
 
     assert asyncio.run(cancel()) == "requested"
-    leases.beat()
+    leases.renew()
     worker.join(timeout=10)
     done = records(store, ids)
     assert [record.status for record in done] == [Status.COMPLETE] * 7 + [Status.CANCELED]
@@ -265,7 +236,7 @@ def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
 def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
-    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
+    brief = make_drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder)
     job_id = submit_batched(settings, "slow", 12)
     loaded = model("slow", settings)
     drains = 1
@@ -285,7 +256,7 @@ def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on
 ) -> None:
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "linger_s": 0.05})
     store, raw = WorkerStore(settings), redis.Redis.from_url(own_valkey.url)
-    drain = Drain(settings, store, Leases(store), recorder, "node", "cpu")
+    drain = make_drain(settings, store, Leases(store), recorder)
     large = submit_batched(settings, "noop", 100, classes=300)
     small = submit(settings, "noop", "a", "b")
     raw.config_set("maxmemory", 1)
@@ -346,13 +317,13 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
 def test_who_is_being_prepared_stands_in_the_flight_recorder(
     settings: Settings, store: WorkerStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder.child_started()
+    recorder.start_file()
     seen: list[set[str]] = []
 
     def look(runner: Any, item: Item) -> None:
-        flight = recorder.read()
-        assert flight is not None
-        seen.append({job_id for job_id, _, _ in flight.preparing})
+        state = recorder.read()
+        assert state is not None
+        seen.append({job_id for job_id, _, _ in state.preparing})
         preprocess(runner, item)
 
     monkeypatch.setattr("modelmill_worker.drain.preparation.preprocess", look)
@@ -360,9 +331,9 @@ def test_who_is_being_prepared_stands_in_the_flight_recorder(
     drain.run(model("noop", settings), threading.Event())
     assert are_complete(store, ids)
     assert seen == [set(ids)] * 4
-    flight = recorder.read()
-    assert flight is not None
-    assert flight.preparing == ()
+    state = recorder.read()
+    assert state is not None
+    assert state.preparing == ()
 
 
 def test_told_to_stop_it_prepares_no_further(

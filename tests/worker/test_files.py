@@ -23,26 +23,30 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import FileAwayError, close_job, open_job, preprocess
+from modelmill_worker.drain.batches import preprocess
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.jobs import FileUnavailableError, close_job, open_job
 from modelmill_worker.drain.leases import Leases
-from tests.conftest import Workers, wait_until
-from tests.fixtures.lookers import MODELS
+from tests.fixtures.image_sizes import MODELS
 from tests.fixtures.web import Web
+from tests.support.processes import wait_until
+from tests.support.workers import Workers
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SIZE = [side / 1000 for side in open_image(PHOTO).size]
 TASK = "zero-shot-image-classification"
-JOBS = f"/api/tasks/{TASK}/looker/jobs"
-BATCHED = f"/api/tasks/{TASK}/batched/looker/jobs"
+JOBS = f"/api/tasks/{TASK}/image-size/jobs"
+BATCHED = f"/api/tasks/{TASK}/batched/image-size/jobs"
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     """A model that opens its images, a blob store from 100 KiB on, and URLs of this host."""
-    models = tmp_path / "lookers.toml"
+    models = tmp_path / "models.toml"
     models.write_text(MODELS)
     more = {
         "models_file": models,
@@ -56,14 +60,14 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def looker(settings: Settings) -> LoadedModel:
+def image_sizes(settings: Settings) -> LoadedModel:
     catalogue = Catalogue.load(settings.models_file)
-    return LoadedModel(LoadContext(catalogue["looker"], current_device(), catalogue, settings)).load()
+    return LoadedModel(LoadContext(catalogue["image-size"], current_device(), catalogue, settings)).load()
 
 
 @pytest.fixture
 def drain(settings: Settings, store: WorkerStore, tmp_path: Path) -> Iterator[Drain]:
-    made = Drain(settings, store, Leases(store), Recorder(tmp_path), "node", "cpu")
+    made = Drain(DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="node", device="cpu"))
     yield made
     made.close()
 
@@ -90,7 +94,7 @@ def claimed(files: dict[str, str]) -> Claimed:
     return Claimed(str(uuid.uuid4()), "fence", TASK, True, 1, 1, 0.0, files=files)
 
 
-def test_what_a_request_names_is_read_when_it_is_needed(looker: LoadedModel) -> None:
+def test_what_a_request_names_is_read_when_it_is_needed(image_sizes: LoadedModel) -> None:
     asked: list[str] = []
 
     def read(file_id: str) -> bytes:
@@ -104,42 +108,42 @@ def test_what_a_request_names_is_read_when_it_is_needed(looker: LoadedModel) -> 
     job = open_job(claimed(files), body, read_file=read)
     assert asked == []
     for item in job.items:
-        preprocess(looker.runner(TASK), item)
+        preprocess(image_sizes.runner(TASK), item)
     assert asked == ["one", "two", "gone"]
     codes = [item.error and item.error.code for item in job.items]
     assert codes == [None, None, None, ErrorCode.MEDIA_NOT_FOUND]
     assert source_bytes(job.items[0].input.model_dump()["image"]) == PHOTO
 
 
-def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(looker: LoadedModel) -> None:
+def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image_sizes: LoadedModel) -> None:
     body = json.dumps({"image": ["file:a", "http://x/y"], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:b": "b"}), body, read_file=lambda _: PHOTO)
     for item in job.items:
-        preprocess(looker.runner(TASK), item)
+        preprocess(image_sizes.runner(TASK), item)
     assert [item.error and item.error.code for item in job.items] == [ErrorCode.MEDIA_SOURCE_REFUSED] * 2
     assert close_job(job, {}).status is Status.FAILED
 
 
-def test_an_item_whose_file_is_away_has_not_ended(looker: LoadedModel) -> None:
+def test_an_item_whose_file_is_away_has_not_ended(image_sizes: LoadedModel) -> None:
     def read(file_id: str) -> bytes:
-        raise FileAwayError("nobody answers")
+        raise FileUnavailableError("nobody answers")
 
     body = json.dumps({"image": ["file:a", CAT], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:a": "one"}), body, read_file=read)
     for item in job.items:
-        preprocess(looker.runner(TASK), item)
+        preprocess(image_sizes.runner(TASK), item)
     assert [item.prepared is not None for item in job.items] == [False, True]
     assert (job.items[0].error, job.is_done) == (None, False)
 
 
 def test_a_file_that_is_gone_fails_its_item_alone(
-    api: httpx.Client, drain: Drain, looker: LoadedModel, store: WorkerStore, raw_redis: redis.Redis
+    api: httpx.Client, drain: Drain, image_sizes: LoadedModel, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     lost, kept = upload(api), upload(api)
     job_id = submit(api, [lost, kept, CAT])
     alone = submit(api, lost)
     raw_redis.delete(keys.BLOB + lost.removeprefix("file:"))
-    drain.run(looker, threading.Event())
+    drain.run(image_sizes, threading.Event())
     first, *others = looked(api, job_id)["result"]
     assert first["error"]["code"] == "media_not_found"
     assert [other["probabilities"] for other in others] == [SIZE, SIZE]
@@ -150,7 +154,7 @@ def test_a_file_that_is_gone_fails_its_item_alone(
 def test_while_the_blob_store_is_away_jobs_wait_uncharged(
     api: httpx.Client,
     drain: Drain,
-    looker: LoadedModel,
+    image_sizes: LoadedModel,
     settings: Settings,
     raw_redis: redis.Redis,
     folder: str,
@@ -161,22 +165,22 @@ def test_while_the_blob_store_is_away_jobs_wait_uncharged(
     here, away = Path(settings.blob_url or "") / folder, Path(settings.blob_url or "") / "away"
     assert len(list(here.iterdir())) == 1
     here.rename(away)
-    drain.run(looker, threading.Event())
+    drain.run(image_sizes, threading.Event())
     assert looked(api, job_id)["status"] == "starting"
     assert raw_redis.zcard(keys.LEASES) == 0
     away.rename(here)
-    drain.run(looker, threading.Event())
+    drain.run(image_sizes, threading.Event())
     done = looked(api, job_id)
     assert (done["status"], done["deliveries"], done["result"]["probabilities"]) == ("complete", 1, SIZE)
 
 
 def test_a_result_that_cannot_be_written_is_held_until_it_can(
-    api: httpx.Client, drain: Drain, looker: LoadedModel, settings: Settings
+    api: httpx.Client, drain: Drain, image_sizes: LoadedModel, settings: Settings
 ) -> None:
     job_id = submit(api, CAT, "40000")
     out = Path(settings.blob_url or "") / "out"
     out.rmdir()
-    runs = threading.Thread(target=drain.run, args=(looker, threading.Event()))
+    runs = threading.Thread(target=drain.run, args=(image_sizes, threading.Event()))
     runs.start()
     wait_until(lambda: looked(api, job_id)["status"] == "running", what="the worker")
     runs.join(0.3)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,17 @@ from modelmill.store import WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
-from tests.conftest import TEST_MODELS, Workers, environment_of, is_running, live_nodes, wait_until
+from tests.support.api import documents, submit_at_once, submit_jobs, wait_all
+from tests.support.paths import TEST_MODELS
+from tests.support.processes import is_running, wait_until
+from tests.support.servers import environment_of
+from tests.support.workers import Workers, live_nodes
 
-TASK = "/api/tasks/zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]
-
-
-def submit(api: httpx.Client, model: str, count: int = 1) -> list[str]:
-    body = {"image": CAT, "classes": ["cat", "dog"]}
-    return [api.post(f"{TASK}/{model}/jobs", json=body).json()["id"] for _ in range(count)]
-
-
-def submit_at_once(api: httpx.Client, model: str, count: int) -> list[str]:
-    def one(_: int) -> list[str]:
-        return submit(api, model)
-
-    with ThreadPoolExecutor(8) as threads:
-        return [job_id for ids in threads.map(one, range(count)) for job_id in ids]
-
-
-def documents(api: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
-    return [api.get(f"/api/jobs/{job_id}").json() for job_id in ids]
-
-
-def wait_all(api: httpx.Client, ids: list[str], timeout_s: float = 60.0) -> list[dict[str, Any]]:
-    def ended() -> bool:
-        return all(each["status"] in ("complete", "failed", "canceled") for each in documents(api, ids))
-
-    wait_until(ended, timeout_s, "the end of all jobs")
-    return documents(api, ids)
 
 
 def only_node(raw_redis: redis.Redis, workers: Workers) -> dict[str, Any]:
@@ -66,7 +43,7 @@ def test_a_job_goes_through_a_real_worker(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
     start_workers()
-    (done,) = wait_all(api, submit(api, "noop"))
+    (done,) = wait_all(api, submit_jobs(api, "noop"))
     assert done["result"] == {"probabilities": [0.5, 0.5]}
     assert (done["device"], done["node"], done["batch_size"]) == ("cpu", "w1-cpu0", 1)
     assert api.get("/api/models/noop/status").json()["status"] == "running"
@@ -102,7 +79,7 @@ def test_a_second_worker_takes_its_share_and_stopping_one_loses_nothing(
     api: httpx.Client, start_workers: StartWorkers
 ) -> None:
     first, second = start_workers(), start_workers()
-    ids = submit(api, "slow", 40)
+    ids = submit_jobs(api, "slow", 40)
     wait_until(
         lambda: {each.get("node") for each in documents(api, ids)} >= {"w1-cpu0", "w2-cpu0"},
         what="jobs done by both workers",
@@ -121,7 +98,7 @@ def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(
     workers = start_workers()
     pid = only_node(raw_redis, workers)["parent"]["pid"]
     os.kill(workers.process.pid, signal.SIGSTOP)  # it would start the node again
-    ids = submit(api, "slow", 12)
+    ids = submit_jobs(api, "slow", 12)
     wait_until(
         lambda: any(each["status"] == "complete" for each in documents(api, ids)), what="a first batch"
     )
@@ -144,7 +121,7 @@ def test_a_killed_child_is_replaced_and_its_jobs_run_again(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
     workers = start_workers()
-    ids = submit(api, "slow", 12)
+    ids = submit_jobs(api, "slow", 12)
     # One batch is done, so the next is in `forward`, and a third may have been claimed ahead.
     wait_until(lambda: documents(api, ids[:1])[0]["status"] == "complete", what="the first batch")
     child = only_node(raw_redis, workers)["child"]["pid"]
@@ -162,7 +139,7 @@ def test_a_killed_node_is_started_again_and_its_jobs_run_again(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
     workers = start_workers()
-    ids = submit(api, "slow", 12)
+    ids = submit_jobs(api, "slow", 12)
     wait_until(lambda: raw_redis.zcard(keys.LEASES), what="a claim")
     node = only_node(raw_redis, workers)
     os.kill(node["parent"]["pid"], signal.SIGKILL)
@@ -183,22 +160,24 @@ def test_a_killed_supervisor_takes_its_nodes_along(
         wait_until(lambda pid=node[part]["pid"]: not is_running(pid), what=f"the end of the {part}")  # type: ignore[misc]
 
 
-def test_a_folder_with_a_tasks_py_does_not_get_in_the_way(
+def test_files_in_the_working_directory_do_not_hide_packages(
     api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     folder = tmp_path / "users-own"
     folder.mkdir()
-    for name in ("tasks", "api", "worker", "backends", "celeryconfig"):
+    for name in ("celery", "redis", "modelmill", "celeryconfig", "tasks", "api", "worker", "backends"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+
     start_workers(cwd=folder)
-    assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+
+    assert [each["status"] for each in wait_all(api, submit_jobs(api, "noop"))] == ["complete"]
 
 
 def test_a_model_that_fails_to_load_fails_its_jobs_and_others_go_on(
     api: httpx.Client, start_workers: StartWorkers
 ) -> None:
     start_workers()
-    broken, fine = submit(api, "broken", 3), submit(api, "noop", 3)
+    broken, fine = submit_jobs(api, "broken", 3), submit_jobs(api, "noop", 3)
     assert {each["status"] for each in wait_all(api, fine)} == {"complete"}
     for each in wait_all(api, broken):
         assert each["error"]["code"] == "model_load_failed"
@@ -215,7 +194,7 @@ def test_jobs_run_on_the_node_that_can_load_their_model(
     workers = start_workers(devices="cpu,0")
     # So many that the nodes would share them if both could.
     ids = {model: submit_at_once(api, model, 150) for model in ("gpu-only", "gpu-weights")}
-    ids["broken"] = submit(api, "broken", 3)
+    ids["broken"] = submit_jobs(api, "broken", 3)
     for model in ("gpu-only", "gpu-weights"):
         done = wait_all(api, ids[model])
         assert {(each["status"], each["node"]) for each in done} == {("complete", f"{workers.name}-cuda0")}
@@ -239,7 +218,7 @@ def test_models_load_when_told_and_unload_when_told(api: httpx.Client, start_wor
     wait_until(lambda: status("slow") == "running", what="the start")
     api.post("/api/models/noop/stop")
     wait_until(lambda: status("noop") == "stopped", what="the stop")
-    assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+    assert [each["status"] for each in wait_all(api, submit_jobs(api, "noop"))] == ["complete"]
 
 
 def test_orders_reach_every_node_and_a_batch_that_runs_is_finished_first(
@@ -256,7 +235,7 @@ def test_orders_reach_every_node_and_a_batch_that_runs_is_finished_first(
     )
     assert api.post("/api/models/slow/start").status_code == 202
     wait_until(lambda: states() == running, what="both copies")
-    ids = submit(api, "slow", 4)
+    ids = submit_jobs(api, "slow", 4)
     wait_until(lambda: documents(api, ids[:1])[0]["status"] == "running", what="a batch that runs")
     assert api.post("/api/models/slow/stop").status_code == 202
     wait_until(lambda: states() == stopped, what="both stops")
@@ -275,14 +254,14 @@ def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_fo
 ) -> None:
     workers = start_workers(MODELMILL_TEST_MARKER=str(tmp_path / "lost"))
     child = only_node(raw_redis, workers)["child"]["pid"]
-    (lost,) = wait_all(api, submit(api, "losing"))
+    (lost,) = wait_all(api, submit_jobs(api, "losing"))
     assert (lost["status"], lost["deliveries"]) == ("complete", 2)
     assert only_node(raw_redis, workers)["child"]["pid"] != child
     log = workers.log.read_text()
     assert "the device is lost, ending this process" in log
     assert "exitcode 70" in log
 
-    wait_all(api, submit(api, "small-batches", 24))
+    wait_all(api, submit_jobs(api, "small-batches", 24))
 
     def learned() -> bool:
         (said,) = api.get("/api/models/small-batches/status").json()["workers"].values()
@@ -292,9 +271,11 @@ def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_fo
     # Told when the drain is over; the next worker begins with it.
     wait_until(lambda: store.recall_sizing("small-batches", "cpu") == {"best": 1}, what="the memory of it")
     catalogue = Catalogue.load(TEST_MODELS)
-    following = Drain(settings, store, Leases(store), Recorder(tmp_path), "next", "cpu")
+    following = Drain(
+        DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="next", device="cpu")
+    )
     context = LoadContext(catalogue["small-batches"], current_device(), catalogue, settings)
-    assert following.sizer(LoadedModel(context)).size == 1
+    assert following.measurements.sizer(LoadedModel(context)).size == 1
     following.close()
 
 
@@ -303,7 +284,7 @@ def test_a_worker_serves_only_the_models_it_is_given(
 ) -> None:
     workers = start_workers("--models", "noop")
     assert list(only_node(raw_redis, workers)["parent"]["models"]) == ["noop"]
-    waiting, done = submit(api, "slow"), submit(api, "noop")
+    waiting, done = submit_jobs(api, "slow"), submit_jobs(api, "noop")
     assert [each["status"] for each in wait_all(api, done)] == ["complete"]
     assert [each["status"] for each in documents(api, waiting)] == ["starting"]
     start_workers("--tasks", "zero-shot-image-classification", MODELMILL_WORKER_MODELS="slow")
@@ -313,7 +294,7 @@ def test_a_worker_serves_only_the_models_it_is_given(
 def test_a_lost_bell_is_rung_again(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
-    ids = submit(api, "noop", 3)
+    ids = submit_jobs(api, "noop", 3)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop"), what="the bell")
     raw_redis.delete("modelmill.model.noop")
     start_workers()
@@ -321,7 +302,7 @@ def test_a_lost_bell_is_rung_again(
 
 
 def test_bells_that_nobody_answers_do_not_pile_up(api: httpx.Client, raw_redis: redis.Redis) -> None:
-    submit(api, "noop", 500)
+    submit_jobs(api, "noop", 500)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop") >= 30, what="bells")
     assert raw_redis.llen("modelmill.model.noop") <= 32
 
@@ -334,7 +315,7 @@ def test_the_plain_celery_command_runs_a_node_too(
         environment = os.environ | environment_of(settings)
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:
-        assert [each["status"] for each in wait_all(api, submit(api, "noop"))] == ["complete"]
+        assert [each["status"] for each in wait_all(api, submit_jobs(api, "noop"))] == ["complete"]
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0

@@ -12,8 +12,9 @@ import redis
 from modelmill.settings import MIB, Settings
 from modelmill.store import NodeRecord
 from modelmill_worker.models.placement import Demand, better_node, other_node
-from tests.conftest import Workers, live_nodes, wait_until
-from tests.worker.test_node import submit, wait_all
+from tests.support.api import submit_jobs, wait_all
+from tests.support.processes import wait_until
+from tests.support.workers import Workers, live_nodes
 
 
 def node(
@@ -150,7 +151,7 @@ def test_two_models_under_alternating_load_settle_on_two_nodes(
     workers = start_workers(devices="cpu:2")
     for _ in range(6):
         for model in ("room-a", "room-b"):
-            done = wait_all(api, submit(api, model, 4))
+            done = wait_all(api, submit_jobs(api, model, 4))
             assert {each["status"] for each in done} == {"complete"}
     assert sorted(map(sorted, loaded_by(raw_redis, workers.name))) == [["room-a"], ["room-b"]]
     log = workers.log.read_text()
@@ -165,7 +166,7 @@ def test_one_model_under_heavy_load_is_served_by_both_nodes(
     raw_redis: redis.Redis,
 ) -> None:
     workers = start_workers(devices="cpu:2")
-    done: list[dict[str, Any]] = wait_all(api, submit(api, "room-a", 400))
+    done: list[dict[str, Any]] = wait_all(api, submit_jobs(api, "room-a", 400))
     assert {each["status"] for each in done} == {"complete"}
     assert {each["node"] for each in done} == {f"{workers.name}-cpu0", f"{workers.name}-cpu1"}
     wait_until(lambda: loaded_by(raw_redis, workers.name) == [{"room-a"}] * 2, what="both copies")

@@ -9,8 +9,9 @@ import httpx
 import redis
 
 from modelmill.store import keys
-from tests.conftest import Workers, wait_until
-from tests.worker.test_node import TASK, documents, submit, wait_all
+from tests.support.api import TASK, documents, submit_jobs, wait_all
+from tests.support.processes import wait_until
+from tests.support.workers import Workers
 
 StartWorkers = Callable[..., Workers]
 
@@ -20,7 +21,7 @@ def test_a_job_of_many_steps_tells_how_far_it_is_and_outlives_the_limit_of_a_bat
 ) -> None:
     # Six seconds of steps: no single one takes two.
     start_workers(MODELMILL_BATCH_TIMEOUT_S="2")
-    (job,) = submit(api, "steps")
+    (job,) = submit_jobs(api, "steps")
     seen = []
 
     def ended() -> bool:
@@ -46,7 +47,7 @@ def test_a_canceled_job_of_many_steps_stops_between_two_of_them(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
     start_workers()
-    (job,) = submit(api, "steps")
+    (job,) = submit_jobs(api, "steps")
     wait_until(lambda: documents(api, [job])[0].get("progress"), what="the first steps")
 
     asked_at = time.monotonic()
@@ -57,5 +58,5 @@ def test_a_canceled_job_of_many_steps_stops_between_two_of_them(
     # The heartbeat of these tests is 0.4 s, and a step 0.1 s; all of them would be six.
     assert time.monotonic() - asked_at < 4
     # And the worker is free: what comes next does not wait for the rest of the steps.
-    wait_all(api, submit(api, "noop"), timeout_s=4)
+    wait_all(api, submit_jobs(api, "noop"), timeout_s=4)
     assert raw_redis.zcard(keys.LEASES) == 0

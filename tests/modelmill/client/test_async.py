@@ -22,9 +22,10 @@ from modelmill.client import (
 )
 from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
-from tests.conftest import wait_until
-from tests.modelmill.client.conftest import INPUTS, TASK, finish
+from modelmill_tasks.shared.sources import source_bytes
+from tests.support.api import finish
+from tests.support.client import INPUTS, TASK
+from tests.support.processes import wait_until
 
 Ask = Callable[[Callable[[AsyncClient], Awaitable[Any]]], Any]
 

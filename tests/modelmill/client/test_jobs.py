@@ -29,15 +29,8 @@ from modelmill.client import (
 from modelmill.errors import ErrorCode
 from modelmill.states import Status
 from modelmill.store import WorkerStore
-from tests.modelmill.client.conftest import (
-    INPUTS,
-    JOB_ID,
-    TASK,
-    Play,
-    broken_stream,
-    event,
-    finish,
-)
+from tests.support.api import finish
+from tests.support.client import INPUTS, JOB_ID, TASK, Play, broken_stream, event
 
 RUNNING = {"id": JOB_ID, "status": "running", "task": TASK, "model": "noop"}
 COMPLETE = {**RUNNING, "status": "complete", "result": 7}

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from modelmill import AsyncClient, Client
-from tests.conftest import wait_until
-from tests.modelmill.client.conftest import TASK, Play, Played
+from tests.support.client import TASK, Play, Played
+from tests.support.processes import wait_until
 
 
 class Slow:

@@ -27,7 +27,7 @@ from modelmill.client import (
 )
 from modelmill.client.protocol import Call, RetryPolicy, may_repeat
 from modelmill.errors import ErrorCode
-from tests.modelmill.client.conftest import INPUTS, JOB_ID, TASK, Play, broken_stream
+from tests.support.client import INPUTS, JOB_ID, TASK, Play, broken_stream
 
 ACCEPTED = {"id": JOB_ID, "status": "starting"}
 QUEUE_FULL = {"code": "queue_full", "detail": "Full.", "retryable": True}

@@ -26,8 +26,8 @@ from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill_tasks.shared.examples import CAT
-from tests.conftest import ApiServer
-from tests.modelmill.client.conftest import INPUTS, TASK, Play
+from tests.support.client import INPUTS, TASK, Play
+from tests.support.servers import ApiServer
 
 
 def answering(play: Play, status: int, media_type: str, body: str) -> str:

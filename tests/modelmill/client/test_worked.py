@@ -10,8 +10,8 @@ import pytest
 
 from modelmill import AsyncClient, Client
 from modelmill.client import InvalidRequestError, JobFailedError
-from tests.conftest import Workers
-from tests.modelmill.client.conftest import INPUTS, TASK
+from tests.support.client import INPUTS, TASK
+from tests.support.workers import Workers
 
 
 def test_a_worker_answers_both_clients(client: Client, start_workers: Callable[..., Workers]) -> None:

@@ -112,6 +112,8 @@ class StoreModel:
         """All with a record, also those that cannot be seen any more."""
         self.counters: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
+        self.orphans: dict[str, int] = {}
+        """Payloads of duplicates that came late: they outlive a record that was kept for less. Id → until."""
         self.idempotency: dict[tuple[str, str], tuple[str, bytes, str, int]] = {}
         """Caller and key → id, body, model, and when it is forgotten."""
         self.index: dict[str, list[str]] = {caller: [] for caller in CALLERS}
@@ -410,7 +412,10 @@ class StoreModel:
         self.now += seconds
         over = [job.id for job in self.jobs.values() if job.gone_at is not None and job.gone_at <= self.now]
         for job_id in over:
-            del self.jobs[job_id]
+            late = self.jobs.pop(job_id).input_until
+            if late is not None and late > self.now:
+                self.orphans[job_id] = late
+        self.orphans = {job_id: until for job_id, until in self.orphans.items() if until > self.now}
         for job in self.jobs.values():
             if job.input_until is not None and job.input_until <= self.now:
                 job.input_until = None

@@ -20,7 +20,7 @@ from modelmill.store import (
     WorkerStore,
     keys,
 )
-from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, run, submission, submit
 
 
 def record(store: WorkerStore, job_id: str) -> JobRecord:

@@ -22,8 +22,8 @@ from modelmill.store import (
     keys,
     scripts,
 )
-from tests.conftest import Valkey
-from tests.modelmill.store.test_store import claim, complete, run, submission, submit
+from tests.support.servers import Valkey
+from tests.support.store import claim, complete, run, submission, submit
 
 
 @pytest.mark.parametrize("jobs_per_minute", [7, 60, 1 / 3, 100_000])

@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.store import ClaimReply, WorkerStore, keys
-from tests.modelmill.store.test_store import MODEL, run, submission
+from tests.support.store import MODEL, run, submission
 
 
 def linger(store: WorkerStore, node: str = "node", model: str = MODEL) -> ClaimReply:

@@ -8,7 +8,7 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, Released, Return, WorkerStore, keys
-from tests.modelmill.store.test_store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, run, submission, submit
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.settings import Settings
 from modelmill.store.multiplex import Multiplexer
-from tests.conftest import Valkey
+from tests.support.servers import Valkey
 
 
 def with_multiplexer(

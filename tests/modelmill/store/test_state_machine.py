@@ -559,7 +559,9 @@ class Machine(RuleBasedStateMachine):
             assert seen.named(f"{keys.PARTS}{job.id}") == ({""} if job.parts else set())
         assert seen.named(keys.EVENTS) <= self.model.jobs.keys()
         assert seen.named(keys.PARTS) <= self.model.jobs.keys()
-        assert seen.named(keys.IN) <= self.model.jobs.keys()
+        assert seen.named(keys.IN) <= self.model.jobs.keys() | self.model.orphans.keys()
+        for job_id, until in self.model.orphans.items():
+            assert seen.lives_until(keys.IN + job_id, until - self.model.now)
         assert seen.named(keys.HOOKS) == self.model.hooked.keys()
         assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
         assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()

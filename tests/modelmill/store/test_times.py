@@ -11,7 +11,7 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import ApiStore, Released, Return, Settlement, WorkerStore, keys
 from modelmill.store.events import STARTED_ID, events_after
-from tests.modelmill.store.test_store import claim, complete, run, submission, submit
+from tests.support.store import claim, complete, run, submission, submit
 
 
 def pass_deadline(raw: redis.Redis, job_id: str) -> None:

@@ -11,7 +11,7 @@ import redis
 from modelmill.settings import Settings
 from modelmill.store import ApiStore, JobNews, Progress, WorkerStore, keys
 from modelmill.store.events import AT_ONCE, STARTED_ID, Event, cursor_of, events_after, is_end
-from tests.modelmill.store.test_store import claim, complete, run, submission
+from tests.support.store import claim, complete, run, submission
 
 Act = Callable[[ApiStore, JobNews], Awaitable[None]]
 

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.conftest import QuickServer, wait_until
+from tests.support.processes import wait_until
+from tests.support.servers import QuickServer
 
 TASK = "text-embedding"
 Answer = Mapping[str, Any] | None

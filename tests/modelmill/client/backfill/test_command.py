@@ -20,9 +20,10 @@ from modelmill.client.backfill.stats import Stats, Summary
 from modelmill_cli import backfill_display
 from modelmill_cli.console import err
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
-from tests.conftest import Workers, wait_until
+from modelmill_tasks.shared.sources import source_bytes
 from tests.modelmill.client.backfill.stub import Stub
+from tests.support.processes import wait_until
+from tests.support.workers import Workers
 
 TASK = "zero-shot-image-classification"
 StartWorkers = Callable[..., Workers]

@@ -17,7 +17,7 @@ from modelmill.client.backfill.schema import TaskSchema
 from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill_tasks.registry import all_tasks
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 
 ZERO_SHOT = "zero-shot-image-classification"
 

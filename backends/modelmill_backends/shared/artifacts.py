@@ -1,7 +1,7 @@
-"""Files that are made once from others and kept: ONNX exports, embeddings of fixed labels.
+"""Files that are made once from other files and kept: ONNX exports, embeddings of fixed labels.
 
-An artifact is a folder that appears whole or not at all: it is made under another name, flushed to
-the disk and renamed. A lock keeps two workers from making the same one at the same time.
+An artifact is a folder that is complete or absent: it is made under another name, flushed to the disk
+and renamed. A lock keeps two workers from making the same artifact at the same time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def fingerprint(path: Path, *parts: object) -> str:
-    """Changes when a file at or below ``path`` does (path, size, time of change), or one of ``parts``.
+    """A hash of the files at or below ``path`` (path, size, time of change) and of ``parts``.
 
-    The contents are not read: hashing gigabytes at each start would cost more than the load.
+    The contents are not read: hashing gigabytes at each start would take longer than the load.
     """
     digest = hashlib.sha256(repr(parts).encode())
     path = path.resolve()
@@ -33,14 +33,14 @@ def fingerprint(path: Path, *parts: object) -> str:
         digest.update(_line(str(path), path.stat()))
         return digest.hexdigest()[:24]
     for file in sorted(_files(path), key=lambda file: Path(file).parts):
-        # A hub's snapshot is links to its blobs: what they point to is what may change.
+        # A hub's snapshot consists of links to its blobs. The blobs may change, not the links.
         real = str(Path(file).resolve()) if file.is_symlink() else file.path
         digest.update(_line(real, file.stat()))
     return digest.hexdigest()[:24]
 
 
 def _files(folder: str | Path) -> Iterator[os.DirEntry[str]]:
-    # Several times as fast as Path.rglob, which each load would notice.
+    # Several times as fast as Path.rglob. Every load runs this.
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
@@ -54,15 +54,15 @@ def _line(path: str, status: os.stat_result) -> bytes:
 
 
 def made_once(entry: ModelEntry, folder: Path, make: Callable[[Path], None]) -> Path:
-    """``folder``, filled by ``make`` if it does not exist yet.
+    """Returns ``folder``; if it does not exist yet, ``make`` fills it first.
 
     Args:
-        entry: Whose artifact it is, for messages.
-        folder: Where it belongs; its name holds a fingerprint of all that went in.
-        make: Writes the files into the empty folder that it is given.
+        entry: The model that needs the artifact, for messages.
+        folder: Where the artifact belongs; its name holds a fingerprint of everything that it is made from.
+        make: Writes the files into the empty folder that it gets.
 
     Raises:
-        ModelmillError: ``model_load_failed`` when the cache cannot be written, or as ``make`` raises.
+        ModelmillError: ``model_load_failed`` when the cache cannot be written; also what ``make`` raises.
     """
     if folder.exists():
         return folder
@@ -75,7 +75,8 @@ def made_once(entry: ModelEntry, folder: Path, make: Callable[[Path], None]) -> 
         logger.exception("model %s: cannot write %s", entry.name, folder)
         raise load_failed(
             entry,
-            f"the cache folder cannot be written ({error.strerror}); set MODELMILL_CACHE_DIR to one that can",
+            f"the cache folder cannot be written ({error.strerror}); "
+            "set MODELMILL_CACHE_DIR to a folder that can be written",
         ) from error
     return folder
 
@@ -83,7 +84,7 @@ def made_once(entry: ModelEntry, folder: Path, make: Callable[[Path], None]) -> 
 def _make(folder: Path, make: Callable[[Path], None]) -> None:
     prefix = f".{folder.name}-"
     for left_over in folder.parent.glob(f"{prefix}*"):
-        # Its maker was killed: nobody else makes this artifact while we hold the lock.
+        # The process that made it was killed: no other process makes this artifact while we have the lock.
         shutil.rmtree(left_over, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
@@ -98,7 +99,7 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _flush(path: Path) -> None:
-    # Without this a power cut can leave the new name over empty files.
+    # Without this, a power cut can leave a folder with the new name and empty files.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,5 +116,5 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             logger.info("waiting for another worker that is making %s", folder.name)
             fcntl.flock(file, fcntl.LOCK_EX)
-        # The kernel lets go of the lock when the file is closed, also by a process that is killed.
+        # The kernel releases the lock when the file is closed, also when the process is killed.
         yield

@@ -18,17 +18,15 @@ from modelmill_backends.device import current_device
 from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.drain.batches import (
     DeviceLostError,
-    Job,
     PassObserver,
-    close_job,
     form_batches,
-    open_job,
     preprocess,
     run_batch,
 )
+from modelmill_worker.drain.jobs import Job, close_job, open_job
 from modelmill_worker.drain.sizing import BatchSizer
-from tests.conftest import TEST_MODELS
 from tests.fixtures.runners import PickyRunner
+from tests.support.paths import TEST_MODELS
 
 TASK = "zero-shot-image-classification"
 

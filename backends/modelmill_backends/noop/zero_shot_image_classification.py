@@ -1,4 +1,4 @@
-"""A runner that does nothing: what remains is the system's own cost."""
+"""A runner that runs no model: what remains is the cost of the system itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from modelmill_tasks.zero_shot_image_classification import Input, Output
 
 
 class NoopRunner(Runner[Input, None]):
-    """Uniform probabilities; the image is not even decoded."""
+    """Answers with equal probabilities and does not even decode the image."""
 
     backend = "noop"
     task = "zero-shot-image-classification"
