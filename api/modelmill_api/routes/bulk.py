@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.ndjson import LineSplitter
 from modelmill.states import Status
 from modelmill.store import Submission
 from modelmill_api.body import too_large
@@ -51,41 +52,6 @@ async def _submit_many(request: Request) -> Response:
     name_route(request.scope, bulk_path(task.name))
     await state.directory.check(task, model)
     return _BulkResponse(request, state, caller_of(request), task, model)
-
-
-class LineSplitter:
-    """Splits bytes into lines. A line over the limit becomes None, and is not kept in memory.
-
-    Args:
-        limit_bytes: The longest line, without its end.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._begun = bytearray()
-        self._too_long = False
-
-    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """The lines that end in ``chunk``."""
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            self._add(part)
-            yield from self.end()
-        self._add(rest)
-
-    def end(self) -> Iterator[bytes | None]:
-        """The last line, which has no end, unless it is empty."""
-        if self._too_long:
-            yield None
-        elif line := bytes(self._begun).strip():
-            yield line
-        self._begun, self._too_long = bytearray(), False
-
-    def _add(self, part: bytes) -> None:
-        if self._too_long or len(self._begun) + len(part) > self._limit_bytes:
-            self._begun, self._too_long = bytearray(), True
-        else:
-            self._begun += part
 
 
 class _BulkResponse(Response):

@@ -1,7 +1,7 @@
-"""Audio in requests, and the bounds it must keep before it is decoded.
+"""Audio in requests, and its limits, which are checked before anything is decoded.
 
-The bytes say what they are, as with images. soundfile (libsndfile) is imported where it is used; decoding
-and resampling are the business of ``modelmill_backends.shared.audio``.
+As with images, the bytes decide the format, not the declared media type. soundfile (libsndfile) is imported
+only where it is used. ``modelmill_backends.shared.audio`` decodes and resamples.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.limits import MediaLimits, process_limits
-from modelmill_tasks.shared.media import source_bytes
-from modelmill_tasks.shared.sources import checked
+from modelmill_tasks.shared.sources import checked, source_bytes
 
 AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """libsndfile's names."""
@@ -30,32 +29,32 @@ MAX_CHANNELS = 32
 MIN_RATE, MAX_RATE = 1000, 384_000
 """Bounds of the sampling rate, in Hz."""
 MAX_VALUES_PER_S = 192_000
-"""A recording of the greatest length may have two channels of 96 kHz; shorter ones may have more."""
+"""A recording of the maximal length may have two channels of 96 kHz; a shorter one may have more."""
 UNKNOWN_FRAMES = 2**62
-"""What libsndfile says of a stream that does not tell its length is at least this."""
+"""If a stream does not give its length, libsndfile reports at least this many frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What a file says of itself."""
+    """The header of an audio file."""
 
     format: str
     rate: int
     """Frames a second."""
     channels: int
     frames: int | None
-    """Samples of one channel; None where the file does not tell."""
+    """Samples of one channel; None if the file does not give its length."""
     max_frames: int
     """Frames that may be decoded."""
 
     @property
     def seconds(self) -> float:
-        """The length; 0 where the file does not tell."""
+        """The length; 0 if the file does not give it."""
         return (self.frames or 0) / self.rate
 
 
 def audio_type(file: BinaryIO) -> str | None:
-    """The media type of an audio file; None if it is none of ours."""
+    """The media type of an audio file; None for other files and other formats."""
     header = _identify(file, process_limits())
     return None if header is None else MEDIA_TYPES.get(header.format)
 
@@ -64,7 +63,7 @@ def check_audio(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> fl
     """Refuses data whose header shows that they are not audio, or too long. Decodes nothing.
 
     Returns:
-        The length in seconds; 0 where the header does not tell.
+        The length in seconds; 0 if the header does not give it.
 
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
@@ -101,14 +100,14 @@ def read_header(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> Au
         )
     if header.frames == 0:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The audio is empty.")
-    # Some files do not tell how long they are; their decoding is bounded as well.
+    # Some files do not give their length. For these, the decoder stops at the limit.
     if header.frames is not None and header.frames > header.max_frames:
         raise too_long(header)
     return header
 
 
 def too_long(header: AudioHeader) -> MediaError:
-    """``media_too_large``, saying what is accepted."""
+    """``media_too_large``, with the limit in the message."""
     limit_s = header.max_frames / header.rate
     length = "longer" if header.frames is None else f"{header.seconds:.0f} s long"
     form = f"{header.channels} × {header.rate} Hz"
@@ -128,7 +127,7 @@ def _identify(file: BinaryIO, limits: MediaLimits) -> AudioHeader | None:
         return None
     if rate <= 0 or channels <= 0:
         return None
-    # An OGG's length stands on its last page: 0 is that of a stream without its end.
+    # An OGG file has its length on its last page. If the end is missing, the length reads 0.
     known = 0 <= frames < UNKNOWN_FRAMES and not (form == "OGG" and frames == 0)
     max_frames = int(limits.max_audio_s * min(rate, MAX_VALUES_PER_S / channels))
     return AudioHeader(form, rate, channels, frames if known else None, max_frames)
@@ -143,7 +142,7 @@ Audio = Annotated[
     AfterValidator(_check_field),
     Field(
         description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
-        "or its URL where the server fetches from that host.",
+        "or its URL, if the server fetches from that host.",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "audio/*"},
     ),
 ]

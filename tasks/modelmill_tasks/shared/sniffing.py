@@ -1,4 +1,4 @@
-"""What a file is, by its own bytes: for files that arrive on their own, and not in a task's field."""
+"""Finds out the media type of an uploaded file from its bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import BinaryIO
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.audio import SHOWN_FORMATS, audio_type, check_audio
-from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image_file, image_type
+from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image_file, image_type
 
 ANYTHING = "application/octet-stream"
 
@@ -33,7 +33,7 @@ def sniff(file: BinaryIO, limits: MediaLimits) -> tuple[str, MediaError | None]:
 
 
 def unfit(media_type: str, kind: str) -> MediaError | None:
-    """Why a file of that type does not do where ``kind``, ``image`` or ``audio``, is wanted."""
+    """Why a file of that type cannot be used as ``kind``, ``image`` or ``audio``; None if it can."""
     if media_type.startswith(f"{kind}/"):
         return None
     if media_type == ANYTHING:
