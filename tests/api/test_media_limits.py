@@ -9,7 +9,8 @@ import pytest
 
 from modelmill.settings import Settings
 from modelmill_tasks.shared.examples import CAT, SPEECH
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from tests.support.api import JOBS
 from tests.support.servers import ApiServer
 
@@ -33,7 +34,8 @@ def test_two_apps_in_one_process_have_limits_of_their_own(settings: Settings, sm
     order = [small, large] if small_first else [large, small]
 
     with ApiServer(order[0]) as one, ApiServer(order[1]) as other:
-        refused, accepted = {}, {}
+        refused: dict[str, httpx.Response] = {}
+        accepted: dict[str, httpx.Response] = {}
         for found, server in zip(order, (one, other), strict=True):
             answers = refused if found is small else accepted
             with httpx.Client(base_url=server.url) as client:
