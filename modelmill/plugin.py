@@ -72,8 +72,8 @@ if TYPE_CHECKING:
     from modelmill_tasks.shared.audio import Audio as Audio
     from modelmill_tasks.shared.fields import Part as Part
     from modelmill_tasks.shared.fields import Text as Text
-    from modelmill_tasks.shared.media import Image as Image
-    from modelmill_tasks.shared.media import open_image as open_image
+    from modelmill_tasks.shared.images import Image as Image
+    from modelmill_tasks.shared.images import open_image as open_image
 
 _MODULES = {
     "Audio": "modelmill_tasks.shared.audio",
@@ -83,7 +83,7 @@ _MODULES = {
     "ErrorCode": "modelmill.errors",
     "Example": "modelmill_tasks.contract",
     "FieldError": "modelmill.errors",
-    "Image": "modelmill_tasks.shared.media",
+    "Image": "modelmill_tasks.shared.images",
     "Inputs": "modelmill_backends.conformance.specimen",
     "LoadContext": "modelmill_backends.contract",
     "ModelEntry": "modelmill.catalogue",
@@ -106,7 +106,7 @@ _MODULES = {
     "load_failed": "modelmill_backends.failures",
     "locate": "modelmill_backends.source",
     "open_audio": "modelmill_backends.shared.audio",
-    "open_image": "modelmill_tasks.shared.media",
+    "open_image": "modelmill_tasks.shared.images",
     "read_options": "modelmill_backends.options",
 }
 

@@ -1,4 +1,7 @@
-"""Custom: whatever your own function takes and gives, for what no other task fits."""
+"""Custom: a function of your own answers, with any JSON as input and output.
+
+Use it for questions that no other task fits.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ class Input(TaskInput):
     )
     config: Annotated[dict[str, Any], STRICT_JSON] = Field(
         default_factory=dict,
-        description="Any JSON object; the function gets it as it is. Items of equal config share a call.",
+        description="Any JSON object; the function gets it as it is. Items with equal config share a call.",
     )
 
 
 class Output(TaskOutput):
-    output: dict[str, Any] = Field(description="What the function gave for this item.")
+    output: dict[str, Any] = Field(description="The function's answer for this item.")
 
 
 def _samples(count: int) -> Sequence[dict[str, Any]]:
@@ -38,7 +41,7 @@ def _samples(count: int) -> Sequence[dict[str, Any]]:
 TASK = Task(
     name="custom",
     group=TaskGroup.OWN,
-    summary="Whatever your own function takes and gives.",
+    summary="A function of your own answers, with any JSON as input and output.",
     input=Input,
     output=Output,
     example=Example(

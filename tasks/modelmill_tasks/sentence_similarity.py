@@ -13,17 +13,18 @@ Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     source_sentence: Annotated[Text, Batched] = Field(
-        description="What the sentences are compared with. What is longer than the model's window is cut off."
+        description="The sentence with which the others are compared. Text beyond the model's window "
+        "is cut off."
     )
     sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_CLASSES)] = Field(
-        description="The sentences to compare. What is longer than the model's window is cut off."
+        description="The sentences to compare. Text beyond the model's window is cut off."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):

@@ -12,29 +12,29 @@ from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Us
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     return_full_text: bool = Field(False, description="Put the prompt before each text of the answer.")
     system_message: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_TEXT,
-        description="How the model shall behave. The text then becomes a user's message after it, in the "
-        "form of the model's chat template; a model without one refuses it. When not set, the text is "
-        "continued as it is.",
+        description="How the model must behave. The text then follows it as a user's message, in the form "
+        "of the model's chat template; a model without a template refuses it. If it is not set, the model "
+        "continues the text as it is.",
     )
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="The prompt. One that fills the model's window is refused."
+        description="The prompt. A prompt that fills the model's window is refused."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Choice(Part):
     index: int
-    text: str = Field(description="What the model wrote, without the prompt unless that was asked for.")
+    text: str = Field(description="The text of the model; with the prompt only if return_full_text is true.")
     finish_reason: FinishReason
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the caller's own classes does the text belong to?"""
+"""Zero-shot classification: which of the classes that you name does the text belong to?"""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from modelmill_tasks.shared.fields import Classes, Score, Text, ZeroShotConfig
 
 
 class Config(ZeroShotConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
-    text: Annotated[Text, Batched] = Field(
-        description="The text. What is longer than the model's window is cut off."
-    )
+    text: Annotated[Text, Batched] = Field(description="The text. Text beyond the model's window is cut off.")
     classes: Classes = Field(description="The classes to choose from.")
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):

@@ -1,4 +1,4 @@
-"""The example plugin, installed as a user would: found, checked, answering jobs. And wrong plugins."""
+"""The example plugin, installed as a user installs it: found, checked, answering. And broken plugins."""
 
 from __future__ import annotations
 
@@ -273,8 +273,8 @@ def test_where_a_check_failed_is_shown_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "sentence"),
     [
-        ("", "thing names no specimens, so there is nothing to prove its runners on. Write a list"),
-        ("[modelmill.specimens]\na = thing_module:EMPTY\n", "thing names no specimens"),
+        ("", "thing has no specimens, so its runners cannot be checked. Write a list"),
+        ("[modelmill.specimens]\na = thing_module:EMPTY\n", "thing has no specimens"),
         ("[modelmill.specimens]\na = thing_module:NUMBERS\n", "'a' (thing_module:NUMBERS) is not a list"),
         ("[modelmill.specimens]\na = nowhere:X\n", "'a' (nowhere:X) cannot be imported: ModuleNotFound"),
         ("[modelmill.specimens]\na = thing_module:X\n", "cannot be imported: AttributeError"),

@@ -23,7 +23,8 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import preprocess
 from modelmill_worker.drain.context import DrainContext

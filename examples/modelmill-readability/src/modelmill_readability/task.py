@@ -10,14 +10,14 @@ from modelmill.plugin import Batched, Example, Part, Task, TaskConfig, TaskInput
 
 
 class Config(TaskConfig):
-    """What tunes the answer."""
+    """Options of the answer."""
 
     per_sentence: bool = Field(False, description="Also rate each sentence by itself.")
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(description="The text, of whole sentences.")
-    config: Config = Field(default_factory=Config, description="What tunes the answer.")
+    config: Config = Field(default_factory=Config, description="Options of the answer.")
 
 
 class Sentence(Part):

@@ -20,7 +20,7 @@ from modelmill.client.backfill.stats import Stats, Summary
 from modelmill_cli import backfill_display
 from modelmill_cli.console import err
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.modelmill.client.backfill.stub import Stub
 from tests.support.processes import wait_until
 from tests.support.workers import Workers
@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
             process.send_signal(number)
             process.wait(30)
     assert process.returncode == 130
-    assert "with --resume goes on" in " ".join((tmp_path / "log").read_text().split())
+    assert "run the same command with --resume" in " ".join((tmp_path / "log").read_text().split())
     assert 0 < done(output) < count
 
     gate.open_below(count)

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import Response
 
 from modelmill import processes
-from modelmill.client.backfill import Stats, Summary, backfill, backfill_async, chunks
+from modelmill.client.backfill import BackfillOptions, Stats, Summary, backfill, backfill_async, chunks
 from modelmill.client.backfill import engine as engine_module
 from modelmill.client.backfill import output as output_module
 from modelmill.client.wire import Connection
@@ -24,11 +24,12 @@ ROWS = [{"id": number, "text": str(number)} for number in range(300)]
 
 
 def connection(url: str) -> Connection:
-    return Connection.make(url, None, 10.0, 0, 0)
+    return Connection.make(url, timeout_s=10.0)
 
 
-def run(stub: Stub, output: Path, rows: Any = ROWS, **how: Any) -> Summary:
-    return backfill(connection(stub.url), TASK, "stub", rows, output=output, **how)
+def run(stub: Stub, output: Path, rows: Any = ROWS, **options: Any) -> Summary:
+    how = BackfillOptions(**options)
+    return backfill(connection(stub.url), TASK, "stub", rows, output=output, options=how)
 
 
 def outcomes(output: Path) -> dict[int, dict[str, Any]]:
@@ -304,10 +305,11 @@ def test_what_is_wrong_before_the_start_leaves_nothing(stub: Stub, tmp_path: Pat
         with pytest.raises(error, match=match):
             run(stub, output, **arguments)
     with pytest.raises(ModelmillError, match=r"There is no model 'stab'.*stub") as caught:
-        backfill(connection(stub.url), TASK, "stab", ROWS, output=output)
+        backfill(connection(stub.url), TASK, "stab", ROWS, output=output, options=BackfillOptions())
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
+    nowhere = connection(f"http://127.0.0.1:{processes.free_port()}")
     with pytest.raises(ModelmillError, match="does not answer"):
-        backfill(connection(f"http://127.0.0.1:{processes.free_port()}"), TASK, "stub", ROWS, output=output)
+        backfill(nowhere, TASK, "stub", ROWS, output=output, options=BackfillOptions())
 
     assert not output.exists()
     assert not stub.seen
@@ -356,15 +358,9 @@ def test_a_canceled_run_is_resumed_without_running_anything_twice(stub: Stub, tm
             if stats.done >= count:
                 enough.set()
 
+        options = BackfillOptions(key="rows", resume=True, window=16, on_progress=note)
         work = asyncio.create_task(
-            backfill_async(
-                *(connection(stub.url), TASK, "stub", rows),
-                output=tmp_path,
-                key="rows",
-                resume=True,
-                window=16,
-                on_progress=note,
-            )
+            backfill_async(connection(stub.url), TASK, "stub", rows, output=tmp_path, options=options)
         )
         await enough.wait()
         work.cancel()

@@ -45,7 +45,7 @@ def write(opened: Journal, stats: Stats, *rows: int) -> None:
 
 
 def commit(opened: Journal, stats: Stats, next_row: int, *pending: int) -> None:
-    opened.commit(opened.mark(next_row, pending, stats), stats)
+    opened.commit(opened.snapshot(next_row, pending, stats), stats)
 
 
 def rows_in(folder: Path) -> list[int]:
@@ -97,9 +97,9 @@ def test_a_crash_while_a_shard_is_ended_loses_and_doubles_nothing(
         write(opened, stats, 0, 1)
         commit(opened, stats, 2)
         write(opened, stats, 2, 3)
-        mark = opened.mark(4, [], stats)
+        snapshot = opened.snapshot(4, [], stats)
         if crash != "before_seal":
-            opened._seal(mark.ended[0])
+            opened._seal(snapshot.ended[0])
         if crash == "after_manifest":
             opened._write_manifest("running", stats)
 
@@ -208,8 +208,8 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("part-00000.jsonl", "", "part-00000.jsonl is not as it was left"),
-        ("part-00001.jsonl", "", "part-00001.jsonl is not as it was left"),
+        ("part-00000.jsonl", "", "part-00000.jsonl has changed since the run wrote it"),
+        ("part-00001.jsonl", "", "part-00001.jsonl has changed since the run wrote it"),
         ("checkpoint.json", "{", "checkpoint.json is damaged"),
         ("manifest.json", "[]", "manifest.json is damaged"),
     ],

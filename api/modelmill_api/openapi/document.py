@@ -12,8 +12,8 @@ from pydantic import BaseModel
 
 from modelmill.errors import ErrorCode
 from modelmill_api.middleware.auth import is_public
-from modelmill_api.problems import Problem, responses
-from modelmill_api.responses import CollectInput, Deleted, JobDocument, JobError
+from modelmill_api.problems import Problem, describe_problems
+from modelmill_api.schemas import CollectInput, Deleted, JobDocument, JobError
 from modelmill_tasks.contract import Task
 from modelmill_tasks.registry import all_tasks
 
@@ -170,9 +170,9 @@ def _forget_default_422(document: dict[str, Any]) -> None:
 
 def _add_who_may(document: dict[str, Any], with_keys: bool) -> None:
     """What middleware answers instead of a route, and what limits of a key add to its answers."""
-    refusals = responses(ErrorCode.FORBIDDEN)
+    refusals = describe_problems(ErrorCode.FORBIDDEN)
     if with_keys:
-        refusals |= responses(ErrorCode.UNAUTHENTICATED)
+        refusals |= describe_problems(ErrorCode.UNAUTHENTICATED)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     guarded = (operations for path, operations in document["paths"].items() if not is_public(path))
     for operation in (operation for operations in guarded for operation in operations.values()):
@@ -183,7 +183,7 @@ def _add_who_may(document: dict[str, Any], with_keys: bool) -> None:
         if "429" in answers:
             answers |= {
                 str(status): answer
-                for status, answer in responses(
+                for status, answer in describe_problems(
                     ErrorCode.FORBIDDEN,
                     ErrorCode.LANE_NOT_ALLOWED,
                     ErrorCode.QUEUE_FULL,
