@@ -22,7 +22,7 @@ from modelmill import processes
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, ClaimRequest, Outcome, Submission, WorkerStore, keys, scripts
+from modelmill.store import ApiStore, Outcome, Submission, WorkerStore, keys, scripts
 
 TASK = "zero-shot-image-classification"
 MODELS = Path(__file__).parent / "models.toml"
@@ -38,7 +38,7 @@ class System:
     store_pid: int
     api_pid: int
     supervisor_pid: int
-    """``modelmill worker``; the nodes say of themselves what their processes are."""
+    """``modelmill worker``; the nodes announce their processes."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def running(
     Args:
         devices: As for ``modelmill worker``.
         preload: One model; with none, the nodes are waited for and nothing is loaded.
-        models_file: What is served beside the built-in catalogue.
+        models_file: Models that are served in addition to the built-in catalogue.
         served: Models that the workers serve, separated by commas; all when empty.
         settings: ``MODELMILL_*`` variables for API and workers.
         program: The command ``modelmill`` of another checkout; this one's when empty.
@@ -119,10 +119,8 @@ class Backlog:
         return ids
 
     def claim(self, model: str, count: int) -> list[Outcome]:
-        """Claims the oldest jobs, and says how they are to end."""
-        claimed = self.worker.claim(
-            ClaimRequest(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30)
-        ).jobs
+        """Claims the oldest jobs, and says how they will end."""
+        claimed = self.worker.claim(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30).jobs
         assert len(claimed) == count, claimed
         return [
             Outcome(job.id, job.fence, Status.COMPLETE, self.result, details=self._details) for job in claimed

@@ -42,10 +42,10 @@ def node_queue(node: str) -> str:
 
 
 class Loader(AppLoader):
-    """Celery's loader, without the working directory.
+    """Celery's loader, but it imports no modules from the working directory.
 
-    Celery puts the working directory first on ``sys.path`` while it imports. A user's own ``celery.py``
-    or ``redis.py`` there would hide the library of this name.
+    Celery's own loader puts that directory first on ``sys.path`` while it imports. A user's own file there,
+    such as ``celery.py`` or ``redis.py``, would then hide the package of the same name.
     """
 
     def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 ``application/problem+json``, each from the one error table."""
+"""Errors on the wire: RFC 9457 ``application/problem+json``, each from the one table in ``errors``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from modelmill.errors import ERRORS, ErrorCode, FieldError, ModelmillError
-from modelmill_api.middleware.head import takes
+from modelmill_api.methods import METHODS, allows_method
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
-    """One field of the request that is wrong."""
+    """A field of the request that is wrong."""
 
     field: str = Field(description="Where, as a dotted path.")
     message: str = Field(description="What is wrong with it.")
@@ -60,12 +59,12 @@ def problem_response(error: ModelmillError, headers: dict[str, str] | None = Non
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.code is ErrorCode.BODY_TOO_LARGE:
-        # The rest of the body stays unread, so the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     return JSONResponse(body, spec.status, headers, MEDIA_TYPE)
 
 
-def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
+def describe_problems(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the problems that a route may answer with."""
     documented: dict[int | str, dict[str, Any]] = {}
     for code in codes:
@@ -76,6 +75,25 @@ def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
     return documented
+
+
+SUBMIT_REFUSALS = (
+    ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.TASK_NOT_SUPPORTED,
+    ErrorCode.INVALID_INPUT,
+    ErrorCode.INVALID_MEDIA,
+    ErrorCode.MEDIA_TOO_LARGE,
+    ErrorCode.MEDIA_SOURCE_REFUSED,
+    ErrorCode.MEDIA_NOT_FOUND,
+    ErrorCode.MEDIA_FETCH_FAILED,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.STORE_FULL,
+    ErrorCode.STORE_UNAVAILABLE,
+)
+"""Why the API may refuse to make a job of a request."""
+
+READ_PROBLEMS = describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 
 
 def install(app: FastAPI) -> None:
@@ -89,8 +107,8 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            # A route knows its own methods only, and an address may have several routes.
-            headers["Allow"] = ", ".join(method for method in METHODS if takes(request.scope, method))
+            # A route knows only its own methods, and an address may have several routes.
+            headers["Allow"] = ", ".join(method for method in METHODS if allows_method(request.scope, method))
             code = ErrorCode.METHOD_NOT_ALLOWED
             message = f"{request.method} is not allowed here."
         else:
@@ -99,7 +117,7 @@ def install(app: FastAPI) -> None:
         return problem_response(ModelmillError(code, message), headers)
 
     async def on_parameter(_: Request, error: Exception) -> JSONResponse:
-        # Bodies are parsed by the tasks' contracts; what is left are headers and path parameters.
+        # The tasks' contracts parse bodies; only headers and parameters of paths and queries come here.
         assert isinstance(error, RequestValidationError)
         fields = [
             FieldError(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()
@@ -108,7 +126,7 @@ def install(app: FastAPI) -> None:
         return problem_response(ModelmillError(ErrorCode.INVALID_INPUT, message, fields=fields))
 
     async def on_gone(_: Request, __: Exception) -> Response:
-        # The client hung up in the middle of its body: nobody is there to read an answer.
+        # The client hung up in the middle of its body and reads no answer.
         return Response(status_code=400)
 
     async def on_unknown(request: Request, error: Exception) -> JSONResponse:

@@ -27,7 +27,7 @@ Item = TypeVar("Item", bound=TaskInput)
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What ``load`` may need."""
+    """The data that ``load`` may need."""
 
     entry: ModelEntry
     device: Device

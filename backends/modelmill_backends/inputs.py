@@ -17,7 +17,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from modelmill.errors import ErrorCode, FieldError, MediaError, ModelmillError, invalid_field
 from modelmill_tasks.contract import Task, TaskInput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
@@ -29,7 +29,7 @@ def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
     lengths = {
         name: len(inputs[name])
         for name in task.batched_fields
-        if name in inputs and task.is_one_an_item(name, inputs[name])
+        if name in inputs and task.has_one_value_per_item(name, inputs[name])
     }
     if not lengths:
         return None
@@ -71,7 +71,7 @@ def parse(task: Task, item: Mapping[str, Any]) -> TaskInput:
 
 def _each(task: Task, inputs: Mapping[str, Any]) -> set[str]:
     own = {*task.batched_fields, *task.shared_fields}
-    return {name for name in own.intersection(inputs) if task.is_one_an_item(name, inputs[name])}
+    return {name for name in own.intersection(inputs) if task.has_one_value_per_item(name, inputs[name])}
 
 
 @cache

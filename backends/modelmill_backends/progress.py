@@ -16,7 +16,7 @@ class ProgressSink:
             index: Position of the item in the batch.
             done: Finished steps.
             total: The largest number of steps.
-            unit: What is counted: ``tokens``, ``steps``, ``seconds``.
+            unit: The kind of step: ``tokens``, ``steps``, ``seconds``.
         """
 
     def is_canceled(self, index: int) -> bool:

@@ -1,4 +1,4 @@
-"""What ``backfill`` shows: its progress, and how it ended."""
+"""The output of ``backfill``: its progress, and its summary."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from modelmill.client.backfill import Stats, Summary
 from modelmill_cli.console import err, out
 
 LINE_EVERY_S = 10.0
-"""Between two lines about the progress, where there is no terminal."""
+"""The time between two lines about the progress, if the output is not a terminal."""
 
 
 class Display:
-    """The progress: a live one on a terminal, and a line now and then elsewhere. Use it as a context."""
+    """The progress: live on a terminal, otherwise a line every ten seconds. Use it as a context."""
 
     def __init__(self, title: str, *, is_quiet: bool) -> None:
         self._progress = Progress(
@@ -45,7 +45,7 @@ class Display:
             self._live.stop()
 
     def show(self, stats: Stats) -> None:
-        """Told a few times a second how far the run is."""
+        """Shows how far the run is. Called a few times per second."""
         self.done = stats.done
         if self._live is not None:
             self._progress.update(self._row, completed=stats.done, total=stats.total)
@@ -75,7 +75,7 @@ def _details(stats: Stats, *, with_done: bool = False) -> Text:
 
 
 def show_summary(summary: Summary, *, as_json: bool) -> None:
-    """How the run ended."""
+    """Prints how the run ended."""
     if as_json:
         document: dict[str, Any] = summary.as_data()
         typer.echo(json.dumps(document, indent=2 if sys.stdout.isatty() else None))
@@ -83,8 +83,8 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
     if summary.state != "complete":
         err.say(
             ("stopped", "red"),
-            f": {summary.reason}. What is done is in {summary.output}; the same command "
-            "with --resume goes on, with another --max-error-rate if you like.",
+            f": {summary.reason}. The finished rows are in {summary.output}. To continue, run the same "
+            "command with --resume; you may change --max-error-rate.",
         )
     failed = f", {summary.failed:,} failed" if summary.failed else ""
     out.say(

@@ -30,7 +30,7 @@ COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check said of one specimen."""
+    """The result of one check on one specimen."""
 
     specimen: Specimen
     check: str
@@ -41,18 +41,18 @@ class Finding:
 
 
 def check_package(name: str, *, with_traceback: bool = False) -> int:
-    """Runs all checks on all specimens of the distribution and prints what came of them.
+    """Runs all checks on all specimens of a distribution and prints the findings.
 
     Returns:
         The exit status: 1 if a check failed.
 
     Raises:
-        ConfigError: there is no such distribution, or it names no specimens, or none that can be imported.
+        ConfigError: the distribution is not installed, has no specimens, or they cannot be imported.
     """
     package = _distribution(name)
     specimens = _specimens(package)
     if not with_traceback:
-        # The loader logs the tracebacks of what it passes on as a sentence.
+        # The loader logs a traceback for each error that it raises as a sentence.
         logging.disable(logging.ERROR)
     findings: list[Finding] = []
     asked: set[registry.RunnerClass] = set()
@@ -87,7 +87,7 @@ def _findings(loaded: LoadedSpecimen) -> Iterator[Finding]:
     try:
         assert loaded.model
     except Exception as error:
-        # Every check would say the same.
+        # The model does not load, so every check would fail with this error.
         yield _failed(loaded.specimen, "the model loads", error)
         return
     for check in CHECKS:
@@ -126,7 +126,7 @@ def _distribution(name: str) -> Distribution:
         return distribution(name)
     except (PackageNotFoundError, ValueError):
         pass
-    # The name that is imported, where it is not the one that is installed.
+    # The user may have given the import name, which can differ from the distribution's name.
     owners = set(packages_distributions().get(name, ()))
     if len(owners) == 1:
         return distribution(owners.pop())
@@ -149,8 +149,8 @@ def _specimens(package: Distribution) -> list[Specimen]:
         found += named
     if not found:
         raise ConfigError(
-            f"{package.name} names no specimens, so there is nothing to prove its runners on. Write a list "
-            "of modelmill_backends.conformance.Specimen and name it by an entry point in the group "
+            f"{package.name} has no specimens, so its runners cannot be checked. Write a list of "
+            "modelmill_backends.conformance.Specimen and name it by an entry point in the group "
             f"{ENTRY_POINT_GROUP}; docs/plugins.md shows how."
         )
     return found

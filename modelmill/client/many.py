@@ -1,4 +1,4 @@
-"""Many jobs at once with few in flight: what ``map`` and ``submit_many`` of both clients do."""
+"""Many jobs with a limited number in flight: ``map`` and ``submit_many`` of both clients."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flows, Pendin
 from modelmill.client.wire import AsyncWire, Connection
 
 GIVE_UP_S = 5.0
-"""What canceling one job may take that nobody waits for any more."""
+"""The time limit for canceling a job whose result is no longer needed."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the jobs of one ``map`` have in common."""
+    """The settings that all jobs of one ``map`` share."""
 
     task: str
     model: str
@@ -39,7 +39,7 @@ class Batch:
     return_errors: bool
 
     async def run_one(self, wire: AsyncWire, flows: Flows, row: Row) -> Any:
-        """The result of one job. Canceled, it cancels the job too."""
+        """The result of one job. If this coroutine is canceled, it cancels the job."""
         pending, fields = pending_submit(None, row)
         try:
             return await wire.run(
@@ -59,10 +59,10 @@ class Batch:
 
 
 def pending_submit(key: str | None, fields: Row) -> tuple[PendingSubmit, dict[str, Any]]:
-    """The key of a submit, which may be among its fields, and the other fields."""
+    """A submit with its idempotency key, which may be one of the fields, and the other fields."""
     rest = dict(fields)
-    among = rest.pop("idempotency_key", None)
-    chosen = key or among
+    row_key = rest.pop("idempotency_key", None)
+    chosen = key or row_key
     return (PendingSubmit(key=str(chosen)) if chosen else PendingSubmit()), rest
 
 
@@ -74,7 +74,7 @@ async def run_many(
     concurrency: int,
     ordered: bool,
 ) -> AsyncGenerator[Any, None]:
-    """The results of all rows, ``concurrency`` of which are in flight or wait to be taken."""
+    """The results of all rows. At most ``concurrency`` rows are in flight or wait to be yielded."""
     source = aiter(rows) if isinstance(rows, AsyncIterable) else _awaited(rows)
     tasks: dict[asyncio.Task[Any], int] = {}  # in the order of the rows
     count, more = 0, True
@@ -107,7 +107,7 @@ async def run_many(
 def run_many_blocking(
     connection: Connection, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
 ) -> Iterator[Any]:
-    """The same for a blocking caller, who takes the rows in a thread of his own."""
+    """``run_many`` for a blocking caller. The rows are taken in the caller's thread."""
     source = iter(rows)
     waiting: deque[tuple[int, concurrent.futures.Future[Any]]] = deque()
     count, more = 0, True
@@ -135,7 +135,7 @@ def run_many_blocking(
 
 
 class _Loop:
-    """An event loop in a thread, with a connection of its own. Leaving cancels what runs in it."""
+    """An event loop in a thread, with its own connection. Leaving the context cancels what runs in it."""
 
     wire: AsyncWire
     flows: Flows
@@ -184,13 +184,13 @@ async def _awaited(rows: Iterable[Row]) -> AsyncIterator[Row]:
 
 @dataclass
 class Lines:
-    """Lines of a bulk submit, cut into requests that are neither too long nor too large."""
+    """Groups the lines of a bulk submit into requests of limited length and size."""
 
     _lines: list[bytes] = field(default_factory=list)
     _bytes: int = 0
 
     def add(self, line: bytes) -> list[bytes]:
-        """Takes a line; gives those that are to be sent before it, if it does not fit with them."""
+        """Adds a line. If it does not fit with the earlier ones, returns these: send them now."""
         full = len(self._lines) >= MAX_BULK_LINES or self._bytes + len(line) > MAX_BULK_BYTES
         due = self.rest() if full else []
         self._lines.append(line)
@@ -198,6 +198,6 @@ class Lines:
         return due
 
     def rest(self) -> list[bytes]:
-        """Those that were not given yet."""
+        """The lines that were not returned yet."""
         due, self._lines, self._bytes = self._lines, [], 0
         return due

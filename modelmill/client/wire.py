@@ -1,4 +1,4 @@
-"""Carries out the steps of flows: over ``httpx.Client`` by blocking, ``httpx.AsyncClient`` by awaiting."""
+"""Carries out the steps of flows, by blocking (``httpx.Client``) or by awaiting (``httpx.AsyncClient``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from modelmill.client.events import Event
 from modelmill.client.protocol import (
     Call,
     Flow,
-    LineBuffer,
     Listen,
     Pause,
     RetryPolicy,
@@ -26,6 +25,7 @@ from modelmill.client.protocol import (
     Send,
     Step,
 )
+from modelmill.ndjson import LineSplitter
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MIB = 1024 * 1024
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Connection:
-    """What a client was made with, filled up from the environment."""
+    """The arguments of a client, completed from the environment."""
 
     url: str
     api_key: str | None = field(repr=False)
@@ -45,24 +45,30 @@ class Connection:
 
     @classmethod
     def make(
-        cls, url: str | None, api_key: str | None, timeout_s: float, max_retries: int, upload_over_bytes: int
+        cls,
+        url: str | None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float,
+        max_retries: int = 0,
+        upload_over_bytes: int = 0,
     ) -> Connection:
         key = (os.environ.get("MODELMILL_API_KEY") if api_key is None else api_key) or ""
         key = key.strip()
         if not all(33 <= ord(character) < 127 for character in key):
-            raise ValueError("The API key holds a character that no key has.")
+            raise ValueError("The API key holds a character that is not allowed in a key.")
         where = url or os.environ.get("MODELMILL_URL") or DEFAULT_URL
         return cls(where, key or None, timeout_s, max(0, max_retries), upload_over_bytes)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What both kinds of httpx client take."""
+        """The arguments of both kinds of httpx client."""
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return {
             "base_url": self.url,
             "headers": {"User-Agent": f"modelmill-python/{__version__}", **key},
             "timeout": self.timeout_s,
-            # How many at once is the caller's choice: who has to wait for a connection would time out.
+            # The caller chooses how many requests run at once. With a limit, waiting requests would time out.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
 
@@ -71,7 +77,7 @@ class Connection:
 
 
 class Wire:
-    """The blocking kind. May be used by several threads."""
+    """Carries out steps by blocking. Several threads may use it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -79,7 +85,7 @@ class Wire:
         self.policy = connection.policy(self.http.base_url)
 
     def run(self, flow: Flow[T]) -> T:
-        """Runs a flow to its end, and gives what it returns."""
+        """Runs a flow to its end, and returns its result."""
         try:
             step = next(flow)
             while True:
@@ -95,10 +101,10 @@ class Wire:
             flow.close()
 
     def stream(self, step: Listen) -> Iterator[Event]:
-        """The events of one stream; the cursor tells how it ended.
+        """The events of one stream. Afterwards, the cursor says how it ended.
 
         Raises:
-            httpx.TransportError: it broke off, or ``until`` is over.
+            httpx.TransportError: the stream broke off, or ``until`` has passed.
         """
         step.cursor.begin()
         with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
@@ -134,19 +140,19 @@ class Wire:
         if not response.is_success:
             response.read()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             for data in response.iter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 class AsyncWire:
-    """The awaiting kind, for asyncio."""
+    """Carries out steps by awaiting, for asyncio."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -154,7 +160,7 @@ class AsyncWire:
         self.policy = connection.policy(self.http.base_url)
 
     async def run(self, flow: Flow[T]) -> T:
-        """Runs a flow to its end, and gives what it returns."""
+        """Runs a flow to its end, and returns its result."""
         try:
             step = next(flow)
             while True:
@@ -170,10 +176,10 @@ class AsyncWire:
             flow.close()
 
     async def stream(self, step: Listen) -> AsyncGenerator[Event, None]:
-        """The events of one stream; the cursor tells how it ended.
+        """The events of one stream. Afterwards, the cursor says how it ended.
 
         Raises:
-            httpx.TransportError: it broke off, or ``until`` is over.
+            httpx.TransportError: the stream broke off, or ``until`` has passed.
         """
         step.cursor.begin()
         async with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
@@ -213,21 +219,21 @@ class AsyncWire:
         if not response.is_success:
             await response.aread()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             async for data in response.aiter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 def _arguments(
     call: Call, connection: Connection, until: float | None = None, opened: ExitStack | None = None
 ) -> dict[str, Any]:
-    """The arguments of httpx for a call; what had to be opened for it is left to ``opened``."""
+    """The arguments of httpx for a call. ``opened`` closes the files that are opened for it."""
     read_s = connection.timeout_s + call.extra_s
     if until is not None:
         read_s = min(read_s, max(until - time.monotonic(), 0.1))
@@ -254,7 +260,7 @@ async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
 
 
 class _Timed:
-    """What ``EventSource`` uses of a response, over at ``until``: comments alone would keep it going."""
+    """The parts of a response that ``EventSource`` uses. It ends at ``until``, even if comments arrive."""
 
     def __init__(self, response: httpx.Response, until: float) -> None:
         self.headers = response.headers
@@ -274,7 +280,7 @@ class _Timed:
 
     def _check(self) -> None:
         if time.monotonic() >= self._until:
-            raise httpx.ReadTimeout("The time for listening is over.")
+            raise httpx.ReadTimeout("The time limit for listening has passed.")
 
 
 def _timed(response: httpx.Response, until: float | None) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Every runner passes the suite that plugins pass, on specimens of ``tests/fixtures/specimens``."""
+"""Every built-in runner passes the checks for plugins, on the specimens in ``tests/fixtures/specimens``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPECIMENS = all_specimens()
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, ModelEntry]:
-    """The entries of the specimens that were built, by their names."""
+    """The entries of the built specimens, by the names of the specimens."""
     return {}
 
 
@@ -31,12 +31,12 @@ def loaded(
     built: dict[str, ModelEntry],
 ) -> Iterator[LoadedSpecimen]:
     specimen: Specimen = request.param
-    # One thread: such small models only lose time by more.
+    # One thread: more threads make such small models slower.
     loaded = LoadedSpecimen(specimen, tmp_path_factory.mktemp(specimen.name), settings, Device("cpu", 1))
     yield loaded
     built[specimen.name] = loaded.entry
     loaded.close()
-    # What its libraries brought along is not looked at again when the next one is closed.
+    # The garbage collector then skips the objects of this specimen's libraries when the next one is closed.
     gc.freeze()
 
 

@@ -121,7 +121,7 @@ def test_multi_label_judges_each_class_by_itself(open_model: OpenModel) -> None:
 def test_a_bad_image_fails_alone_and_before_the_device(open_model: OpenModel) -> None:
     runner = open_model("conse-lite0").runner(ZERO_SHOT)
     whole = data_url(photo("chelsea"))
-    # Trusted: a header that is right gets an image past the door; its pixels are read here.
+    # A correct header is enough for the API; the runner is the first to read the pixels.
     good, bad = (
         CONTRACT.parse(json.dumps({"image": image, "classes": ["cat", "dog"]}), trusted=True)
         for image in (whole, whole[: whole.index(",") + 1 + 4000])

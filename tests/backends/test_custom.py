@@ -1,4 +1,4 @@
-"""Functions and classes of users as models of the task ``custom``; and further keys of a runner's config."""
+"""Users' functions and classes as models of the task ``custom``; and additional config keys of a runner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.zero_shot_image_classification import Input
-from modelmill_worker.drain.batches import form_batches, item_json, open_job, preprocess, run_batch
+from modelmill_worker.drain.batches import form_batches, preprocess, run_batch
+from modelmill_worker.drain.jobs import item_json, open_job
 from tests.fixtures.callables import Scaler
 from tests.support.models import ZERO_SHOT, OpenModel
 
@@ -39,7 +40,7 @@ def ask(model: LoadedModel, *inputs: Any, **config: Any) -> list[dict[str, Any]]
 
 
 def in_worker(model: LoadedModel, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """A batched job's result, as a worker makes it."""
+    """The result of a batched job, as a worker makes it."""
     runner = model.runner(TASK)
     claimed = Claimed("job", "fence", TASK, batched=True, bytes=0, deliveries=1, queued_s=0.0)
     job = open_job(claimed, json.dumps(body).encode())

@@ -1,4 +1,4 @@
-"""Steps of image processors, read from their files or from the library's own objects."""
+"""Steps of image processors, read from their files or from the library's objects."""
 
 from __future__ import annotations
 

@@ -372,7 +372,7 @@ def test_one_class_is_a_list_of_one_and_a_file_of_a_media_field_stays_a_file() -
     ("field", "said"),
     [
         ("hello", "'hello' is not a field: write text=hello"),
-        ("text:=hello", "text: what follows := is not JSON"),
+        ("text:=hello", "text: the text after := is not JSON"),
         ("text=@nowhere.txt", "text: there is no file nowhere.txt"),
         (f"text=@{CAT}", "is not a text file"),
         ("text=a text.b=c", "text was given a value of its own"),

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from modelmill import processes
-from tests.conftest import REPOSITORY, wait_until
+from tests.support.paths import REPOSITORY
+from tests.support.processes import wait_until
 
 FOREIGN = ("api", "backends", "tasks", "worker")
 """Packages that other people install; this repository has folders of the same names."""

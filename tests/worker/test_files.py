@@ -23,10 +23,13 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import FileAwayError, close_job, open_job, preprocess
+from modelmill_worker.drain.batches import preprocess
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.jobs import FileUnavailableError, close_job, open_job
 from modelmill_worker.drain.leases import Leases
 from tests.fixtures.image_sizes import MODELS
 from tests.fixtures.web import Web
@@ -64,7 +67,7 @@ def image_sizes(settings: Settings) -> LoadedModel:
 
 @pytest.fixture
 def drain(settings: Settings, store: WorkerStore, tmp_path: Path) -> Iterator[Drain]:
-    made = Drain(settings, store, Leases(store), Recorder(tmp_path), "node", "cpu")
+    made = Drain(DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="node", device="cpu"))
     yield made
     made.close()
 
@@ -97,7 +100,7 @@ def test_what_a_request_names_is_read_when_it_is_needed(image_sizes: LoadedModel
     def read(file_id: str) -> bytes:
         asked.append(file_id)
         if file_id == "gone":
-            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file is not there any more.")
+            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file no longer exists.")
         return PHOTO
 
     body = json.dumps({"image": ["file:a", CAT, "http://x/y", "file:b"], "classes": ["cat"]}).encode()
@@ -112,7 +115,7 @@ def test_what_a_request_names_is_read_when_it_is_needed(image_sizes: LoadedModel
     assert source_bytes(job.items[0].input.model_dump()["image"]) == PHOTO
 
 
-def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image_sizes: LoadedModel) -> None:
+def test_a_source_that_the_job_has_no_file_for_is_refused_when_it_is_opened(image_sizes: LoadedModel) -> None:
     body = json.dumps({"image": ["file:a", "http://x/y"], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:b": "b"}), body, read_file=lambda _: PHOTO)
     for item in job.items:
@@ -121,9 +124,9 @@ def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image
     assert close_job(job, {}).status is Status.FAILED
 
 
-def test_an_item_whose_file_is_away_has_not_ended(image_sizes: LoadedModel) -> None:
+def test_an_item_whose_file_is_unreachable_has_not_ended(image_sizes: LoadedModel) -> None:
     def read(file_id: str) -> bytes:
-        raise FileAwayError("nobody answers")
+        raise FileUnavailableError("no answer")
 
     body = json.dumps({"image": ["file:a", CAT], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:a": "one"}), body, read_file=read)
@@ -148,7 +151,7 @@ def test_a_file_that_is_gone_fails_its_item_alone(
 
 
 @pytest.mark.parametrize("folder", ["file", "in"])
-def test_while_the_blob_store_is_away_jobs_wait_uncharged(
+def test_while_the_blob_store_is_unreachable_jobs_wait_and_no_delivery_counts(
     api: httpx.Client,
     drain: Drain,
     image_sizes: LoadedModel,
@@ -171,7 +174,7 @@ def test_while_the_blob_store_is_away_jobs_wait_uncharged(
     assert (done["status"], done["deliveries"], done["result"]["probabilities"]) == ("complete", 1, SIZE)
 
 
-def test_a_result_that_cannot_be_written_is_held_until_it_can(
+def test_a_result_that_cannot_be_written_is_kept_until_it_can(
     api: httpx.Client, drain: Drain, image_sizes: LoadedModel, settings: Settings
 ) -> None:
     job_id = submit(api, CAT, "40000")

@@ -1,4 +1,4 @@
-"""Passes of many steps: how far they are, and that they end when nobody wants them any more."""
+"""Passes of many steps: they report their progress, and end early if their job is canceled."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StartWorkers = Callable[..., Workers]
 def test_a_job_of_many_steps_tells_how_far_it_is_and_outlives_the_limit_of_a_batch(
     api: httpx.Client, start_workers: StartWorkers
 ) -> None:
-    # Six seconds of steps: no single one takes two.
+    # Six seconds of steps. No single step takes two.
     start_workers(MODELMILL_BATCH_TIMEOUT_S="2")
     (job,) = submit_jobs(api, "steps")
     seen = []
@@ -57,6 +57,6 @@ def test_a_canceled_job_of_many_steps_stops_between_two_of_them(
     assert document["status"] == "canceled"
     # The heartbeat of these tests is 0.4 s, and a step 0.1 s; all of them would be six.
     assert time.monotonic() - asked_at < 4
-    # And the worker is free: what comes next does not wait for the rest of the steps.
+    # The worker is free: the next job does not wait for the rest of the steps.
     wait_all(api, submit_jobs(api, "noop"), timeout_s=4)
     assert raw_redis.zcard(keys.LEASES) == 0

@@ -1,4 +1,4 @@
-"""The ends of many jobs in one request, for clients that have many on their way."""
+"""The ends of many jobs in one request, for clients that wait for many."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from modelmill.states import Status
 from modelmill_api.body import read_body
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import no_such_job
-from modelmill_api.openapi.schemas import COLLECT
-from modelmill_api.problems import responses
-from modelmill_api.responses import CollectInput, job_json
+from modelmill_api.openapi.document import COLLECT
+from modelmill_api.parameters import Prefer
+from modelmill_api.problems import describe_problems
+from modelmill_api.responses import job_json
 from modelmill_api.routes.bulk import MEDIA_TYPE
-from modelmill_api.routes.jobs import applied_wait
+from modelmill_api.schemas import CollectInput
 from modelmill_api.state import ApiState, State
-from modelmill_api.waiting import Prefer, preferred_wait, wait_for_end
+from modelmill_api.waiting import applied_wait, preferred_wait, wait_for_end
 
 router = APIRouter(tags=["jobs"])
 
 MAX_BODY_BYTES = 64 * 1024
 CHUNK_BYTES = 64 * 1024
-"""Small documents go out together."""
+"""Small documents are sent together, in chunks of this size."""
 DELETED_AT_ONCE = 100
-"""Ids that one script removes: nobody else is served meanwhile."""
+"""Ids that one script deletes. Redis serves no other client meanwhile."""
 
 
 @router.post(
     "/api/jobs:collect",
     summary="Read many jobs that have ended",
-    description="One line of JSON for each of the jobs that has ended, its whole document, as soon as at "
-    "least one has, or when the time is over that `Prefer: wait` gives. A job that does not exist has "
-    "`status` null and an `error`.",
+    description="One line of JSON, the whole document, for each of the jobs that has ended. The answer comes "
+    "as soon as at least one has ended, or when the time of `Prefer: wait` is over. If a job does not exist, "
+    "its line has `status` null and an `error`.",
     response_class=Response,
-    responses=responses(ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE),
+    responses=describe_problems(
+        ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE
+    ),
     openapi_extra=COLLECT,
 )
 async def collect(request: Request, state: State, prefer: Prefer = None) -> Response:
@@ -48,7 +51,7 @@ async def collect(request: Request, state: State, prefer: Prefer = None) -> Resp
         return JSONResponse({"deleted": await _delete(state, caller, ids)})
     wait_s = preferred_wait(prefer)
     headers = {"Vary": "Prefer", **({} if wait_s is None else applied_wait(wait_s))}
-    # First on the list, then a look: an end in between is seen by one or the other.
+    # First subscribe, then read: one of the two sees an end in between.
     with state.news.until_first_end(ids) as ended:
         statuses = await state.store.listing.statuses(caller, ids)
         if wait_s and not any(_is_news(status) for status in statuses.values()):
@@ -72,7 +75,7 @@ async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> Asyn
         )
     lines = bytearray()
     async for record in state.store.listing.read(ended):
-        # A line break in JSON stands between two of its parts, where a space does as well.
+        # JSON has line breaks only between its parts, where a space means the same.
         lines += job_json(record, {}).replace(b"\n", b" ") + b"\n"
         if len(lines) >= CHUNK_BYTES:
             yield bytes(lines)

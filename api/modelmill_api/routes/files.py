@@ -1,4 +1,4 @@
-"""Files: uploaded once, and named by any number of jobs."""
+"""Files: you upload one once, and any number of jobs can name it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import IO, Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -19,38 +18,28 @@ from starlette.concurrency import run_in_threadpool
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store.files import FileRecord, NewFile, file_gone
 from modelmill_api.callers import caller_of
-from modelmill_api.problems import responses
+from modelmill_api.problems import describe_problems
+from modelmill_api.schemas import FileDocument
 from modelmill_api.state import ApiState, State
+from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.sniffing import sniff
 from modelmill_tasks.shared.sources import FILE_SCHEME
 
 IN_MEMORY_BYTES = 1024 * 1024
-"""Uploads up to this size do not touch the disk on their way."""
+"""Uploads up to this size are not written to disk on their way to the store."""
 AROUND_BYTES = 16 * 1024
-"""What a multipart body may hold beside the file itself."""
+"""Bytes that a multipart body may hold in addition to the file."""
 
 router = APIRouter(tags=["files"])
 
 
-class FileDocument(BaseModel):
-    """A file that was uploaded. Its ``id`` may stand wherever a task takes an image or audio."""
-
-    id: str = Field(examples=["file:0c6e4c5b-5f0e-4f5c-9a39-0d5f0c1f7f55"])
-    bytes: int
-    media_type: str = Field(description="What it is by its own bytes; what the upload says does not count.")
-    sha256: str = Field(description="Of the bytes, in hexadecimal.")
-    name: str | None = Field(description="As the upload says.")
-    created_at: datetime
-    expires_at: datetime = Field(description="When it goes; later, if a job needs it still.")
-
-
 class _Upload:
-    """The one part of a multipart body, on its way into ``file``."""
+    """Writes the one part of a multipart body into ``file``."""
 
     def __init__(self, content_type: str, file: IO[bytes], limit_bytes: int) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise _not_this("Send multipart/form-data with one part that is named file.")
+            raise _bad_upload("Send multipart/form-data with one part that is named file.")
         self._parser = MultipartParser(
             options[b"boundary"],
             cast(
@@ -77,29 +66,29 @@ class _Upload:
         self.name: str | None = None
 
     def write(self, data: bytes) -> None:
-        """Takes more of the body. Blocks while it writes.
+        """Takes the next bytes of the body. Blocks while it writes.
 
         Raises:
-            ModelmillError: the body is not what it should be, or the file is too large.
+            ModelmillError: the body is malformed, or the file is too large.
         """
         try:
             self._parser.write(data)
         except FormParserError:
-            raise _not_this("The body is not multipart/form-data as its Content-Type says.") from None
+            raise _bad_upload("The body is not multipart/form-data as its Content-Type says.") from None
 
     def finish(self) -> None:
-        """The body has ended.
+        """Checks that the body is whole.
 
         Raises:
-            ModelmillError: before the file did, or there was none.
+            ModelmillError: the body ended too early, or held no file.
         """
         if not self._done or not self._parts:
-            raise _not_this("The body ends too early: it holds no whole part that is named file.")
+            raise _bad_upload("The body ends too early: it holds no whole part that is named file.")
         if not self.size:
-            raise _not_this("The file is empty.")
+            raise _bad_upload("The file is empty.")
 
-    def describe(self, owner: str) -> NewFile:
-        media_type, error = sniff(cast("Any", self._file))
+    def describe(self, owner: str, limits: MediaLimits) -> NewFile:
+        media_type, error = sniff(cast("Any", self._file), limits)
         self._file.seek(0)
         problem = None if error is None else (error.code.value, error.message)
         return NewFile(owner, self.size, self._sha256.hexdigest(), media_type, self.name, problem)
@@ -108,7 +97,7 @@ class _Upload:
         self._parts += 1
         self._headers = {}
         if self._parts > 1:
-            raise _not_this("Send one part only, which is named file.")
+            raise _bad_upload("Send one part only, which is named file.")
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -123,7 +112,7 @@ class _Upload:
     def _on_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         if options.get(b"name") != b"file":
-            raise _not_this("Send one part only, which is named file.")
+            raise _bad_upload("Send one part only, which is named file.")
         self.name = _plain_name(options.get(b"filename", b""))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -142,11 +131,11 @@ class _Upload:
     "/api/files",
     status_code=201,
     response_model=FileDocument,
-    responses=responses(
+    responses=describe_problems(
         ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
     ),
     summary="Upload a file",
-    description="As multipart/form-data with one part, `file`. The answer's `id` may then stand wherever "
+    description="As multipart/form-data with one part, `file`. The answer's `id` can then stand wherever "
     "a task takes an image or audio.",
     openapi_extra={
         "requestBody": {
@@ -189,10 +178,11 @@ async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
                 waiting.clear()
         await run_in_threadpool(parts.write, bytes(waiting))
         parts.finish()
-        return await state.store.files.add(await run_in_threadpool(parts.describe, owner), file)
+        new_file = await run_in_threadpool(parts.describe, owner, state.media_limits)
+        return await state.store.files.add(new_file, file)
 
 
-_FILE_PROBLEMS = responses(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+_FILE_PROBLEMS = describe_problems(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The bytes",
@@ -209,7 +199,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     response_class=StreamingResponse,
     responses=_CONTENT | _FILE_PROBLEMS,
     summary="Download a file",
-    description="With the media type that its bytes have. The id may be written with or without `file:`.",
+    description="With the media type that its bytes have. You can write the id with or without `file:`.",
 )
 async def download(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
@@ -219,8 +209,8 @@ async def download(id: str, request: Request, state: State) -> Response:
 @router.head(
     "/api/files/{id}",
     response_class=Response,
-    responses={200: {"description": "It is there"}, **_FILE_PROBLEMS},
-    summary="Look at a file without its bytes",
+    responses={200: {"description": "The file exists"}, **_FILE_PROBLEMS},
+    summary="Read a file's headers without its bytes",
 )
 async def look(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
@@ -232,7 +222,7 @@ async def look(id: str, request: Request, state: State) -> Response:
     status_code=204,
     responses=_FILE_PROBLEMS,
     summary="Delete a file",
-    description="It cannot be named or read any more. Jobs that were accepted with it still run.",
+    description="It can no longer be named or read. Jobs that were accepted with it still run.",
 )
 async def delete(id: str, request: Request, state: State) -> Response:
     if not await state.store.files.delete(_plain_id(id), caller_of(request).id):
@@ -254,7 +244,7 @@ def _plain_id(id: str) -> str:
 def _headers(file: FileRecord) -> Mapping[str, str]:
     return {
         "Content-Length": str(file.size),
-        # Never shown as a page of ours, whatever its bytes are.
+        # Browsers must not show it as a page of this server, no matter what its bytes are.
         "Content-Disposition": "attachment",
         "X-Content-Type-Options": "nosniff",
     }
@@ -273,12 +263,12 @@ def _document(record: FileRecord) -> FileDocument:
 
 
 def _plain_name(name: bytes) -> str | None:
-    """The last part of a file's name, as text that can be shown."""
+    """The last part of a file's name, as printable text."""
     text = re.split(r"[/\\]", name.decode(errors="replace"))[-1]
     return "".join(character for character in text if character.isprintable()).strip()[:255] or None
 
 
-def _not_this(message: str) -> ModelmillError:
+def _bad_upload(message: str) -> ModelmillError:
     return ModelmillError(ErrorCode.INVALID_INPUT, message)
 
 

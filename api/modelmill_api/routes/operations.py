@@ -1,4 +1,4 @@
-"""What an operator looks at: the workers, and the metrics."""
+"""For operators: the workers, and the metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from modelmill.states import ModelPhase
 from modelmill.store import NodeRecord
 from modelmill_api.callers import admin_only
 from modelmill_api.middleware.metrics import MEDIA_TYPE, Exposition
-from modelmill_api.problems import responses
-from modelmill_api.responses import Worker, WorkerModel
+from modelmill_api.problems import describe_problems
+from modelmill_api.schemas import Worker, WorkerModel
 from modelmill_api.state import State
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["operations"], dependencies=[Depends(admin_only)])
 
 SNAPSHOT_TIMEOUT_S = 5.0
-"""A scraper gives up after ten seconds by default; before that it is to hear that the store is away."""
+"""Scrapers give up after ten seconds by default. A store that does not answer must be reported before."""
 
 
 @router.get(
     "/api/workers",
-    summary="List the worker nodes that live",
-    responses=responses(ErrorCode.STORE_UNAVAILABLE),
+    summary="List the live worker nodes",
+    responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
     response_model_exclude_none=True,
 )
 async def list_workers(state: State) -> list[Worker]:
@@ -41,8 +41,8 @@ async def list_workers(state: State) -> list[Worker]:
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
-    description="Numbers of the whole system are read from the job store, and are the same from every API "
-    "process; `modelmill_http_*` and `process_*` are of the process that answers.",
+    description="Numbers of the whole system come from the job store and are the same from every API "
+    "process. `modelmill_http_*` and `process_*` are those of the process that answers.",
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "The text format, version 0.0.4."}},
 )
@@ -53,8 +53,8 @@ async def metrics(state: State) -> Response:
     except (ModelmillError, TimeoutError) as error:
         logger.warning("metrics without the job store: %s", error)
         snapshot = None
-    state.requests.waiting.set(state.news.waiting)
-    return Response(Exposition(state.requests, snapshot).text(), media_type=MEDIA_TYPE)
+    state.metrics.waiting.set(state.news.waiting)
+    return Response(Exposition(state.metrics, snapshot).text(), media_type=MEDIA_TYPE)
 
 
 def _worker(node: NodeRecord) -> Worker:

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from modelmill_tasks.contract import Task
 from modelmill_tasks.shared.audio import Audio
-from modelmill_tasks.shared.media import Image, open_image, source_bytes
+from modelmill_tasks.shared.images import Image, open_image
+from modelmill_tasks.shared.sources import source_bytes
 
 TEXT = (
     "The old mill at the end of the valley had not turned for forty years. When Anna came back from Berlin "

@@ -15,7 +15,7 @@ from modelmill_backends.source import locate
 from modelmill_tasks.text_classification import Input, Output, Result
 
 LABEL = "__label__"
-"""What fastText writes before each label."""
+"""Prefix that fastText puts before each label."""
 MOSTLY = 0.8
 """Share of capital letters from which a text counts as written in capitals."""
 ENOUGH = 5
@@ -71,7 +71,7 @@ class FastTextRunner(Runner[Input, Classifier]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        # fastText takes each line as a text of its own, so line breaks become spaces.
+        # fastText takes each line as a separate text, so line breaks become spaces.
         text = " ".join(item.text.splitlines())
         if self.weights.options.fold_capitals and _in_capitals(text):
             text = text.lower()

@@ -17,7 +17,7 @@ from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.source import locate
 from modelmill_tasks.face_embedding import Face, Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 if TYPE_CHECKING:

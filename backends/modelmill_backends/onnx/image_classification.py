@@ -10,7 +10,7 @@ from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.classes import best_classes
 from modelmill_tasks.image_classification import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class EfficientNetLiteRunner(Runner[Input, Classifier]):

@@ -13,7 +13,7 @@ from modelmill_backends.onnx.imagenet import Classifier, pixels
 from modelmill_backends.shared.embedding import ImageEmbedding
 from modelmill_backends.shared.numerics import normalise
 from modelmill_tasks.image_embedding import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class ClipImageEmbeddingRunner(ClipWeights, ImageEmbedding[Clip]):

@@ -17,7 +17,7 @@ from modelmill_backends.onnx.session import feed_dtype, open_session
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 from modelmill_tasks.object_detection import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from modelmill_backends.rapidocr.networks import MAX_SIDE, Found, Networks
 from modelmill_backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill_backends.source import locate
 from modelmill_tasks.optical_character_recognition import Input, Output, TextObject
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 _CODES = (

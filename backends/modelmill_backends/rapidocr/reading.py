@@ -115,9 +115,9 @@ def lines_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """
     lines: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: (piece.top + piece.bottom, piece.left)):
-        beside = [line for line in lines if min(line, key=piece.gap_to).shares_line_with(piece)]
-        if beside:
-            min(beside, key=lambda line: min(map(piece.gap_to, line))).append(piece)
+        neighbours = [line for line in lines if min(line, key=piece.gap_to).shares_line_with(piece)]
+        if neighbours:
+            min(neighbours, key=lambda line: min(map(piece.gap_to, line))).append(piece)
         else:
             lines.append([piece])
     for line in lines:

@@ -12,7 +12,7 @@ from modelmill.errors import ErrorCode, MediaError
 from modelmill_backends.failures import module_missing
 from modelmill_backends.shared.mp3 import with_length
 from modelmill_tasks.shared.audio import AudioHeader, read_header, too_long
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,7 @@ from modelmill_tasks.image_text_embedding import Input as PairInput
 from modelmill_tasks.image_text_embedding import Output as PairOutput
 from modelmill_tasks.multimodal_embedding import Input as ContentInput
 from modelmill_tasks.multimodal_embedding import Output as ContentOutput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 if TYPE_CHECKING:
     import numpy as np

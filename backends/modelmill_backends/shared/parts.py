@@ -18,7 +18,7 @@ def load_part(context: LoadContext, option: str, name: str, task: str) -> Runner
         context: The other model's.
         option: The option of its entry that names the part, such as ``text_encoder``.
         name: Name of the part's catalogue entry.
-        task: What the part must answer.
+        task: The task that the part must answer.
 
     Raises:
         ModelmillError: ``model_load_failed``: there is no such entry, it does not answer ``task``, or it does

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modelmill_backends.contract import LoadContext, Prepared, Runner, Weights
 from modelmill_backends.shared.numerics import normalise, sigmoid, softmax
 from modelmill_backends.shared.text_vectors import TextVectors
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.zero_shot_image_classification import Input, Output
 
 if TYPE_CHECKING:

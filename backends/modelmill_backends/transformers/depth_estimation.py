@@ -13,7 +13,7 @@ from modelmill_tasks.depth_estimation import Input, Output
 
 
 class DepthEstimationRunner(Runner[Input, Loaded]):
-    """The model's map is scaled to the image as the model's own processor does it."""
+    """The model's own processor scales the map to the image."""
 
     backend = "transformers"
     task = "depth-estimation"
@@ -37,11 +37,11 @@ class DepthEstimationRunner(Runner[Input, Loaded]):
         return self._images.run([prepared.data for prepared in batch])
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
-        # By place: ZoeDepth calls the sizes source_sizes, and the others target_sizes.
+        # Positional arguments: ZoeDepth names the sizes source_sizes, other processors target_sizes.
         (found,) = self.weights.image_processor.post_process_depth_estimation(
             as_outputs(raw), [prepared.data.size]
         )
-        # The library squeezes the map of an image that is one pixel wide.
+        # reshape: the library squeezes the map of an image that is one pixel wide.
         depth = found["predicted_depth"].reshape(prepared.data.size).numpy()
         picture, low, high = png_map(depth)
         return Output(depth=picture, minimum=low, maximum=high)

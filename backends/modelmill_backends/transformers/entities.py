@@ -1,4 +1,4 @@
-"""From the scores of tokens to entities, as the library ``transformers`` does it in its pipeline."""
+"""Turns the scores of tokens into entities, as the pipeline of ``transformers`` does."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NOTHING = "O"
-"""The label of what is no entity."""
+"""The label of a token that is not an entity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A piece of the text, in code points, with a score for each label."""
+    """A piece of the text with a score for each label; positions are in code points."""
 
     start: int
     end: int
     scores: NDArray[np.floating[Any]]
     inner: bool
-    """Whether it continues the word of the token before."""
+    """Whether it continues the word of the previous token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def entities(
     """The entities among ``tokens``, in order, without those whose label is ``O``.
 
     Args:
-        text: The text that the tokens' places count in.
-        tokens: In order, special ones left out.
-        labels: The model's, in the order of scores.
+        text: The text that the tokens' positions refer to.
+        tokens: In order, without special tokens.
+        labels: The model's labels, in the order of the scores.
         strategy: How tokens become entities.
     """
     if strategy in (AggregationStrategy.NONE, AggregationStrategy.SIMPLE):
@@ -104,7 +104,7 @@ _WORD_SCORES: dict[AggregationStrategy, Callable[[Sequence[Token]], NDArray[Any]
 
 
 def _groups(tagged: Sequence[_Tagged]) -> list[list[_Tagged]]:
-    """Neighbours of one tag; ``B-`` begins a new group."""
+    """Groups of neighbours with the same tag; ``B-`` begins a new group."""
     groups: list[list[_Tagged]] = []
     for part in tagged:
         begins, tag = _split(part.label)
@@ -116,12 +116,12 @@ def _groups(tagged: Sequence[_Tagged]) -> list[list[_Tagged]]:
 
 
 def _split(label: str) -> tuple[bool, str]:
-    """Whether the label says that an entity begins, and its tag."""
+    """Whether the label begins an entity, and its tag."""
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
 def _joined(group: Sequence[_Tagged]) -> _Tagged:
-    # Any prefix goes, also one that is neither B nor I.
+    # Any prefix is removed, also one that is neither B nor I.
     tag = group[0].label.split("-", 1)[-1]
     score = sum(part.score for part in group) / len(group)
     return _Tagged(group[0].start, group[-1].end, tag, score)

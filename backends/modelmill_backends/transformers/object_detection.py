@@ -1,4 +1,4 @@
-"""Object detection by any model of ``AutoModelForObjectDetection``: DETR, RT-DETR, YOLOS and their like."""
+"""Object detection by any model of ``AutoModelForObjectDetection``: DETR, RT-DETR, YOLOS and similar."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class ObjectDetectionRunner(Runner[Input, Loaded]):
         super().__init__(weights, context)
         self._images = RegionInputs(weights, ("logits", "pred_boxes"))
         self.labels = labels_of(weights.model)
-        """What it can find, by the model's index."""
+        """The labels that it can find, by the model's index."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
         method = "post_process_object_detection"
-        lack = "tell boxes from the model's answer"
+        lack = "read boxes from the model's answer"
         return load_for_images(context, "AutoModelForObjectDetection", method, lack)
 
     def group_key(self, item: Input) -> Hashable:
-        # threshold and top_k concern postprocess only.
+        # Only postprocess uses threshold and top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

@@ -1,4 +1,4 @@
-"""Loads models of ``transformers``: from safetensors or GGUF, onto the device, and frees them again."""
+"""Loads models of ``transformers`` from safetensors or GGUF onto the device, and frees them."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.gguf import unpacked
 
-REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
+REMOTE_CODE = "it contains Python code; set options.trust_remote_code = true if you trust it"
 
 
 class TransformersOptions(RunnerOptions):
-    """What a catalogue entry may set for any model of this backend."""
+    """Options of a catalogue entry for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the weights. Pin source.revision then."
+        False,
+        description="Run Python code that comes with the weights. If you set this, pin source.revision.",
     )
     needs_remote_code: bool = Field(
-        False, description="Without its own code the model would load and answer wrongly: refuse that."
+        False, description="Refuse to load the model without its own code: it would load but answer wrongly."
     )
 
 
@@ -42,8 +43,8 @@ class Loaded:
     """A model on its device, in eval mode, and the parts of its processor.
 
     Attributes:
-        tokenizing: Held while the tokenizer works. All runners of the model share it, and the library sets
-            truncation and padding on it at each call, so threads take turns. Not reentrant.
+        tokenizing: Lock of the tokenizer. All runners of the model share the tokenizer, and the library sets
+            truncation and padding on it at each call, so threads must take turns. Not reentrant.
     """
 
     model: Any
@@ -64,7 +65,7 @@ class Loaded:
         import numpy as np
         import torch
 
-        # The GPU fetches pinned memory by itself; of other memory the driver would make such a copy first.
+        # The GPU reads pinned memory directly; other memory the driver would first copy to pinned memory.
         pinned = self.device.kind == "cuda"
         host = torch.empty(
             (len(rows), *rows[0].shape), dtype=getattr(torch, rows[0].dtype.name), pin_memory=pinned
@@ -81,7 +82,7 @@ class Loaded:
         }
 
     def close(self) -> None:
-        """Frees the device's memory, also what PyTorch keeps for later."""
+        """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.model = self.tokenizer = self.image_processor = None
         gc.collect()
         if self.device.kind == "cuda":
@@ -96,7 +97,7 @@ def load_pretrained(
     """Loads the entry's model by one of the library's ``Auto`` classes.
 
     Args:
-        context: The model's.
+        context: The context of the model.
         auto_class: Name of the class, such as ``AutoModelForImageClassification``.
         tokenizer: Load the tokenizer too.
         images: Load the image processor too.
@@ -133,7 +134,7 @@ def load_pretrained(
         model = model.eval().requires_grad_(False).to(context.device.torch_name)
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
-            # Of a folder: the hub's revision was pinned when it was fetched.
+            # This reads a folder; the revision was pinned when the folder was fetched.
             loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
         if images:
             processors: Any = transformers.AutoImageProcessor
@@ -157,9 +158,10 @@ def _weights_folder(context: LoadContext, options: TransformersOptions) -> Path:
 
 
 def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
-    """What a checkpoint lacks the library draws at random, with a line in the log: noise, with high scores.
+    """Refuses a checkpoint that lacks weights of the model.
 
-    Poolers may be missing: many checkpoints have none, and whoever needs one looks for itself.
+    The library fills them at random and only writes a line to the log; the answers would be noise with high
+    scores. Poolers may be missing: many checkpoints have none, and code that needs a pooler checks it itself.
     """
     parameters = {name for name, _ in model.named_parameters()}
     lacking = sorted(name for name in parameters.intersection(missing) if "pooler" not in name)
@@ -167,7 +169,7 @@ def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[st
         raise load_failed(
             entry,
             f"its weights were not made for this task: a {type(model).__name__} needs {lacking[0]} "
-            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}beside what is there",
+            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}in addition",
         )
 
 

@@ -24,7 +24,7 @@ def backfill(
         list[str],
         typer.Option(
             help="A file (.jsonl, .csv, .parquet), a folder of files, or a pattern such as "
-            "'photos/**/*.jpg'. Several are read one after the other.",
+            "'photos/**/*.jpg'. May be repeated: inputs are read one after the other.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="The folder for the results.", file_okay=False)],
@@ -33,63 +33,75 @@ def backfill(
         typer.Option(
             "--set",
             metavar="FIELD=VALUE",
-            help="A field that is the same for all rows: classes=cat,dog, config.top_k=3, or table:={…} "
-            "for JSON.",
+            help="Sets a field for all rows: classes=cat,dog, config.top_k=3, or table:={…} for JSON.",
         ),
     ] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option("--map", metavar="FIELD=COLUMN", help="The column that a field is taken from."),
+        typer.Option("--map", metavar="FIELD=COLUMN", help="Takes a field from this column."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
-    window: Annotated[int, typer.Option(min=1, help="Rows between input and output at most.")] = 256,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue where an earlier run stopped.")] = False,
+    window: Annotated[int, typer.Option(min=1, help="The most rows between input and output.")] = 256,
     lane: LaneName = "bulk",
     tag: Annotated[list[str] | None, typer.Option(help="A tag for the jobs; may be repeated.")] = None,
     output_format: Annotated[
-        Literal["jsonl", "parquet"], typer.Option("--format", help="Of the results.")
+        Literal["jsonl", "parquet"], typer.Option("--format", help="The format of the results.")
     ] = "jsonl",
-    shard_rows: Annotated[int, typer.Option(min=1, help="Rows of one output file.")] = 100_000,
-    retries: Annotated[int, typer.Option(min=0, help="How often a job is tried again that may pass.")] = 2,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Rows per output file.")] = 100_000,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often to retry a job after a temporary failure.")
+    ] = 2,
     max_error_rate: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Stop when more than this part has failed; 1 never stops."),
+        typer.Option(min=0, max=1, help="Stop when more than this part of the rows failed; 1 never stops."),
     ] = 0.05,
     give_up_after_s: Annotated[
-        float, typer.Option(help="Stop when the server has not answered for so many seconds.")
+        float, typer.Option(help="Stop when the server has not answered for this many seconds.")
     ] = 300.0,
     result_ttl_s: Annotated[
-        int | None, typer.Option(help="How long the server keeps what was not collected, in seconds.")
+        int | None,
+        typer.Option(help="How long the server keeps uncollected results, in seconds."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Send many rows or files through a model. What is interrupted can be resumed."""
+    """Send many rows or files through a model. An interrupted run can be resumed."""
+    from modelmill.client.backfill import BackfillOptions
     from modelmill.client.backfill import backfill as run
     from modelmill.client.backfill.mapping import read_columns
     from modelmill.client.wire import Connection
     from modelmill_cli.backfill_display import Display, show_summary
 
-    # A service manager stops it as Ctrl-C does, also where a script started it in the background, whose shell
-    # has SIGINT ignored.
+    # SIGTERM from a service manager stops the run like Ctrl-C. SIGINT gets its handler back because a shell
+    # ignores it for a program that a script starts in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    connection = Connection.make(url, None, 60.0, 0, 0)
+    connection = Connection.make(url, timeout_s=60.0)
     display = Display(f"{task} {model}", is_quiet=quiet)
+    options = BackfillOptions(
+        map=read_columns(columns or []),
+        assignments=constants or [],
+        lane=lane,
+        tags=tag or [],
+        result_ttl_s=result_ttl_s,
+        output_format=output_format,
+        shard_rows=shard_rows,
+        resume=resume,
+        window=window,
+        retries=retries,
+        max_error_rate=max_error_rate,
+        give_up_after_s=give_up_after_s,
+        on_progress=display.show,
+    )
     try:
         with display:
-            summary = run(
-                connection, task, model, input, output=output, map=read_columns(columns or []),
-                assignments=constants or [], lane=lane, tags=tag or [], result_ttl_s=result_ttl_s,
-                output_format=output_format, shard_rows=shard_rows, resume=resume, window=window,
-                retries=retries, max_error_rate=max_error_rate, give_up_after_s=give_up_after_s,
-                on_progress=display.show,
-            )  # fmt: skip
+            summary = run(connection, task, model, input, output=output, options=options)
     except KeyboardInterrupt:
         err.say(
             ("stopped", "yellow"),
-            f": {display.done:,} rows are done. The same command with --resume goes on; jobs that were "
-            "submitted already run meanwhile.",
+            f": {display.done:,} rows are done. To continue, run the same command with --resume. Jobs that "
+            "are already submitted continue to run.",
         )
         raise typer.Exit(INTERRUPTED) from None
     show_summary(summary, as_json=as_json)

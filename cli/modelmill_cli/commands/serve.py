@@ -72,7 +72,8 @@ def api(
         hint_at_first_key(settings)
     allow_many_files()
     uvicorn.run(
-        "modelmill_api.app:app",
+        "modelmill_api.app:create_app",
+        factory=True,
         host=settings.host,
         port=settings.port,
         log_config=None,

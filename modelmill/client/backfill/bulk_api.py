@@ -1,10 +1,9 @@
-"""What a backfill asks of the server: bulk submit, bulk collect, and patience while it is away."""
+"""The requests of a backfill: bulk submit, bulk collect, and the pauses while the server does not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
@@ -13,22 +12,25 @@ from typing import Any
 import httpx
 
 from modelmill.client.errors import foreign, problem
+from modelmill.client.protocol import growing_pause_s
 from modelmill.client.wire import Connection
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.ndjson import LineSplitter
 
 COLLECT_IDS = 1000
-"""Ids that one collect may name."""
+"""The most ids that one collect may name."""
+BACKOFF_S, MAX_BACKOFF_S = 0.05, 5.0
 _NDJSON = {"Content-Type": "application/x-ndjson"}
 
 
 class NoAnswerError(Exception):
-    """Raised when asking again later may help: no answer, a server in trouble, or one that is full."""
+    """Raised when a later try may help: no answer, a server error, or a server that asks to wait."""
 
     def __init__(self, reason: str, *, retry_after_s: float | None = None, is_alive: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
         self.is_alive = is_alive
-        """Whether it was a sound server that asked to wait."""
+        """Whether a working server answered and asked to wait."""
 
 
 class TooLargeError(Exception):
@@ -36,10 +38,10 @@ class TooLargeError(Exception):
 
 
 class Backoff:
-    """How long to go on asking, shared by all that ask.
+    """The pauses between tries, shared by all requests of a run.
 
     Args:
-        give_up_after_s: Without any answer for so long, the run ends.
+        give_up_after_s: The run ends when the server has not answered any request for this long.
     """
 
     def __init__(self, give_up_after_s: float) -> None:
@@ -47,7 +49,7 @@ class Backoff:
         self._answered_at = time.monotonic()
         self._tries = 0
         self.trouble = ""
-        """Why nothing goes on; empty after an answer."""
+        """Why the run waits; empty after an answer."""
 
     def answered(self) -> None:
         self._answered_at = time.monotonic()
@@ -58,7 +60,7 @@ class Backoff:
         """Waits before the next try, longer each time.
 
         Raises:
-            ModelmillError: there was no answer for too long.
+            ModelmillError: the server has not answered for too long.
         """
         if error.is_alive:
             self._answered_at = time.monotonic()
@@ -70,8 +72,10 @@ class Backoff:
             )
         self.trouble = str(error)
         self._tries += 1
-        longest_s = min(5.0, 0.05 * 2 ** min(self._tries, 10))
-        await asyncio.sleep(max(error.retry_after_s or 0, longest_s * random.uniform(0.5, 1)))  # noqa: S311
+        pause_s = growing_pause_s(
+            self._tries, error.retry_after_s, first_s=BACKOFF_S, longest_s=MAX_BACKOFF_S
+        )
+        await asyncio.sleep(pause_s)
 
 
 class BulkApi:
@@ -79,13 +83,13 @@ class BulkApi:
 
     Args:
         connection: Where the API answers, and the caller's key.
-        patience: Told of each answer.
+        backoff: Notified of each answer.
     """
 
     def __init__(self, connection: Connection, backoff: Backoff) -> None:
         self._url = connection.url
         self._backoff = backoff
-        # For one request, beside what the server is asked to wait: a submit may be megabytes.
+        # For one request, without the time that the server is asked to wait. A submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
         self._http = httpx.AsyncClient(**connection.arguments)
 
@@ -98,7 +102,7 @@ class BulkApi:
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:
-        """JSON of the server. The first question, so a server that is not there is told at once."""
+        """The JSON at a path. The first request of a run, so an unreachable server ends the run at once."""
         try:
             response = await self._http.get(path)
         except httpx.TransportError as error:
@@ -116,24 +120,24 @@ class BulkApi:
     async def bulk(
         self, task: str, model: str, lines: Sequence[bytes]
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Submits jobs; one answer each, in their order. They may end early, with the answers lost.
+        """Submits jobs. Yields one answer per line, in order; the last answers may be missing.
 
         Raises:
-            NoAnswerError: some were not answered; they can be sent again.
-            TooLargeError: together they are too large for whatever stands between.
+            NoAnswerError: some lines were not answered. They can be sent again.
+            TooLargeError: the request is too large for the server or for a proxy in between.
             ModelmillError: the server refuses this for good.
         """
-        # A single line may be as large as a file, and is not copied.
+        # A single line may be as large as a file, so it is not copied.
         body = lines[0] if len(lines) == 1 else b"".join(lines)
         path = f"/api/tasks/{task}/{model}/jobs:bulk"
         async for answer in self._stream(path, body, _NDJSON, self._timeout_s):
             yield answer
 
     async def collect(self, ids: Sequence[str], wait_s: int) -> AsyncGenerator[dict[str, Any], None]:
-        """Documents of those jobs that have ended; waits for the first.
+        """Yields the documents of the jobs that have ended. The server waits for the first.
 
         Raises:
-            NoAnswerError: ask again.
+            NoAnswerError: the request can be sent again.
             ModelmillError: the server refuses this for good.
         """
         body = json.dumps({"ids": list(ids), "delete": False}).encode()
@@ -142,10 +146,10 @@ class BulkApi:
             yield answer
 
     async def delete(self, ids: Sequence[str]) -> None:
-        """Lets the server forget jobs.
+        """Deletes jobs on the server.
 
         Raises:
-            NoAnswerError: ask again.
+            NoAnswerError: the request can be sent again.
             ModelmillError: the server refuses this for good.
         """
         body = json.dumps({"ids": list(ids), "delete": True}).encode()
@@ -163,7 +167,7 @@ class BulkApi:
             ) as response:
                 if not response.is_success:
                     await response.aread()
-                    raise _trouble(response)
+                    raise _error_of(response)
                 self._backoff.answered()
                 async for line in _lines(response):
                     yield _parsed(line)
@@ -173,24 +177,14 @@ class BulkApi:
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Lines that end with a newline and with nothing else: what lies between JSON's quotes may hold others.
-
-    A line without an end is one that was cut off, and is left out.
-    """
-    parts: list[bytes] = []
+    """The lines of an answer. A last line that was cut off is left out."""
+    splitter = LineSplitter()
     async for chunk in response.aiter_bytes():
-        first, *others = chunk.split(b"\n")
-        parts.append(first)
-        if not others:
-            continue
-        whole = [b"".join(parts), *others[:-1]]
-        parts = [others[-1]]
-        for line in whole:
-            if line.strip():
-                yield line
-    last = b"".join(parts)
-    if last.strip().endswith(b"}"):
-        yield last
+        for line in filter(None, splitter.feed(chunk)):
+            yield line
+    for line in filter(None, splitter.end()):
+        if line.endswith(b"}"):
+            yield line
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -203,8 +197,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return answer
 
 
-def _trouble(response: httpx.Response) -> Exception:
-    """What an answer that is no success means for the run."""
+def _error_of(response: httpx.Response) -> Exception:
+    """The exception for an answer that is not a success."""
     error = problem(response)
     if response.status_code == 413:
         return TooLargeError(error.message)

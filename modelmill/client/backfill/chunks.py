@@ -1,4 +1,4 @@
-"""Requests for many rows at once, small enough to be held in memory a few at a time."""
+"""Requests for many rows at once. They are small: a few of them are in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from modelmill.client.backfill.sources import Row
 from modelmill.errors import ModelmillError
 
 CHUNK_ROWS, CHUNK_BYTES = 500, 2 * 1024 * 1024
-"""After so much of either, nothing is added to a chunk."""
+"""A chunk that has reached either limit is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one bulk submit takes.
+    """The content of one bulk submit.
 
     Attributes:
-        rows: The rows to be submitted.
-        lines: Their requests.
-        taken: Rows that were taken from the input for it, which may be more.
+        rows: The rows to submit.
+        lines: The request of each row.
+        taken: Rows that were taken from the input for this chunk. They may be more than ``rows``.
         failed: Rows that cannot be submitted, and why.
-        is_last: Whether the input has come to its end.
+        is_last: Whether the input has no further row.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -35,13 +35,13 @@ class Chunk:
 
 
 class Chunks:
-    """Takes rows and makes requests of them, in a thread: files are read for it.
+    """Takes rows and turns them into requests. It works in a thread, since it reads files.
 
     Args:
-        rows: What is to be done.
-        mapper: Makes requests of rows.
-        run_id: Begins the key of each request.
-        is_of_caller: Whether the rows come from the caller's code, which is not run in another thread.
+        rows: The rows that are not done yet.
+        mapper: Turns rows into requests.
+        run_id: The first part of each idempotency key.
+        is_of_caller: Whether the rows come from the caller's code, which must not run in another thread.
     """
 
     def __init__(self, rows: Iterator[Row], mapper: Mapper, run_id: str, *, is_of_caller: bool) -> None:
@@ -53,15 +53,15 @@ class Chunks:
 
     @property
     def has_more(self) -> bool:
-        """Whether rows wait that are taken already."""
+        """Whether rows wait that were taken before."""
         return bool(self._waiting)
 
     def put_back(self, row: Row) -> None:
-        """A row that is to be submitted once more."""
+        """Adds a row that must be submitted again."""
         self._waiting.append(row)
 
     async def next(self, room: int) -> Chunk:
-        """The next chunk, with up to ``room`` rows from the input unless others wait."""
+        """The next chunk. Takes up to ``room`` rows from the input if no other rows wait."""
         wanted = 0 if self._waiting else min(room, CHUNK_ROWS)
         if self._is_of_caller:
             taken, is_last = self._take(wanted)

@@ -13,18 +13,19 @@ from modelmill.client.backfill.sources import Row
 
 WAIT_S = 10
 ASK_AGAIN_S = 0.2
-"""After this, a request is given up that does not ask for many of the jobs there are."""
+"""After this time, a waiting request is canceled if there are many more jobs than it asks for."""
 PAUSE_S = 0.02
-"""Between two requests that brought little, so that the next one brings more."""
+"""The pause after a request that found few ends, so that the next one finds more."""
 
 
 class Collector:
-    """Jobs whose ends are asked for together.
+    """Jobs whose ends are collected together.
 
     Args:
-        wire: The server.
-        patience: The wire's.
-        on_end: Called with each row whose job has ended, or is not known to the server, and the document.
+        api: The server.
+        backoff: The pauses that all requests share.
+        on_end: Called with the row and the document of each job that has ended or that the server does not
+            know.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Collector:
         """One more job to wait for."""
         self._jobs[job_id] = row
         self._changed.set()
-        # Those it asks for may take long while all others have ended: it asks again, for all.
+        # The jobs that the request asks for may be slow while others have ended: ask again, for all jobs.
         if self._again is None and self._asked and len(self) >= 1.25 * self._asked:
             self._again = asyncio.get_running_loop().call_later(ASK_AGAIN_S, self._give_up_asking)
 
@@ -55,12 +56,12 @@ class Collector:
             self._ask_task.cancel()
 
     def close(self) -> None:
-        """There will be no further job."""
+        """No further job will be added."""
         self._is_closed = True
         self._changed.set()
 
     async def run(self) -> None:
-        """Asks for what there is until it is closed and nothing is left."""
+        """Collects until it is closed and no job is left."""
         while self._jobs or not self._is_closed:
             self._changed.clear()
             if not self._jobs:
@@ -73,18 +74,18 @@ class Collector:
                 await asyncio.wait({self._ask_task})
             finally:
                 self._ask_task.cancel()
-                self._asked_no_more()
+                self._forget_request()
             if not self._ask_task.cancelled() and self._ask_task.result() < asked / 4:
                 await asyncio.sleep(PAUSE_S)
 
-    def _asked_no_more(self) -> None:
+    def _forget_request(self) -> None:
         self._asked = 0
         if self._again is not None:
             self._again.cancel()
             self._again = None
 
     async def _ask(self) -> int:
-        """Asks once; how many jobs had ended."""
+        """Asks once. Returns how many jobs had ended."""
         found = 0
         try:
             async with aclosing(

@@ -1,7 +1,7 @@
-"""The loop of a backfill: take rows, submit them, collect their results, write them down, let them go.
+"""The loop of a backfill: take rows, submit them, collect their results, write them, delete their jobs.
 
-Never more than a window of rows is between the input and the output. What is submitted bears a key made of
-the run and the row's number, so that submitting a row again, after whatever happened, finds the same job.
+At most a window of rows is in flight: taken from the input and not yet written. The idempotency key of a job
+is made of the run's id and the row's number. So a row that is submitted again finds its first job.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 from typing import Any
 
 from modelmill.client.backfill.bulk_api import COLLECT_IDS, Backoff, BulkApi, NoAnswerError, TooLargeError
@@ -19,6 +18,7 @@ from modelmill.client.backfill.chunks import Chunk, Chunks
 from modelmill.client.backfill.collect import Collector
 from modelmill.client.backfill.journal import Journal
 from modelmill.client.backfill.mapping import Mapper
+from modelmill.client.backfill.options import BackfillOptions
 from modelmill.client.backfill.output import Output, StopError
 from modelmill.client.backfill.sources import Row, RowSource
 from modelmill.client.backfill.stats import Stats
@@ -26,62 +26,41 @@ from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 SUBMITS = 4
 """Bulk submits at a time."""
-HELD_BYTES = 64 * 1024 * 1024
-"""While the rows in flight hold so much, no further one is taken. Each is held to its end, for a retry."""
-TELL_S = 0.25
+MAX_BYTES_IN_FLIGHT = 64 * 1024 * 1024
+"""When the rows in flight take more memory, no further row is taken. Each stays in memory for a retry."""
+REPORT_S = 0.25
 RETRY_S = 1.0
-"""Before a failed job's first retry; twice as long before each further one."""
+"""The pause before a failed job's first retry. It doubles before each further one."""
 MAX_LOST = 3
-"""How often a row is submitted anew because the server does not know its job any more."""
+"""How often a row is submitted again because the server no longer knows its job."""
 REGROW_S = 60.0
-"""A window that was narrowed to a quota is tried in full again after so long."""
+"""After this time, a window that was narrowed to a quota is tried in full again."""
 
-FOR_ALL = frozenset(
+STOPS_THE_RUN = frozenset(
     {
-        *(ErrorCode.UNAUTHENTICATED, ErrorCode.FORBIDDEN, ErrorCode.LANE_NOT_ALLOWED),
-        *(ErrorCode.TASK_NOT_FOUND, ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED),
+        ErrorCode.UNAUTHENTICATED,
+        ErrorCode.FORBIDDEN,
+        ErrorCode.LANE_NOT_ALLOWED,
+        ErrorCode.TASK_NOT_FOUND,
+        ErrorCode.MODEL_NOT_FOUND,
+        ErrorCode.TASK_NOT_SUPPORTED,
     }
 )
-"""Refusals that every other row would get, too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a run goes about it; none of it changes what is in the output.
-
-    Attributes:
-        window: Rows between input and output at most.
-        retries: How often a job that failed for a reason that may pass is submitted again.
-        max_error_rate: The run stops when more than this part of its rows has failed, once a hundred are
-            done; 1 never stops it.
-        give_up_after_s: It also stops when there was no answer from the server for so long.
-    """
-
-    window: int = 256
-    retries: int = 2
-    max_error_rate: float = 0.05
-    give_up_after_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.window <= 100_000:
-            raise ConfigError("the window must be between 1 and 100,000 rows")
-        if not 0 <= self.max_error_rate <= 1:
-            raise ConfigError("the allowed rate of errors must be between 0 and 1")
+"""Refusals that every other row would get as well."""
 
 
 class Engine:
-    """One run. Everything is given to it; it opens and closes nothing.
+    """One run. The caller opens and closes everything that is passed to it.
 
     Args:
         where: Task and model.
-        wire: The server.
-        patience: The wire's.
+        api: The server.
+        backoff: The pauses that all requests share.
         source: The input, prepared.
-        mapper: Makes requests of rows.
-        journal: The output, begun.
-        stats: Filled on the way.
-        options: How to go about it.
-        on_progress: Called a few times a second with the stats.
+        mapper: Turns rows into requests.
+        journal: The output; ``begin`` was called.
+        stats: The engine updates it.
+        options: How the run is done.
     """
 
     def __init__(
@@ -94,22 +73,22 @@ class Engine:
         mapper: Mapper,
         journal: Journal,
         stats: Stats,
-        options: Options,
-        on_progress: Callable[[Stats], None] | None = None,
+        options: BackfillOptions,
     ) -> None:
         self._task, self._model = where
         self._api, self._backoff = api, backoff
-        self._stats, self._options, self._on_progress = stats, options, on_progress
+        self._stats, self._options = stats, options
         self._source, self._begun_at = source, journal.next_row
         self._next_row = journal.next_row
-        self._unread = set(journal.pending)
+        self._rows_to_redo = set(journal.pending)
+        """Rows that an earlier run took and did not finish, until the source yields them again."""
         self._pending: set[int] = set()
-        self._held_bytes = 0
-        self._again: deque[tuple[float, Row]] = deque()
+        self._bytes_in_flight = 0
+        self._retries: deque[tuple[float, Row]] = deque()
         self._is_exhausted = False
         self._limit = options.window
-        self._hold_until = self._regrow_at = 0.0
-        self._hold_reason = ""
+        self._paused_until = self._regrow_at = 0.0
+        self._pause_reason = ""
         self._changed, self._finished = asyncio.Event(), asyncio.Event()
         self._chunks = Chunks(self._rows(), mapper, journal.run_id, is_of_caller=source.is_of_caller)
         self._output = Output(api, journal, stats, options.max_error_rate, self._position)
@@ -117,12 +96,15 @@ class Engine:
         self._collectors = [Collector(api, backoff, self._ended) for _ in range(count)]
 
     async def run(self) -> tuple[str, str]:
-        """Works until all rows are done; the state, and the reason if that is not ``complete``.
+        """Works until all rows are done.
+
+        Returns:
+            The state, ``complete`` or ``stopped``, and the reason if it is ``stopped``.
 
         Raises:
             ModelmillError: the server refuses the run, or does not answer.
             OSError: the output cannot be written.
-            ConfigError: the input is not what it was.
+            ConfigError: the input has changed since the run began.
         """
         state, reason = "stopped", "it was interrupted"
         try:
@@ -130,8 +112,8 @@ class Engine:
                 group.create_task(self._feed(group))
                 for collector in self._collectors:
                     group.create_task(collector.run())
-                group.create_task(self._output.keep())
-                group.create_task(self._tell())
+                group.create_task(self._output.write_checkpoints())
+                group.create_task(self._report_regularly())
             state, reason = "complete", ""
         except BaseExceptionGroup as errors:
             error = _first(errors)
@@ -145,30 +127,30 @@ class Engine:
 
     def _rows(self) -> Iterator[Row]:
         """The rows that are not done yet."""
-        start = min(self._unread, default=self._begun_at)
+        start = min(self._rows_to_redo, default=self._begun_at)
         for row in self._source.rows(start):
-            if row.number >= self._begun_at or row.number in self._unread:
+            if row.number >= self._begun_at or row.number in self._rows_to_redo:
                 yield row
 
     def _position(self) -> tuple[int, list[int]]:
-        return self._next_row, [*self._pending, *self._unread]
+        return self._next_row, [*self._pending, *self._rows_to_redo]
 
-    # From the input to the server.
+    # From the input to the server
 
     async def _feed(self, group: asyncio.TaskGroup) -> None:
         places = asyncio.Semaphore(SUBMITS)
         while self._pending or not self._is_exhausted:
             self._changed.clear()
-            is_held = time.monotonic() < self._hold_until
-            room = 0 if is_held else self._room()
-            self._requeue(is_held)
-            if room or (self._chunks.has_more and not is_held):
+            is_paused = time.monotonic() < self._paused_until
+            room = 0 if is_paused else self._room()
+            self._requeue(is_paused)
+            if room or (self._chunks.has_more and not is_paused):
                 await places.acquire()
                 chunk = await self._next_chunk(room)
                 group.create_task(self._submit(chunk)).add_done_callback(lambda _: places.release())
             else:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(self._nap_s()):
+                    async with asyncio.timeout(self._wait_s()):
                         await self._changed.wait()
         self._finished.set()
         self._output.finish()
@@ -176,39 +158,41 @@ class Engine:
             collector.close()
 
     def _room(self) -> int:
-        """How many rows may be taken now; 0 also where it is too few to be worth a request."""
+        """How many rows may be taken now. 0 also if they are too few to be worth a request."""
         if time.monotonic() > self._regrow_at:
             self._limit = self._options.window
         room = self._limit - len(self._pending)
-        is_full = self._held_bytes > HELD_BYTES and self._pending
+        is_full = self._bytes_in_flight > MAX_BYTES_IN_FLIGHT and self._pending
         return 0 if self._is_exhausted or is_full or room < max(1, self._limit // 8) else room
 
-    def _requeue(self, is_held: bool) -> None:
-        """Hands rows back to be submitted once more, when their time has come."""
+    def _requeue(self, is_paused: bool) -> None:
+        """Gives rows whose pause is over to the next chunk, to be submitted again."""
         now = time.monotonic()
-        for _ in range(0 if is_held else len(self._again)):
-            ready_at, row = self._again.popleft()
+        for _ in range(0 if is_paused else len(self._retries)):
+            ready_at, row = self._retries.popleft()
             if ready_at <= now:
                 self._chunks.put_back(row)
             else:
-                self._again.append((ready_at, row))
+                self._retries.append((ready_at, row))
 
-    def _nap_s(self) -> float | None:
-        """Until something may be done without anything having happened; None where nothing will."""
+    def _wait_s(self) -> float | None:
+        """How long to wait when nothing happens; None to wait for an event only."""
         now = time.monotonic()
-        moments = [self._hold_until] if self._hold_until > now else [moment for moment, _ in self._again]
+        if self._paused_until > now:
+            return self._paused_until - now + 0.001
+        moments = [moment for moment, _ in self._retries]
         return max(0.0, min(moments) - now) + 0.001 if moments else None
 
     async def _next_chunk(self, room: int) -> Chunk:
         chunk = await self._chunks.next(room)
         for row in chunk.taken:
-            self._unread.discard(row.number)
+            self._rows_to_redo.discard(row.number)
             self._next_row = max(self._next_row, row.number + 1)
             self._pending.add(row.number)
-            self._held_bytes += row.size_bytes
+            self._bytes_in_flight += row.size_bytes
         if chunk.is_last:
             self._is_exhausted = True
-            if self._unread:
+            if self._rows_to_redo:
                 raise ConfigError("the input has fewer rows than it had when this run began")
         for row, error in chunk.failed:
             self._fail(row, error)
@@ -246,40 +230,40 @@ class Engine:
             min(self._collectors, key=len).add(row.jobs[-1], row)
             return
         code = str(error.get("code"))
-        if code in FOR_ALL:
+        if code in STOPS_THE_RUN:
             raise ModelmillError(ErrorCode(code), str(error.get("message")))
         if code == ErrorCode.IDEMPOTENCY_CONFLICT and row.lost < MAX_LOST:
-            # What the row refers to has changed since it was submitted: that job answers something else.
+            # The file that the row names has changed since it was submitted. That job has other inputs.
             row.lost += 1
             self._retry(row)
         elif error.get("retryable"):
-            self._hold(code, str(error.get("message")), float(error.get("retry_after_s", 1.0)))
+            self._pause(code, str(error.get("message")), float(error.get("retry_after_s", 1.0)))
             self._retry(row)
         else:
             self._write(row, {"status": "failed", "error": error})
 
-    def _hold(self, code: str, message: str, retry_after_s: float) -> None:
-        """Submits nothing for a while; and with a quota, no more than it allows from then on."""
+    def _pause(self, code: str, message: str, retry_after_s: float) -> None:
+        """Submits nothing for a while. After a refusal by a quota, also narrows the window to the quota."""
         now = time.monotonic()
-        self._hold_until = max(self._hold_until, now + retry_after_s)
-        self._hold_reason = message
+        self._paused_until = max(self._paused_until, now + retry_after_s)
+        self._pause_reason = message
         if code == ErrorCode.QUOTA_EXCEEDED:
             accepted = sum(map(len, self._collectors))
             self._limit = min(self._limit, accepted or max(1, self._options.window // 8))
             self._regrow_at = now + REGROW_S
 
     def _retry(self, row: Row, delay_s: float = 0.0) -> None:
-        self._again.append((time.monotonic() + delay_s, row))
+        self._retries.append((time.monotonic() + delay_s, row))
         self._changed.set()
 
-    # From the server to the output.
+    # From the server to the output
 
     def _ended(self, row: Row, document: Mapping[str, Any]) -> None:
         status, error = document.get("status"), document.get("error")
         if status == "complete":
             self._write(row, {"status": "complete", "result": document.get("result")})
         elif status is None and row.lost < MAX_LOST:
-            # Its time to live was over before we came back, or somebody deleted it.
+            # The job expired before it was collected, or it was deleted.
             row.jobs.pop()
             row.lost += 1
             self._retry(row)
@@ -297,25 +281,25 @@ class Engine:
 
     def _write(self, row: Row, outcome: Mapping[str, Any]) -> None:
         self._pending.discard(row.number)
-        self._held_bytes -= row.size_bytes
+        self._bytes_in_flight -= row.size_bytes
         self._changed.set()
         self._output.write(row, outcome)
 
-    async def _tell(self) -> None:
+    async def _report_regularly(self) -> None:
         while not self._finished.is_set():
             self._report()
             with suppress(TimeoutError):
-                async with asyncio.timeout(TELL_S):
+                async with asyncio.timeout(REPORT_S):
                     await self._finished.wait()
 
     def _report(self) -> None:
         stats = self._stats
-        is_held = time.monotonic() < self._hold_until
+        is_paused = time.monotonic() < self._paused_until
         stats.in_flight = len(self._pending)
-        stats.trouble = self._backoff.trouble or (self._hold_reason if is_held else "")
+        stats.trouble = self._backoff.trouble or (self._pause_reason if is_paused else "")
         stats.sample()
-        if self._on_progress is not None:
-            self._on_progress(stats)
+        if self._options.on_progress is not None:
+            self._options.on_progress(stats)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

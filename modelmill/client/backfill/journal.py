@@ -1,8 +1,9 @@
-"""The output folder: shards of results, a manifest, and what it takes to go on after a crash.
+"""The output folder: shards of results, a manifest, and a checkpoint to resume from.
 
-A row counts as done once a checkpoint covers it. A checkpoint says how long the current shard is and which
-rows are not in it or in earlier ones; it is written after the shard's bytes are on the disk, whole or not at
-all. Whoever goes on cuts the shard to that length, so that each row is in the output exactly once.
+A row is done when a checkpoint covers it. A checkpoint holds the length of the current shard and the rows
+that are not yet in a shard. It is written after the shard's bytes are on the disk, and it replaces the
+earlier one as a whole. A resumed run cuts the shard to that length. So each row is in the output exactly
+once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from modelmill.errors import ConfigError
 
 MANIFEST, CHECKPOINT, LOCK = "manifest.json", "checkpoint.json", "lock"
 SHARD_BYTES = 512 * 1024 * 1024
-"""A shard that has grown to this size is ended, however few rows it has."""
+"""A shard that reaches this size ends, even if it has few rows."""
 VERSION = 1
 
 
@@ -39,7 +40,7 @@ class _Shard:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A moment of the run, as a checkpoint will tell it, and what must be on the disk before."""
+    """The content of a checkpoint, and the shards that must be on the disk before it is written."""
 
     document: Mapping[str, Any]
     current: _Shard
@@ -48,7 +49,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Plan:
-    """What a run does, as it stands in the manifest: a resumed run must do the same."""
+    """Task, model, input and request of a run, for the manifest. A resumed run must have the same plan."""
 
     task: str
     model: str
@@ -57,7 +58,7 @@ class Plan:
     output_format: str = "jsonl"
 
     def as_data(self) -> dict[str, Any]:
-        # What is set for all rows may be a whole image.
+        # A field for all rows may hold a whole image.
         text = json.dumps(self.request, sort_keys=True, default=str)
         long = len(text) > 4000
         request = {"sha256": hashlib.sha256(text.encode()).hexdigest()} if long else json.loads(text)
@@ -72,18 +73,18 @@ class Plan:
 
 @dataclass(slots=True)
 class Journal:
-    """The output of one run. Use it as a context: it holds the folder's lock.
+    """The output of one run. It locks the folder until ``close``.
 
     Args:
-        folder: Made when it is not there.
+        folder: Created if it does not exist.
         plan: What the run does.
         result_schema: JSON schema of a result, for the columns of Parquet files.
-        shard_rows: A shard that has so many rows is ended.
+        shard_rows: A shard ends when it has this many rows.
 
     Attributes:
         next_row: The first row that was never taken from the input.
         pending: Rows before it that are not done.
-        finished_jobs: Jobs that the server may keep although it need not.
+        finished_jobs: Jobs whose results are on the disk and that the server may still have.
     """
 
     folder: Path
@@ -102,11 +103,11 @@ class Journal:
     _created_at: str = ""
 
     def open(self, stats: Stats, *, resume: bool) -> None:
-        """Begins, or goes on where an earlier run stopped; fills ``stats`` with what that one did.
+        """Starts a run, or resumes an earlier one and puts its counts into ``stats``.
 
         Raises:
-            ConfigError: another process writes here; there is a run here already and ``resume`` is not
-                given; or that run did something else.
+            ConfigError: another process writes to the folder; the folder holds a run and ``resume`` is False;
+                or that run had another plan.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
@@ -133,12 +134,12 @@ class Journal:
             self._recover(document or {"next": 0, "pending": [], "shard": 0, "bytes": 0, "rows": 0})
 
     def begin(self, stats: Stats) -> None:
-        """Writes the manifest; from now on this folder holds a run."""
+        """Writes the manifest. From now on this folder holds a run."""
         self._write_manifest("running", stats)
         self._shard = self._shard or self._open_shard(0)
 
     def write(self, line: bytes) -> None:
-        """One row's result."""
+        """Appends the line of one row."""
         shard = self._shard
         assert shard is not None, "begin comes first"
         shard.file.write(line)
@@ -148,16 +149,16 @@ class Journal:
             self._ended.append(shard)
             self._shard = self._open_shard(shard.number + 1)
 
-    def mark(
+    def snapshot(
         self, next_row: int, pending: Sequence[int], stats: Stats, finished_jobs: Sequence[str] = ()
     ) -> Snapshot:
-        """This moment, for ``commit``. Between the two, more may be written.
+        """The current state, for ``commit``. More rows may be written before the commit.
 
         Args:
-            next_row: The first row that was not taken from the input yet.
+            next_row: The first row that was not taken from the input.
             pending: Rows before it that are not done.
             stats: How far the run is.
-            finished_jobs: Jobs that the server need not keep once this is committed.
+            finished_jobs: Jobs that the server need not keep after the commit.
         """
         assert self._shard is not None, "begin comes first"
         self._shard.file.flush()
@@ -174,24 +175,24 @@ class Journal:
         }
         return Snapshot(document, self._shard, list(self._ended))
 
-    def commit(self, mark: Snapshot, stats: Stats) -> None:
-        """Makes a moment last. Slow: it waits for the disk.
+    def commit(self, snapshot: Snapshot, stats: Stats) -> None:
+        """Writes a checkpoint to the disk. This is slow: it waits for the disk.
 
         Raises:
-            OSError: the disk is full, or cannot be written. The last checkpoint still holds.
+            OSError: the disk is full, or cannot be written. The last checkpoint is still valid.
         """
-        for shard in mark.ended:
+        for shard in snapshot.ended:
             self._seal(shard)
-        if mark.ended:
+        if snapshot.ended:
             self._write_manifest("running", stats)
-        os.fsync(mark.current.file.fileno())
-        _write(self.folder / CHECKPOINT, mark.document)
-        for shard in mark.ended:
+        os.fsync(snapshot.current.file.fileno())
+        _write(self.folder / CHECKPOINT, snapshot.document)
+        for shard in snapshot.ended:
             if self.plan.output_format == "parquet":
                 self._path(shard.number, "jsonl").unlink(missing_ok=True)
 
     def end(self, state: str, stats: Stats, reason: str = "") -> None:
-        """After the last ``commit``: ends the last shard if all is done, and says how it went."""
+        """Writes the final state, after the last ``commit``. If all rows are done, ends the last shard."""
         assert self._shard is not None, "begin comes first"
         if state == "complete":
             if self._shard.rows or not self._sealed:
@@ -208,7 +209,7 @@ class Journal:
             self.is_complete = True
 
     def close(self) -> None:
-        """Lets go of files and lock."""
+        """Closes the files and releases the lock."""
         for shard in (*self._ended, self._shard):
             if shard is not None:
                 with contextlib.suppress(OSError):
@@ -222,11 +223,11 @@ class Journal:
                 for listed in self.folder.glob("files-*"):
                     listed.unlink()
                 with contextlib.suppress(OSError):
-                    self.folder.rmdir()  # unless there is something in it
+                    self.folder.rmdir()  # fails if the folder is not empty
 
     @property
     def shards(self) -> list[dict[str, Any]]:
-        """The shards that are ended."""
+        """The shards that have ended."""
         return list(self._sealed)
 
     def _take_lock(self) -> None:
@@ -245,7 +246,7 @@ class Journal:
         for name, value in ours.items():
             if manifest[name] != value:
                 raise ConfigError(
-                    f"{self.folder} holds a run with another {name}, which cannot be mixed with this one: "
+                    f"{self.folder} holds a run with another {name}, so this run cannot continue it: "
                     f"{_short(manifest[name])} is not {_short(value)}"
                 )
 
@@ -271,13 +272,13 @@ class Journal:
         self._shard.rows, self._shard.bytes = checkpoint["rows"], length
 
     def _open_shard(self, number: int) -> _Shard:
-        # Kept open as long as the shard grows.
+        # The file stays open while the shard grows.
         file = os.open(self._path(number, "jsonl"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         return _Shard(number, os.fdopen(file, "r+b", buffering=1 << 18))
 
     def _seal(self, shard: _Shard) -> None:
         if any(each["number"] == shard.number for each in self._sealed):
-            return  # a mark before this one did so
+            return  # an earlier commit did so
         if not shard.file.closed:
             shard.file.flush()
             os.fsync(shard.file.fileno())
@@ -332,16 +333,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path} is damaged, so the run cannot go on")
+        raise ConfigError(f"{path} is damaged, so the run cannot be resumed")
     return document
 
 
 def _changed(path: Path) -> ConfigError:
-    return ConfigError(f"{path} is not as it was left, so the run cannot go on")
+    return ConfigError(f"{path} has changed since the run wrote it, so the run cannot be resumed")
 
 
 def _write(path: Path, document: Mapping[str, Any], indent: int | None = None) -> None:
-    """Whole or not at all, and on the disk when this returns."""
+    """Replaces the file as a whole. It is on the disk when this returns."""
     with _replacing(path) as unfinished:
         unfinished.write_text(json.dumps(document, indent=indent) + "\n", encoding="ascii")
 

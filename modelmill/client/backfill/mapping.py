@@ -1,4 +1,4 @@
-"""From a row's columns to a task's fields."""
+"""Turns the columns of a row into the fields of a task."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from modelmill.assignments import FIELD, Assignment, parse_assignment, parse_json, put
 from modelmill.client.backfill.media import media_name, media_text
 from modelmill.client.backfill.schema import JOB_FIELDS, TaskSchema
 from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 KEEP_CHARACTERS = 1000
-"""A longer text of a column is not written beside the result."""
-_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:?=)(@?)(.*)", re.DOTALL)
-_COLUMN = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)=(.+)", re.DOTALL)
-_OURS = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
+"""A longer text of a column is not written next to the result."""
+_COLUMN = re.compile(rf"({FIELD})=(.+)", re.DOTALL)
+_WITH_OPTION = frozenset({"lane", "idempotency_key", "result_ttl", "tags"})
 
 
 @dataclass(frozen=True, slots=True)
 class _FieldSource:
-    """Where a field's value comes from."""
+    """The column of a field, and how its values are read."""
 
     column: str
     path: tuple[str, ...]
@@ -39,15 +39,15 @@ class Mapper:
     """Makes the request of each row.
 
     Args:
-        schema: What the task takes.
-        columns: Fields, dotted where one lies within another, and the column of each. A column whose name
-            is a field's is that field's anyway.
+        schema: The inputs of the task.
+        columns: The column of each field. A dot names a field inside another. A column that has the name of
+            a field needs no entry.
         constants: Fields that are the same for all rows.
-        assignments: The same as ``FIELD=VALUE`` or ``FIELD:=JSON``, either with ``@FILE`` for the value.
+        assignments: Such fields as ``FIELD=VALUE`` or ``FIELD:=JSON``, each also with ``@FILE`` as the value.
         job: Fields that concern the job: ``lane``, ``tags``, ``result_ttl``.
 
     Raises:
-        ConfigError: a field is not the task's, or is given twice.
+        ConfigError: the task does not have a field, or a field is given twice.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Mapper:
         for name, value in [*constants.items(), *read_assignments(schema, assignments)]:
             self._check_field(name)
             is_file = schema.is_media(name) and not isinstance(value, list)
-            _put(self.constants, name.split("."), media_text(value, None) if is_file else value)
+            put(self.constants, name.split("."), media_text(value, None) if is_file else value)
         for field in columns:
             self._check_field(field)
             if _get(self.constants, field.split(".")) is not None:
@@ -75,22 +75,22 @@ class Mapper:
         self._sources: dict[tuple[str, ...], list[_FieldSource]] = {}
 
     def check(self, row: Row, *, is_file: bool = False) -> None:
-        """Looks whether rows such as this one can be sent.
+        """Checks whether rows with the columns of this one can be sent.
 
         Args:
-            row: The first one.
+            row: The first row.
             is_file: Whether each row is a file.
 
         Raises:
-            ConfigError: a column is not there, or a field is missing.
+            ConfigError: a column does not exist, or a required field has no value.
         """
         if is_file and "path" not in self._given.values():
             self._map_files()
         for field, column in self._given.items():
             if column not in row.columns:
                 raise ConfigError(f"there is no column {column!r} for {field}; {_columns(row)}")
-        had = {source.path[0] for source in self._of(row)} | self.constants.keys()
-        missing = sorted(self._schema.required - had)
+        given = {source.path[0] for source in self._of(row)} | self.constants.keys()
+        missing = sorted(self._schema.required - given)
         if missing:
             raise ConfigError(
                 f"nothing gives {', '.join(missing)}: set a value for all rows, or map a column; "
@@ -98,7 +98,7 @@ class Mapper:
             )
 
     def request(self, row: Row, idempotency_key: str) -> bytes:
-        """The row's line of a bulk submit. Also notes what of the row is kept beside its result.
+        """The row's line of a bulk submit. Also puts the columns to write next to the result into ``row``.
 
         Raises:
             ModelmillError: the row cannot be sent.
@@ -117,8 +117,8 @@ class Mapper:
             if source.is_media:
                 value = media_text(value, row.folder)
             elif row.is_text:
-                value = _read_text(source, value)
-            _put(fields, list(source.path), value)
+                value = _read_text(source.column, source.kinds, value)
+            put(fields, list(source.path), value)
         fields |= self._job
         fields["idempotency_key"] = idempotency_key
         try:
@@ -129,11 +129,11 @@ class Mapper:
             ) from None
 
     def pinned(self) -> dict[str, Any]:
-        """What makes the requests what they are, for comparing a resumed run with the first one."""
+        """The settings that decide the content of the requests. A resumed run must have the same ones."""
         return self._pinned
 
     def _of(self, row: Row) -> list[_FieldSource]:
-        """Which columns go where. Rows of JSON lines may differ in which columns they have."""
+        """The field sources for this row. Rows of JSON lines may have different columns."""
         names = tuple(row.columns)
         if names not in self._sources:
             if len(self._sources) > 100:
@@ -184,7 +184,7 @@ class Mapper:
                 row.keep[name] = value
 
     def _check_field(self, field: str) -> None:
-        if field.partition(".")[0] in _OURS:
+        if field.partition(".")[0] in _WITH_OPTION:
             raise ConfigError(f"{field} has an option of its own")
         if not self._schema.is_known(field):
             known = [name for name in self._schema.fields if name not in JOB_FIELDS]
@@ -192,43 +192,41 @@ class Mapper:
 
 
 def read_assignments(schema: TaskSchema, assignments: Iterable[str]) -> list[tuple[str, Any]]:
-    """``FIELD=VALUE``, ``FIELD:=JSON``, either with ``@FILE``, as fields and values.
+    """The fields and values of ``FIELD=VALUE`` and ``FIELD:=JSON``, each also with ``@FILE`` as the value.
 
-    Text for a field that is a list is split at its commas, as that for one that is a number is read.
+    Text is read as the type of its field: for a list it is split at its commas.
 
     Raises:
-        ConfigError: names the assignment and what is wrong with it.
+        ConfigError: an assignment is wrong; the message names it.
     """
     found: list[tuple[str, Any]] = []
-    for assignment in assignments:
-        match = _ASSIGNMENT.fullmatch(assignment)
-        if match is None:
-            raise ConfigError(f"{assignment[:100]!r} sets no field: write classes=cat,dog or config.top_k:=3")
-        name, kind, at, text = match.groups()
-        if at and kind == "=" and schema.is_media(name):
-            found.append((name, Path(text)))
-            continue
-        if at:
-            text = _text_of(name, Path(text))
-        if kind == ":=":
-            try:
-                found.append((name, json.loads(text)))
-            except ValueError as error:
-                raise ConfigError(f"{name}: what follows := is not JSON: {error}") from None
-        else:
-            kinds = frozenset(schema.kinds(name))
-            try:
-                found.append((name, _read_text(_FieldSource(name, (name,), False, kinds, True), text)))
-            except ModelmillError as error:
-                raise ConfigError(error.message) from None
+    for text in assignments:
+        assignment = parse_assignment(text)
+        if assignment is None:
+            raise ConfigError(f"{text[:100]!r} sets no field: write classes=cat,dog or config.top_k:=3")
+        found.append((assignment.field, _assigned_value(schema, assignment)))
     return found
 
 
+def _assigned_value(schema: TaskSchema, assignment: Assignment) -> Any:
+    name, text = assignment.field, assignment.text
+    if assignment.is_file:
+        if not assignment.is_json and schema.is_media(name):
+            return Path(text)
+        text = _text_of(name, Path(text))
+    if assignment.is_json:
+        return parse_json(name, text)
+    try:
+        return _read_text(name, frozenset(schema.kinds(name)), text)
+    except ModelmillError as error:
+        raise ConfigError(error.message) from None
+
+
 def read_columns(texts: Iterable[str]) -> dict[str, str]:
-    """``FIELD=COLUMN`` as a mapping.
+    """The texts ``FIELD=COLUMN`` as a mapping from field to column.
 
     Raises:
-        ConfigError: one is not of that form.
+        ConfigError: a text does not have that form.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -243,12 +241,12 @@ def _text_of(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{name}: {path} is not there, or is not a text file") from None
+        raise ConfigError(f"{name}: {path} does not exist, or is not a text file") from None
 
 
-def _read_text(source: _FieldSource, text: str) -> Any:
-    """Text as a value of what the field takes."""
-    kinds = source.kinds - {"null"}
+def _read_text(name: str, kinds: frozenset[str], text: str) -> Any:
+    """Text as a value of one of the JSON types in ``kinds``. ``name`` is for the error."""
+    kinds = kinds - {"null"}
     if not kinds or "string" in kinds:
         return text
     stripped = text.strip()
@@ -258,13 +256,12 @@ def _read_text(source: _FieldSource, text: str) -> Any:
         return json.loads(stripped.lower() if kinds == {"boolean"} else stripped)
     except ValueError:
         kind = " or ".join(sorted(kinds))
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, f"{source.column}: {text[:100]!r} is no {kind}"
-        ) from None
+        message = f"{name}: {text[:100]!r} is not of type {kind}"
+        raise ModelmillError(ErrorCode.INVALID_INPUT, message) from None
 
 
 def _plain(value: Any) -> Any:
-    """What Parquet files and programs have beyond JSON."""
+    """Converts values of Parquet files and programs that JSON cannot hold."""
     if isinstance(value, datetime | date | clock_time):
         return value.isoformat()
     if isinstance(value, Decimal):
@@ -278,14 +275,6 @@ def _columns(row: Row) -> str:
     return f"the columns are {', '.join(row.columns)}" if row.columns else "there are no columns"
 
 
-def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
-        fields = fields.setdefault(part, {})
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part} was given a value of its own")
-    fields[path[-1]] = value
-
-
 def _get(fields: Any, path: Sequence[str]) -> Any:
     for part in path:
         fields = fields.get(part) if isinstance(fields, dict) else None
@@ -293,5 +282,5 @@ def _get(fields: Any, path: Sequence[str]) -> Any:
 
 
 def _copied(fields: dict[str, Any]) -> dict[str, Any]:
-    """A copy into which values can be put: objects are copied, what is in them is not."""
+    """A copy of nested dicts. Other values are not copied."""
     return {name: _copied(value) if isinstance(value, dict) else value for name, value in fields.items()}

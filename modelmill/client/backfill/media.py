@@ -1,4 +1,4 @@
-"""Values of media fields: what a column may hold, and how it goes over the wire."""
+"""Values of media fields: what a column may hold, and the text that is sent for it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from modelmill.client.media import File, payload_of
 from modelmill.errors import ErrorCode, ModelmillError
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-"""No larger file is read: a server takes less in one request, unless it is set up for more."""
+"""A larger file is not read. By default, a server takes less in one request."""
 AS_IT_IS = ("http://", "https://", "file:", "data:")
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 _SHORTEST_BASE64 = 64
 
 
 def media_text(value: Any, folder: Path | None) -> str:
-    """A file's bytes, or the name of a file, as the text that the server takes.
+    """The text that is sent for a file's bytes or for the name of a file.
 
     Args:
-        value: A path, a URL, a ``file:`` id, a data URL, base64, what the client takes for a file, or a
-            mapping with ``bytes`` or ``path``, as data sets of images have it.
-        folder: Where relative paths begin. None: text is not taken for a path.
+        value: A path, a URL, a ``file:`` id, a data URL, base64, a media value of the client, or a mapping
+            with ``bytes`` or ``path``, as in data sets of images.
+        folder: The folder of relative paths. None: text is not read as a path.
 
     Raises:
-        ModelmillError: there is no such file, it is too large, or the value is none of these.
+        ModelmillError: the file does not exist or is too large, or the value is none of these.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -46,7 +46,7 @@ def media_text(value: Any, folder: Path | None) -> str:
 
 
 def media_name(value: Any) -> str | None:
-    """What names the media of a row: a path or a URL; None where they have no name."""
+    """The path or URL of a row's media; None if they have no name."""
     if isinstance(value, Mapping):
         value = value.get("path")
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""Rows that are done: written, made to last, and then let go of by the server."""
+"""Finished rows: written, covered by a checkpoint on the disk, then deleted on the server."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ErrorCode, ModelmillError
 
 CHECKPOINT_S, CHECKPOINT_ROWS = 0.5, 1000
-"""A checkpoint is due after so long, or so many rows."""
-MAX_LEFT = 100_000
-"""Jobs that are kept in mind to be deleted, while the server does not do so."""
+"""A checkpoint is due after this time, or after this many rows."""
+MAX_UNDELETED = 100_000
+"""The most job ids that are remembered while the server does not delete them."""
 MAX_NOTED = 4000
-"""Of those, in a checkpoint."""
+"""The most of these ids in a checkpoint."""
 RATE_AFTER_ROWS = 100
-"""Before so many rows of this run are done, their rate of errors says nothing."""
+"""The rate of errors is judged after this many rows of the run."""
 
 Position = Callable[[], tuple[int, Sequence[int]]]
 
@@ -34,14 +34,15 @@ class StopError(Exception):
 
 
 class Output:
-    """Writes what becomes of each row.
+    """Writes the outcome of each row.
 
     Args:
-        wire: The server.
-        journal: Where it is written; begun.
-        stats: Filled on the way.
-        max_error_rate: Part of this run's rows that may fail.
-        position: The first row that was not taken from the input yet, and those before it that are not done.
+        api: The server.
+        journal: The output folder; ``begin`` was called.
+        stats: The output updates it.
+        max_error_rate: The part of this run's rows that may fail.
+        position: Returns the first row that was not taken from the input, and the rows before it that are
+            not done.
     """
 
     def __init__(
@@ -51,67 +52,64 @@ class Output:
         self._max_error_rate = max_error_rate
         self._position = position
         self._done = self._failed = 0
-        self._since_mark = 0
+        self._since_snapshot = 0
         self._due = asyncio.Event()
         self._is_closed = False
         self._written: list[str] = []
-        self._left: deque[str] = deque(journal.finished_jobs)
-        # One thread, so that what goes to the disk goes there in order.
+        self._undeleted: deque[str] = deque(journal.finished_jobs)
+        # One thread, so that the disk gets everything in order.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="backfill-journal")
-        self._is_sound = True
-        """Whether the disk took all that was written so far."""
+        self._can_write = True
+        """False after an error of the disk. From then on, nothing is written."""
 
     def write(self, row: Row, outcome: Mapping[str, Any]) -> None:
-        """Writes one row's end. It counts once a checkpoint covers it.
+        """Writes the outcome of one row. The row is done when a checkpoint covers it.
 
         Raises:
             OSError: it cannot be written.
-            StopError: it was one failure too many.
+            StopError: too many rows have failed.
         """
         job_id = row.jobs[-1] if row.jobs else None
         document = {"row": row.number, "input": row.keep, **outcome, "job_id": job_id}
         text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=str)
         with self._on_disk():
-            # Names of files may hold bytes that are no UTF-8; JSON has an escape that looks like Python's.
+            # A file name may hold bytes that are not UTF-8. Python's escape for them is valid in JSON.
             self._journal.write(text.encode("utf-8", "backslashreplace") + b"\n")
         self._written += row.jobs
-        self._since_mark += 1
-        if self._since_mark >= CHECKPOINT_ROWS:
+        self._since_snapshot += 1
+        if self._since_snapshot >= CHECKPOINT_ROWS:
             self._due.set()
         self._count(outcome)
 
-    def fail(self, row: Row, error: ModelmillError) -> None:
-        """Writes a row that failed on this side of the wire."""
-        self.write(row, {"status": "failed", "error": error.as_data()})
-
     def finish(self) -> None:
-        """There will be no further row."""
+        """No further row will be written."""
         self._is_closed = True
         self._due.set()
 
-    async def keep(self) -> None:
-        """Makes checkpoints until it is finished, and lets the server forget what they cover."""
+    async def write_checkpoints(self) -> None:
+        """Writes checkpoints until ``finish`` is called, and deletes the jobs that they cover."""
         while not self._is_closed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECKPOINT_S):
                     await self._due.wait()
             self._due.clear()
             await self._checkpoint()
-            # All that is covered, not one request's worth: more rows end meanwhile, and it would pile up.
-            for _ in range(0, len(self._left), COLLECT_IDS):
-                if not await self._let_go():
+            # Delete all covered jobs, in several requests. With one request, more rows end meanwhile, and
+            # the rest would grow.
+            for _ in range(0, len(self._undeleted), COLLECT_IDS):
+                if not await self._delete_some():
                     break
         await self._checkpoint()
-        while self._left and await self._let_go():
+        while self._undeleted and await self._delete_some():
             pass
 
     def close(self, state: str, reason: str) -> None:
-        """The last checkpoint, also after an error or Ctrl-C, and how it ended."""
+        """Writes the last checkpoint and how the run ended, also after an error or Ctrl-C."""
         try:
-            if self._is_sound:
+            if self._can_write:
                 with self._on_disk():
-                    # Behind a checkpoint that is just being written, if there is one.
-                    self._disk.submit(self._journal.commit, self._mark(), self._stats).result()
+                    # In the same thread, so after a checkpoint that is being written now.
+                    self._disk.submit(self._journal.commit, self._snapshot(), self._stats).result()
                     self._journal.end(state, self._stats, reason)
         except OSError:
             if state == "complete":
@@ -136,49 +134,49 @@ class Output:
             )
 
     async def _checkpoint(self) -> None:
-        if not self._since_mark:
+        if not self._since_snapshot:
             return
         with self._on_disk():
-            mark, covered = self._mark(), len(self._written)
+            snapshot, covered = self._snapshot(), len(self._written)
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._disk, self._journal.commit, mark, self._stats)
-        # Not before: the last checkpoint of a run that is stopped meanwhile notes them all.
-        self._left.extend(self._written[:covered])
+            await loop.run_in_executor(self._disk, self._journal.commit, snapshot, self._stats)
+        # Only after the commit. If the run is stopped before it, the last checkpoint notes all these ids.
+        self._undeleted.extend(self._written[:covered])
         del self._written[:covered]
-        while len(self._left) > MAX_LEFT:
-            self._left.popleft()  # the server forgets them in time by itself
+        while len(self._undeleted) > MAX_UNDELETED:
+            self._undeleted.popleft()  # the server deletes them when they expire
 
-    def _mark(self) -> Snapshot:
-        self._since_mark = 0
+    def _snapshot(self) -> Snapshot:
+        self._since_snapshot = 0
         next_row, pending = self._position()
-        # Whoever goes on after a crash deletes them. What lies further back, the server forgets in time.
-        finished = list(islice(chain(self._written, self._left), MAX_NOTED))
-        return self._journal.mark(next_row, pending, self._stats, finished)
+        # After a crash, a resumed run deletes these jobs. The server deletes older ones when they expire.
+        finished = list(islice(chain(self._written, self._undeleted), MAX_NOTED))
+        return self._journal.snapshot(next_row, pending, self._stats, finished)
 
-    async def _let_go(self) -> bool:
-        """Deletes a thousand jobs whose results are safe on our side; whether the server did so."""
-        ids = list(islice(self._left, COLLECT_IDS))
+    async def _delete_some(self) -> bool:
+        """Deletes up to a thousand jobs whose results are on the disk. False: the server did not answer."""
+        ids = list(islice(self._undeleted, COLLECT_IDS))
         try:
             if ids:
                 await self._api.delete(ids)
         except (NoAnswerError, TooLargeError):
             return False
         except ModelmillError:
-            pass  # it is not asked again for these
-        # Not before, for the same reason.
+            pass  # the server refuses for good, so these ids are not sent again
+        # Only after the answer, so that a checkpoint meanwhile still notes these ids.
         for _ in ids:
-            self._left.popleft()
+            self._undeleted.popleft()
         return True
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """Around what writes: after an error there, nothing more is written."""
+        """Wraps each access to the disk. After an error, nothing more is written."""
         try:
             yield
         except OSError as error:
-            self._is_sound = False
+            self._can_write = False
             raise OSError(
                 error.errno,
-                f"the output cannot be written ({error.strerror or error}). What a checkpoint covers is "
-                "safe: make room, and resume the run",
+                f"the output cannot be written ({error.strerror or error}). The rows that a "
+                "checkpoint covers are safe: make room, and resume the run",
             ) from error

@@ -11,15 +11,15 @@ from typing import Any
 from modelmill.client.backfill.sources import pyarrow_parquet
 
 GROUP_BYTES = 16 * 1024 * 1024
-"""Of JSON: about what one group of rows holds, and what is in memory at a time."""
+"""Bytes of JSON in one group of rows. One group is in memory at a time."""
 _TYPES = {"string": "string", "integer": "int64", "number": "float64", "boolean": "bool_"}
 
 
 def write_parquet(source: Path, target: Path, result_schema: Mapping[str, Any]) -> None:
     """Writes the rows of a JSON lines shard as a Parquet file.
 
-    Its columns are ``row``, ``status``, ``job_id``, ``input`` (JSON), ``result`` as the task's contract has
-    it, and ``error``. What the contract leaves open, such as a free object, is JSON.
+    Its columns are ``row``, ``status``, ``job_id``, ``input`` (JSON), ``result`` with the types of the task's
+    contract, and ``error``. If the contract leaves a type open, such as a free object, the value is JSON.
 
     Args:
         source: The shard.
@@ -57,13 +57,13 @@ def write_parquet(source: Path, target: Path, result_schema: Mapping[str, Any]) 
 
 def _groups(source: Path) -> Iterator[list[dict[str, Any]]]:
     with source.open("rb") as file:
-        # readlines ends with the line that reaches the size.
+        # readlines stops after the line that reaches the size.
         while lines := file.readlines(GROUP_BYTES):
             yield [json.loads(line) for line in lines]
 
 
 def _arrow_type(schema: Mapping[str, Any], pyarrow: Any) -> Any:
-    """The type of what a schema describes; text, for JSON, where it leaves that open."""
+    """The Arrow type of a schema. If the schema leaves the type open: text, which holds JSON."""
     options = [each for each in schema.get("anyOf", [schema]) if each.get("type") != "null"]
     if len(options) != 1:
         return pyarrow.string()
@@ -78,7 +78,7 @@ def _arrow_type(schema: Mapping[str, Any], pyarrow: Any) -> Any:
 
 
 def _fitting(value: Any, kind: Any, pyarrow: Any) -> Any:
-    """A value as its column takes it."""
+    """A value in the form that its column takes."""
     types = pyarrow.types
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""What a task takes and gives, as the server's OpenAPI document says."""
+"""The inputs and results of a task, from the server's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ JOB_FIELDS = frozenset(
         *("metadata", "tags", "webhook", "webhook_events"),
     }
 )
-"""Fields of every task that concern the job: no column is taken for one of them by its name alone."""
+"""Fields that every task has and that concern the job. A column of such a name is not used for the field."""
 
 Node = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ class TaskSchema:
             everything = document["components"]["schemas"]
         except (KeyError, TypeError):
             raise ConfigError(f"the server does not say what the task {task} takes") from None
-        # The whole document takes megabytes: what no reference leads to is let go.
+        # The whole document takes megabytes, so only the schemas that this task refers to are kept.
         self._parts: dict[str, Node] = {}
         self._keep(self._input, everything)
         self._keep(output, everything)
@@ -60,7 +60,7 @@ class TaskSchema:
 
     @property
     def own_fields(self) -> list[str]:
-        """Names of the fields that are the task's own."""
+        """Names of the fields that belong to the task."""
         return [name for name in self.fields if name not in JOB_FIELDS]
 
     @property
@@ -69,9 +69,9 @@ class TaskSchema:
         return [name for name in self.own_fields if self.is_media(name)]
 
     def is_known(self, field: str) -> bool:
-        """Whether a field, or one within another such as ``config.top_k``, can be given.
+        """Whether a field, or one inside another such as ``config.top_k``, can be set.
 
-        Within a field that takes further keys, any may be: models have keys of their own in ``config``.
+        Inside a field, any key is allowed: models have keys of their own in ``config``.
         """
         return field.partition(".")[0] in self.fields
 
@@ -81,7 +81,7 @@ class TaskSchema:
         return any(node.get("contentEncoding") == "base64" and "contentMediaType" in node for node in nodes)
 
     def kinds(self, field: str) -> set[str]:
-        """The JSON types that a field takes; empty where it takes anything or is not described."""
+        """The JSON types that a field takes; empty if it takes anything or is not described."""
         found: set[str] = set()
         for node in self.find(field):
             kind = node.get("type")
@@ -91,7 +91,7 @@ class TaskSchema:
         return found
 
     def find(self, field: str) -> list[Node]:
-        """All that the schema says of a field."""
+        """All parts of the schema that describe a field."""
         nodes = list(self._meanings(self._input))
         for part in field.split("."):
             inner = [node["properties"][part] for node in nodes if part in node.get("properties", {})]
@@ -99,7 +99,7 @@ class TaskSchema:
         return nodes
 
     def inlined(self, node: Any, depth: int = 12) -> Any:
-        """A schema with what its references lead to in their places, down to a depth."""
+        """A schema with its references replaced by their targets, down to a depth."""
         if isinstance(node, list):
             return [self.inlined(each, depth) for each in node]
         if not isinstance(node, Mapping):
@@ -109,7 +109,7 @@ class TaskSchema:
         return {name: self.inlined(value, depth) for name, value in node.items()}
 
     def _meanings(self, node: Node) -> Iterator[Node]:
-        """A schema, and those that it refers to or is made of."""
+        """A schema, and the schemas that it refers to or consists of."""
         yield node
         if "$ref" in node:
             yield from self._meanings(self._target(node))

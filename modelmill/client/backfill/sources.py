@@ -1,4 +1,4 @@
-"""Rows of the input, read as they are needed: never more than a few at a time are in memory."""
+"""Rows of the input. They are read when they are needed: only a few are in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from modelmill.client.backfill.walk import find_files, split_pattern
 from modelmill.errors import ConfigError
 
 MAX_LINE_BYTES = 96 * 1024 * 1024
-"""Of one line of JSONL, and of one value of CSV. A longer one is a failed row, and is never held."""
+"""The limit of a line of JSONL and of a value of CSV. A longer one is a failed row and is not kept."""
 PARQUET_BATCH = 64
 LOOKED_AT = 100
-"""Rows among which the first one is sought that can be read."""
+"""``first`` looks at this many rows for one that can be read."""
 JSON_LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 CSV = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
 
 
 @dataclass(slots=True)
 class Row:
-    """One row of the input, and what became of it so far."""
+    """One row of the input, and its state in the run."""
 
     number: int
     columns: Mapping[str, Any]
     folder: Path | None = None
-    """Where relative paths in the columns begin; None: no path in the columns is read."""
+    """The folder of relative paths in the columns; None: no path in the columns is read."""
     problem: str = ""
-    """Why it cannot be read; then there are no columns."""
+    """Why it cannot be read. Such a row has no columns."""
     size_bytes: int = 0
-    """About what it takes of memory."""
+    """About how much memory it takes."""
     is_text: bool = False
-    """Whether all values are text, as in CSV, and mean what the field says."""
+    """Whether all values are text, as in CSV. They are read as the type of their field."""
     keep: dict[str, Any] = field(default_factory=dict)
-    """What is written beside the result."""
+    """Columns that are written next to the result."""
     failures: int = 0
     """Jobs of this row that failed and were submitted again."""
     lost: int = 0
-    """Jobs of this row that the server did not know any more."""
+    """Jobs of this row that the server no longer knew."""
     jobs: list[str] = field(default_factory=list)
 
 
 class RowSource(ABC):
-    """Where rows come from. Each row has a number, and the same number each time.
+    """The origin of rows. Each row has a number, the same one each time that the source is read.
 
     Attributes:
-        is_of_caller: Whether it is an iterator of the caller's, who may not want it used in another thread.
+        is_of_caller: Whether the rows come from the caller's code, which must not run in another thread.
         is_files: Whether each row is a file, in the column ``path``.
     """
 
@@ -65,22 +65,22 @@ class RowSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a resumed run; JSON."""
+        """A value for JSON. A resumed run must have the same one."""
 
     @abstractmethod
     def rows(self, start: int) -> Generator[Row, None, None]:
-        """The rows from number ``start`` on."""
+        """The rows, starting with number ``start``."""
 
-    def prepare(self, folder: Path) -> None:  # noqa: B027 - most have nothing to do
+    def prepare(self, folder: Path) -> None:  # noqa: B027 - most sources have nothing to do
         """Called once, before the first row of a new or a resumed run, with the output's folder."""
 
     def first(self) -> Row | None:
-        """The first row that can be read, of those at the beginning; None where there is none."""
+        """The first of the ``LOOKED_AT`` first rows that can be read; None if none can."""
         with closing(self.rows(0)) as rows:
             return next((row for row in islice(rows, LOOKED_AT) if not row.problem), None)
 
     def count(self) -> int | None:
-        """The number of rows; None where it is not known beforehand. May take a while."""
+        """The number of rows; None if it is unknown. This may take a while."""
         return None
 
 
@@ -112,7 +112,7 @@ class _Lines(RowSource):
     def _lines(self) -> Iterator[bytes]:
         with _opened(self._path) as file:
             while line := file.readline(MAX_LINE_BYTES):
-                # The rest of a line that is too long.
+                # Skip the rest of a line that is too long.
                 rest = line
                 while len(rest) == MAX_LINE_BYTES and not rest.endswith(b"\n"):
                     rest = file.readline(MAX_LINE_BYTES)
@@ -151,7 +151,7 @@ class _Csv(RowSource):
     def _records(self, text: io.TextIOWrapper) -> Iterator[list[str]]:
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))
         dialect = "excel-tab" if ".tsv" in self._path.suffixes else "excel"
-        # Not the file itself, whose lines may be of any length.
+        # The reader does not get the file itself, because its lines may have any length.
         reader = csv.reader(iter(lambda: text.readline(MAX_LINE_BYTES), ""), dialect)
         try:
             yield from filter(None, reader)
@@ -189,7 +189,7 @@ class _Parquet(RowSource):
 
 
 class _Files(RowSource):
-    """Each file is a row. Which files they are is written down when the run begins."""
+    """Each file is a row. The list of files is written when the run begins."""
 
     is_files = True
 
@@ -209,7 +209,7 @@ class _Files(RowSource):
             with self._list.open("rb") as file:
                 self._count = sum(1 for _ in file)
             return
-        # Whole or not at all: a run that was killed in here lists them again.
+        # Renamed when it is whole: a run that was killed before that makes the list again.
         unfinished = self._list.with_suffix(".tmp")
         with unfinished.open("w", encoding="ascii") as file:
             for name in find_files(self._base, self._parts):
@@ -224,7 +224,7 @@ class _Files(RowSource):
         assert self._list is not None, "prepare comes first"
         with self._list.open(encoding="ascii") as file:
             for number, line in enumerate(islice(file, start, None), start):
-                # As it was given: a Path would take "./" off.
+                # As the user wrote it: a Path would remove "./".
                 path = os.path.join(self._base, json.loads(line))  # noqa: PTH118
                 yield Row(number, {"path": path}, Path(), size_bytes=len(line))
 
@@ -233,7 +233,7 @@ class _Files(RowSource):
 
 
 class _Rows(RowSource):
-    """Rows that a program gives. Only the caller knows whether they are the same another time."""
+    """Rows that a program passes. Only the caller knows whether they are the same next time."""
 
     is_of_caller = True
 
@@ -247,7 +247,7 @@ class _Rows(RowSource):
 
     def first(self) -> Row | None:
         if self._total is None:
-            # What an iterator has given, it does not give again.
+            # An iterator yields each row only once, so the first row is put back.
             self._rows = iter(self._rows)
             head = list(islice(self._rows, 1))
             self._rows = chain(head, self._rows)
@@ -266,7 +266,7 @@ class _Rows(RowSource):
 
 
 class _Several(RowSource):
-    """One after the other. Numbers run on."""
+    """Several sources, one after the other. The numbers continue from one to the next."""
 
     def __init__(self, sources: Sequence[RowSource]) -> None:
         self._sources = sources
@@ -283,7 +283,7 @@ class _Several(RowSource):
         before = 0
         for source in self._sources:
             seen = 0
-            # Of all but the last it must be known how many rows they have.
+            # The number of rows of all sources but the last must be known.
             for row in source.rows(max(0, start - before)):
                 seen = row.number + 1
                 row.number += before
@@ -298,15 +298,15 @@ class _Several(RowSource):
 def open_source(
     given: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]], key: str = ""
 ) -> RowSource:
-    """The source of what was given: paths and patterns, or rows.
+    """The source for paths and patterns, or for rows.
 
     Args:
         given: A file (``.jsonl``, ``.ndjson``, ``.csv``, ``.tsv``, each also with ``.gz``; ``.parquet``), a
             folder, a pattern such as ``photos/**/*.jpg``, several of them, or rows as mappings.
-        key: Names the rows, so that a run of them can be resumed.
+        key: A name for the rows, so that a run of them can be resumed.
 
     Raises:
-        ConfigError: there is no such file, or it is of no kind that is known.
+        ConfigError: a path does not exist, or it is a Parquet file and pyarrow is not installed.
     """
     if isinstance(given, str | Path):
         return _open_path(str(given), 0)
@@ -332,12 +332,16 @@ def _open_path(text: str, number: int) -> RowSource:
     if name.endswith(".parquet"):
         pyarrow_parquet()
         return _Parquet(path)
-    # A single photo or sound.
+    # A single image or sound.
     return _Files(text.removesuffix(path.name), [glob.escape(path.name)], number)
 
 
 def pyarrow_parquet() -> Any:
-    """``pyarrow.parquet``, which is an extra."""
+    """The module ``pyarrow.parquet``, which an extra installs.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         return import_module("pyarrow.parquet")
     except ImportError:

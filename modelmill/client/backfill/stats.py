@@ -10,28 +10,28 @@ from pathlib import Path
 from typing import Any
 
 RATE_OVER_S = 20.0
-"""The rate is that of the last so many seconds."""
+"""The rate is measured over this time."""
 SAMPLE_EVERY_S = 0.2
 
 
 @dataclass(slots=True)
 class Stats:
-    """How far a run is. It changes while the run goes on; read it, do not keep it."""
+    """How far a run is. The run changes it all the time: read it, do not keep it."""
 
     total: int | None = None
-    """Rows of the input, once they are counted."""
+    """Rows of the input; None until they are counted."""
     complete: int = 0
     failed: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     """Failed rows by error code."""
     in_flight: int = 0
-    """Rows that were taken from the input and are not written yet."""
+    """Rows that were taken from the input and are not yet written."""
     retried: int = 0
-    """Jobs that failed and were submitted once more."""
+    """Jobs that failed and were submitted again."""
     trouble: str = ""
-    """Why nothing goes on at the moment, such as a server that does not answer; empty when all is well."""
+    """Why the run waits, such as a server that does not answer; empty if it does not wait."""
     resumed_at: int = 0
-    """Rows that were done before, by earlier runs into the same output."""
+    """Rows that earlier runs into the same output have done."""
     started: float = field(default_factory=time.monotonic)
     _samples: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
 
@@ -46,7 +46,7 @@ class Stats:
 
     @property
     def rate(self) -> float:
-        """Rows a second, of late."""
+        """Rows per second, over the last ``RATE_OVER_S``."""
         if len(self._samples) < 2:
             return 0.0
         (first_at, first), (last_at, last) = self._samples[0], self._samples[-1]
@@ -54,13 +54,13 @@ class Stats:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at this rate; None while the rate or the number of rows is not known."""
+        """Seconds left at this rate; None if the rate or the number of rows is not known."""
         if self.total is None or not self.rate:
             return None
         return max(0, self.total - self.done) / self.rate
 
     def sample(self) -> None:
-        """Notes where the run stands, for the rate."""
+        """Notes how many rows are done, for the rate."""
         now = time.monotonic()
         if self._samples and now - self._samples[-1][0] < SAMPLE_EVERY_S:
             return
@@ -75,16 +75,16 @@ class Summary:
 
     Attributes:
         state: ``complete``: every row of the input is in the output. ``stopped``: too many rows failed.
-        reason: Why it was stopped; empty when complete.
+        reason: Why it was stopped; empty if complete.
         output: The folder.
-        run_id: Of this output; it stays the same when the run is resumed.
+        run_id: The id of this output. It stays the same when the run is resumed.
         rows: Rows in the output.
-        complete: Of them, with a result.
-        failed: Of them, with an error.
+        complete: Rows with a result.
+        failed: Rows with an error.
         errors: Failed rows by error code.
         shards: The files, with ``name``, ``rows``, ``bytes`` and ``sha256``.
-        seconds: How long this run took; earlier ones into the same output are not counted.
-        rows_per_s: Rows that this run wrote, a second.
+        seconds: How long this run took, without earlier runs into the same output.
+        rows_per_s: Rows that this run wrote per second.
     """
 
     state: str

@@ -1,4 +1,4 @@
-"""Files by a pattern, folder by folder and sorted, without a list of them all."""
+"""Finds files by a pattern, folder by folder and sorted, without a list of all files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 
 def split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """The folder that a pattern begins with, as far as it is fixed, and the names below it."""
+    """Splits a pattern into its first folders, which have no wildcards, and the names below them."""
     parts = pattern.split("/")
     fixed = 0
     while fixed < len(parts) - 1 and not glob.has_magic(parts[fixed]):
@@ -19,10 +19,11 @@ def split_pattern(pattern: str) -> tuple[str, list[str]]:
 
 
 def find_files(base: str, parts: Sequence[str]) -> Iterator[str]:
-    """Files below ``base`` that match, in the order of their names, folder by folder.
+    """The files below ``base`` that match, in the order of their names, folder by folder.
 
-    ``*``, ``?`` and ``[…]`` match within a name, ``**`` any number of folders. Names that begin with a dot
-    match only where the pattern's name does, too. Links to folders are followed, but not in circles.
+    ``*``, ``?`` and ``[…]`` match inside a name, ``**`` matches any number of folders. A name that begins
+    with a dot matches only a part of the pattern that begins with a dot. Links to folders are followed, but
+    not in circles.
     """
     yield from _descend(base, parts, _closed(parts, [0]), (os.path.realpath(base or "."),))
 
@@ -30,7 +31,7 @@ def find_files(base: str, parts: Sequence[str]) -> Iterator[str]:
 def _descend(
     folder: str, parts: Sequence[str], places: frozenset[int], above: tuple[str, ...]
 ) -> Iterator[str]:
-    """``places``: how much of the pattern may be behind us; ``above``: where we are, links resolved."""
+    """``places``: how many parts may be matched so far; ``above``: real paths of the folders above."""
     try:
         with os.scandir(folder or ".") as entries:
             found = sorted((entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries)
@@ -38,7 +39,7 @@ def _descend(
         return
     for name, is_folder, is_link in found:
         next_places = _step(parts, places, name)
-        path = os.path.join(folder, name)  # noqa: PTH118 - a Path would take "./" off
+        path = os.path.join(folder, name)  # noqa: PTH118 - a Path would remove "./"
         if not is_folder:
             if len(parts) in next_places:
                 yield path
@@ -61,7 +62,7 @@ def _step(parts: Sequence[str], places: frozenset[int], name: str) -> frozenset[
 
 
 def _closed(parts: Sequence[str], places: Iterable[int]) -> frozenset[int]:
-    """With the places that are reached where ``**`` stands for no folder."""
+    """Adds the places that are reached if ``**`` matches no folder."""
     found = set(places)
     for place in sorted(found):
         while place < len(parts) and parts[place] == "**":

@@ -1,4 +1,4 @@
-"""Jobs as things to hold: waiting, events, canceling, deleting, running again."""
+"""``Job`` and its methods: waiting, events, canceling, deleting, running again."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ def kinds(events: list[Event]) -> list[str]:
 def test_events_of_a_job_come_until_its_end(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     with ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(lambda: list(client.job(job.id).events()))
+        received = pool.submit(lambda: list(client.job(job.id).events()))
         finish(store)
-        events = heard.result(timeout=10)
+        events = received.result(timeout=10)
 
     assert kinds(events) == ["started", "ended"]
     assert events[-1].data["result"] == {"probabilities": [0.8, 0.2]}
@@ -202,7 +202,7 @@ def test_waiting_for_long_listens_to_events(client: Client, store: WorkerStore) 
 
 
 def streams(*answers: Response) -> Callable[[Request], Response]:
-    """Answers events with these in turn, and the job itself as one that runs."""
+    """Answers requests for events with these answers in turn, and requests for the job as running."""
     left = iter(answers)
     return lambda request: next(left) if request.url.path.endswith("/events") else JSONResponse(RUNNING)
 

@@ -1,4 +1,4 @@
-"""Submitting many in one request, collecting them, and files."""
+"""Submitting many jobs in one request, collecting them, and files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from modelmill.client.flows import Uploadable
 from modelmill.errors import ErrorCode
 from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.support.api import finish
 from tests.support.client import TASK, Play, broken_stream
 

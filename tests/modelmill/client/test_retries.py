@@ -1,4 +1,4 @@
-"""What is sent again, when, and what is not."""
+"""Which requests are sent again, and when."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from modelmill.client import (
     RateLimitError,
     ServerError,
 )
-from modelmill.client.protocol import Call, LineBuffer, RetryPolicy, may_repeat
+from modelmill.client.protocol import Call, RetryPolicy, may_repeat
 from modelmill.errors import ErrorCode
 from tests.support.client import INPUTS, JOB_ID, TASK, Play, broken_stream
 
@@ -176,7 +176,7 @@ def test_a_run_that_lost_its_connection_finds_its_job_again(play: Play) -> None:
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Takes connections, and says nothing."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
@@ -218,13 +218,3 @@ def test_a_certificate_that_is_refused_stays_refused() -> None:
     assert not may_repeat(httpx.UnsupportedProtocol("no"), Call("GET", "/"))
     assert may_repeat(httpx.ConnectError("refused"), Call("POST", "/", repeatable=False))
     assert not may_repeat(httpx.ReadTimeout("late"), Call("POST", "/", repeatable=False))
-
-
-def test_lines_end_at_newlines_only() -> None:
-    buffer = LineBuffer()
-    text = '{"a":"\u2028\x0b\x85"}\n\n{"b"'.encode()
-
-    lines = [line for at in range(len(text)) for line in buffer.feed(text[at : at + 1])]
-
-    assert lines == ['{"a":"\u2028\x0b\x85"}'.encode()]
-    assert buffer.end() == [b'{"b"']

@@ -1,4 +1,4 @@
-"""What the blocking client says and asks, against the real API and against others."""
+"""The blocking client, against the real API and against other servers."""
 
 from __future__ import annotations
 
@@ -208,9 +208,43 @@ def test_importing_the_client_loads_no_server() -> None:
 
     output = subprocess.run(processes.python("-c", code), capture_output=True, check=True, text=True).stdout
 
-    # rich is there where httpx finds it, for a command line of its own.
+    # Not rich: httpx imports it for its own command line, if it is installed.
     heavy = {"redis", "celery", "kombu", "fastapi", "starlette", "typer", "PIL", "numpy", "torch", "pydantic"}
     assert heavy.isdisjoint(json.loads(output))
+
+
+ONLY_THE_CLIENT = """
+import importlib.abc, sys
+
+PACKAGES = {"modelmill", "httpx", "httpx_sse"}
+NEEDED_BY_HTTPX = {"anyio", "certifi", "h11", "httpcore", "idna", "sniffio", "typing_extensions"}
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in PACKAGES | NEEDED_BY_HTTPX | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_the_client_needs_no_other_packages_than_httpx_and_httpx_sse() -> None:
+    code = (
+        ONLY_THE_CLIENT + "import modelmill, modelmill.client, modelmill.client.backfill\n"
+        "with modelmill.Client() as client: print(type(client).__name__)\n"
+        "print(modelmill.AsyncClient().__class__.__name__)\n"
+        "for name in ('pydantic', 'redis', 'celery', 'fastapi', 'typer', 'rich', 'PIL', 'numpy'):\n"
+        "    try: __import__(name)\n"
+        "    except ModuleNotFoundError: pass\n"
+        "    else: sys.exit(f'{name} was not blocked')\n"
+    )
+
+    done = subprocess.run(processes.python("-c", code), capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Client", "AsyncClient"]
 
 
 def test_importing_the_package_loads_no_client_and_has_one() -> None:

@@ -1,4 +1,4 @@
-"""The engine against a server that misbehaves: whatever it does, each row is in the output once."""
+"""The engine against a server that misbehaves. In every case, each row is in the output once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import Response
 
 from modelmill import processes
-from modelmill.client.backfill import Stats, Summary, backfill, backfill_async, chunks
+from modelmill.client.backfill import BackfillOptions, Stats, Summary, backfill, backfill_async, chunks
 from modelmill.client.backfill import engine as engine_module
 from modelmill.client.backfill import output as output_module
 from modelmill.client.wire import Connection
@@ -24,11 +24,12 @@ ROWS = [{"id": number, "text": str(number)} for number in range(300)]
 
 
 def connection(url: str) -> Connection:
-    return Connection.make(url, None, 10.0, 0, 0)
+    return Connection.make(url, timeout_s=10.0)
 
 
-def run(stub: Stub, output: Path, rows: Any = ROWS, **how: Any) -> Summary:
-    return backfill(connection(stub.url), TASK, "stub", rows, output=output, **how)
+def run(stub: Stub, output: Path, rows: Any = ROWS, **options: Any) -> Summary:
+    how = BackfillOptions(**options)
+    return backfill(connection(stub.url), TASK, "stub", rows, output=output, options=how)
 
 
 def outcomes(output: Path) -> dict[int, dict[str, Any]]:
@@ -48,7 +49,7 @@ def assert_whole(output: Path, count: int = 300) -> None:
         assert line["input"] == {"id": number}
 
 
-def test_every_row_is_written_and_its_job_let_go(stub: Stub, tmp_path: Path) -> None:
+def test_every_row_is_written_and_its_job_deleted(stub: Stub, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
 
     def note(stats: Stats) -> None:
@@ -304,10 +305,11 @@ def test_what_is_wrong_before_the_start_leaves_nothing(stub: Stub, tmp_path: Pat
         with pytest.raises(error, match=match):
             run(stub, output, **arguments)
     with pytest.raises(ModelmillError, match=r"There is no model 'stab'.*stub") as caught:
-        backfill(connection(stub.url), TASK, "stab", ROWS, output=output)
+        backfill(connection(stub.url), TASK, "stab", ROWS, output=output, options=BackfillOptions())
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
+    nowhere = connection(f"http://127.0.0.1:{processes.free_port()}")
     with pytest.raises(ModelmillError, match="does not answer"):
-        backfill(connection(f"http://127.0.0.1:{processes.free_port()}"), TASK, "stub", ROWS, output=output)
+        backfill(nowhere, TASK, "stub", ROWS, output=output, options=BackfillOptions())
 
     assert not output.exists()
     assert not stub.seen
@@ -327,7 +329,7 @@ def test_the_rows_of_a_program_are_taken_in_its_own_thread(stub: Stub, tmp_path:
     assert threads == {threading.get_ident()}
 
 
-def test_an_input_that_became_shorter_is_told(stub: Stub, tmp_path: Path) -> None:
+def test_an_input_that_became_shorter_is_reported(stub: Stub, tmp_path: Path) -> None:
     stub.on_request = lambda asked: refused(403, "forbidden") if asked == "collect" else None
     with pytest.raises(ModelmillError, match="forbidden"):
         run(stub, tmp_path, key="rows")
@@ -337,7 +339,7 @@ def test_an_input_that_became_shorter_is_told(stub: Stub, tmp_path: Path) -> Non
         run(stub, tmp_path, ROWS[:5], key="rows", resume=True)
 
 
-def test_a_run_within_a_loop_of_somebody_else_works(stub: Stub, tmp_path: Path) -> None:
+def test_a_run_inside_a_running_event_loop_works(stub: Stub, tmp_path: Path) -> None:
     async def notebook() -> Summary:
         return run(stub, tmp_path / "a")
 
@@ -356,15 +358,9 @@ def test_a_canceled_run_is_resumed_without_running_anything_twice(stub: Stub, tm
             if stats.done >= count:
                 enough.set()
 
+        options = BackfillOptions(key="rows", resume=True, window=16, on_progress=note)
         work = asyncio.create_task(
-            backfill_async(
-                *(connection(stub.url), TASK, "stub", rows),
-                output=tmp_path,
-                key="rows",
-                resume=True,
-                window=16,
-                on_progress=note,
-            )
+            backfill_async(connection(stub.url), TASK, "stub", rows, output=tmp_path, options=options)
         )
         await enough.wait()
         work.cancel()

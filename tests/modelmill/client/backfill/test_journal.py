@@ -45,7 +45,7 @@ def write(opened: Journal, stats: Stats, *rows: int) -> None:
 
 
 def commit(opened: Journal, stats: Stats, next_row: int, *pending: int) -> None:
-    opened.commit(opened.mark(next_row, pending, stats), stats)
+    opened.commit(opened.snapshot(next_row, pending, stats), stats)
 
 
 def rows_in(folder: Path) -> list[int]:
@@ -97,9 +97,9 @@ def test_a_crash_while_a_shard_is_ended_loses_and_doubles_nothing(
         write(opened, stats, 0, 1)
         commit(opened, stats, 2)
         write(opened, stats, 2, 3)
-        mark = opened.mark(4, [], stats)
+        snapshot = opened.snapshot(4, [], stats)
         if crash != "before_seal":
-            opened._seal(mark.ended[0])
+            opened._seal(snapshot.ended[0])
         if crash == "after_manifest":
             opened._write_manifest("running", stats)
 
@@ -166,7 +166,7 @@ def test_parquet_has_the_result_as_the_contract_says(tmp_path: Path) -> None:
     assert rows[1]["result"] is None
 
 
-def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_is_resumed_only_when_asked(tmp_path: Path) -> None:
     with journal(tmp_path, resume=False) as (opened, stats):
         commit(opened, stats, 0)
 
@@ -208,13 +208,13 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("part-00000.jsonl", "", "part-00000.jsonl is not as it was left"),
-        ("part-00001.jsonl", "", "part-00001.jsonl is not as it was left"),
+        ("part-00000.jsonl", "", "part-00000.jsonl has changed since the run wrote it"),
+        ("part-00001.jsonl", "", "part-00001.jsonl has changed since the run wrote it"),
         ("checkpoint.json", "{", "checkpoint.json is damaged"),
         ("manifest.json", "[]", "manifest.json is damaged"),
     ],
 )
-def test_output_that_somebody_changed_is_refused(tmp_path: Path, name: str, data: str, match: str) -> None:
+def test_output_that_was_changed_is_refused(tmp_path: Path, name: str, data: str, match: str) -> None:
     with journal(tmp_path) as (opened, stats):
         write(opened, stats, 0, 1, 2, 3)
         commit(opened, stats, 4)
@@ -225,12 +225,12 @@ def test_output_that_somebody_changed_is_refused(tmp_path: Path, name: str, data
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "part-00000.jsonl").write_text("somebody's")
+    (tmp_path / "part-00000.jsonl").write_text("another program's")
 
     with pytest.raises(ConfigError, match="holds results of something else"), journal(tmp_path):
         pass
 
-    assert (tmp_path / "part-00000.jsonl").read_text() == "somebody's"
+    assert (tmp_path / "part-00000.jsonl").read_text() == "another program's"
 
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:

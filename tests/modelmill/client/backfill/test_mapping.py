@@ -17,7 +17,7 @@ from modelmill.client.backfill.schema import TaskSchema
 from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill_tasks.registry import all_tasks
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 
 ZERO_SHOT = "zero-shot-image-classification"
 
@@ -114,7 +114,7 @@ def test_text_of_csv_is_read_as_the_field_says(document: dict[str, Any]) -> None
     assert sent(made, row) == {"text": "12", "classes": ["cat", "dog"], "config": {"multi_label": False}}
     empty = Row(1, {"text": "12", "labels": "cat", "multi": ""}, is_text=True)
     assert sent(made, empty) == {"text": "12", "classes": ["cat"]}
-    with pytest.raises(ModelmillError, match="multi: 'x' is no boolean"):
+    with pytest.raises(ModelmillError, match="multi: 'x' is not of type boolean"):
         made.request(Row(2, {"text": "12", "labels": "cat", "multi": "x"}, is_text=True), "key")
     with pytest.raises(ModelmillError, match="labels is empty"):
         made.request(Row(3, {"text": "12", "labels": ""}, is_text=True), "key")
@@ -233,8 +233,8 @@ def test_what_is_small_and_was_not_sent_is_kept(document: dict[str, Any]) -> Non
         ({}, {}, ("lane=bulk",), "lane has an option of its own"),
         ({}, {}, ("classes",), "sets no field"),
         ({}, {}, ("classes:=[",), "not JSON"),
-        ({}, {}, ("config.multi_label=perhaps",), "is no boolean"),
-        ({}, {}, ("classes:=@nothing.json",), "is not there"),
+        ({}, {}, ("config.multi_label=perhaps",), "is not of type boolean"),
+        ({}, {}, ("classes:=@nothing.json",), "does not exist"),
         ({"classes": "labels"}, {"classes": ["a"]}, (), "both set and mapped"),
         ({}, {"config": 1}, ("config.multi_label=true",), "a value of its own"),
     ],

@@ -1,3 +1,5 @@
+"""Images in requests: which are accepted, how they are decoded, and what refusing them costs."""
+
 from __future__ import annotations
 
 import base64
@@ -21,7 +23,8 @@ from PIL.Image import Image
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image, open_image, source_bytes
+from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image, open_image
+from modelmill_tasks.shared.sources import source_bytes
 
 ORIENTATION, XMP_ORIENTATION = (
     0x0112,
@@ -45,7 +48,7 @@ def plain(size: tuple[int, int] = (3, 2), color: Any = (200, 100, 50), mode: str
 
 
 def noise(size: tuple[int, int] = (64, 48)) -> Image:
-    """An image whose file cannot be short."""
+    """An image that does not compress well, so that its file is long."""
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Pillow.fromarray(pixels)
 
@@ -209,7 +212,7 @@ class TestFormats:
     def test_of_10_000_frames_the_first_is_read_and_no_other(self) -> None:
         start = encoded(plain((8, 8), "red"), "GIF").removesuffix(b";")
         frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 8, 8, 0)
-        # Were a second frame decoded, its data would be found damaged.
+        # If a second frame were decoded, its data would be reported as damaged.
         data = start + (frame + b"\x08\x04" + b"\xff" * 4 + b"\x00") * 10_000 + b";"
 
         assert open_image(data).getpixel((4, 4)) == (255, 0, 0)
@@ -217,7 +220,7 @@ class TestFormats:
 
 class TestOrientation:
     def upright(self, orientation: int) -> tuple[Image, Image]:
-        """An image, and the same as a camera held in that way stores it."""
+        """An image, and the same image as a camera that is held in that way stores it."""
         image = plain((3, 2), "black")
         for place, color in CORNERS.items():
             image.putpixel(place, Pillow.new("RGB", (1, 1), color).getpixel((0, 0)))  # type: ignore[arg-type]
@@ -272,7 +275,7 @@ class TestOrientation:
             b"Exif\x00\x00MM\x00\x00\x00\x00\x00\x08",
             b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff",
             b"Exif\x00\x00",
-            # An entry whose type and value do not go together, beside a good orientation.
+            # An entry whose type does not fit its value, and a valid orientation.
             b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12\x00\x07\x00\x00\x00\x01\x06\x00\x00\x00\x00",
         ],
         ids=["no TIFF", "wrong TIFF", "cut", "empty", "wrong type"],
@@ -294,7 +297,7 @@ class TestOrientation:
 
 
 class TestModes:
-    """Whatever the file holds, models are given RGB."""
+    """Models get RGB, also from files in other modes."""
 
     def test_transparency_is_dropped(self) -> None:
         for mode, color in {"RGBA": (200, 100, 50, 0), "LA": (90, 0)}.items():
@@ -376,7 +379,7 @@ class TestDamage:
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
     def test_the_header_of_a_truncated_image_passes(self, kind: str) -> None:
-        """Whether pixels are missing shows only when they are decoded: by the worker."""
+        """Missing pixels are found only when the worker decodes the image."""
         data = encoded(noise(), kind)
 
         check_image(as_text(data[: len(data) // 2]))
@@ -399,7 +402,7 @@ class TestSize:
         ],
     )
     def test_too_many_pixels_are_refused_by_the_header_alone(self, data: bytes) -> None:
-        check_image(CAT)  # Pillow is loaded.
+        check_image(CAT)  # This loads Pillow.
         tracemalloc.start()
         try:
             with pytest.raises(MediaError, match="40000 × 40000 pixels; at most 100000000") as caught:
@@ -440,7 +443,7 @@ class TestSize:
 
 
 def resident_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """The peak memory of this process so far."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -18,14 +18,12 @@ from modelmill_backends.device import current_device
 from modelmill_tasks.shared.examples import CAT
 from modelmill_worker.drain.batches import (
     DeviceLostError,
-    Job,
     PassObserver,
-    close_job,
     form_batches,
-    open_job,
     preprocess,
     run_batch,
 )
+from modelmill_worker.drain.jobs import Job, close_job, open_job
 from modelmill_worker.drain.sizing import BatchSizer
 from tests.fixtures.runners import PickyRunner
 from tests.support.paths import TEST_MODELS
@@ -172,7 +170,7 @@ def test_a_canceled_job_ends_as_canceled_and_a_failed_one_with_its_reason() -> N
     }
 
 
-def test_timings_are_told() -> None:
+def test_an_outcome_has_timings() -> None:
     job = plain(["a"])
     job.load_s = 0.2
     process([job])

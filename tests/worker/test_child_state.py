@@ -1,4 +1,4 @@
-"""The flight recorder: the parent reads what the child last wrote, also when it died writing."""
+"""The child state: the parent reads what the child wrote last, even if it died while it wrote."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from modelmill_worker.child_state import LoadDeaths, Phase, Recorder
 @pytest.fixture
 def recorder(tmp_path: Path) -> Recorder:
     made = Recorder(tmp_path)
-    made.child_started()
+    made.start_file()
     return made
 
 
 def test_the_parent_sees_what_the_child_is_doing(recorder: Recorder, tmp_path: Path) -> None:
     parent = Recorder(tmp_path)
-    recorder.loading("m")
-    flight = parent.read()
-    assert flight is not None
-    assert (flight.phase, flight.model) == (Phase.LOADING, "m")
-    recorder.claiming("f1")
-    recorder.forward("m", (("job", "f1", 2),))
-    flight = parent.read()
-    assert flight is not None
-    assert (flight.phase, flight.fences, flight.forward) == (Phase.FORWARD, ("f1",), (("job", "f1", 2),))
-    assert 0 <= flight.age_s < 5
+    recorder.note_loading("m")
+    state = parent.read()
+    assert state is not None
+    assert (state.phase, state.model) == (Phase.LOADING, "m")
+    recorder.note_claim("f1")
+    recorder.note_forward("m", (("job", "f1", 2),))
+    state = parent.read()
+    assert state is not None
+    assert (state.phase, state.fences, state.forward) == (Phase.FORWARD, ("f1",), (("job", "f1", 2),))
+    assert 0 <= state.age_s < 5
 
 
 def test_a_claim_while_in_forward_is_still_in_forward(recorder: Recorder) -> None:
-    recorder.forward("m", (("job", "f1", 0),))
+    recorder.note_forward("m", (("job", "f1", 0),))
     before = recorder.read()
-    recorder.claiming("f2")
+    recorder.note_claim("f2")
     after = recorder.read()
     assert before is not None
     assert after is not None
@@ -46,46 +46,48 @@ def test_a_claim_while_in_forward_is_still_in_forward(recorder: Recorder) -> Non
 
 
 def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
-    recorder.claiming("f1")
-    recorder.claiming("f2")
-    recorder.settled("f1")
-    recorder.draining("m")
-    flight = recorder.read()
-    assert flight is not None
-    assert flight.fences == ("f2",)
-    recorder.idle()
-    flight = recorder.read()
-    assert flight is not None
-    assert flight.fences == ()
+    recorder.note_claim("f1")
+    recorder.note_claim("f2")
+    recorder.note_settled("f1")
+    recorder.note_draining("m")
+    state = recorder.read()
+    assert state is not None
+    assert state.fences == ("f2",)
+    recorder.note_idle()
+    state = recorder.read()
+    assert state is not None
+    assert state.fences == ()
 
 
-def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, tmp_path: Path) -> None:
+def test_a_new_child_keeps_its_predecessors_last_state_for_the_parent(
+    recorder: Recorder, tmp_path: Path
+) -> None:
     another = (
         "import sys; from pathlib import Path; from modelmill_worker.child_state import Recorder\n"
-        "recorder = Recorder(Path(sys.argv[1])); recorder.child_started(); recorder.claiming('f1')\n"
+        "recorder = Recorder(Path(sys.argv[1])); recorder.start_file(); recorder.note_claim('f1')\n"
     )
     subprocess.run([sys.executable, "-c", another, str(tmp_path)], check=True)
-    Recorder(tmp_path).child_started()
+    Recorder(tmp_path).start_file()
     dead = recorder.take_dead()
-    assert [flight.fences for flight in dead if flight.pid != os.getpid()] == [("f1",)]
+    assert [state.fences for state in dead if state.pid != os.getpid()] == [("f1",)]
     assert recorder.take_dead() == []
 
 
 @pytest.mark.parametrize("torn", [1, 2])
-def test_a_word_that_was_not_finished_leaves_the_one_before(
+def test_a_state_that_was_not_finished_leaves_the_one_before(
     recorder: Recorder, tmp_path: Path, torn: int
 ) -> None:
-    """Words go in turn to two places; the last one of this child is torn after its first bytes."""
+    """States go to two places in turn. The last state of this child is torn after its first bytes."""
     for _ in range(torn):
-        recorder.draining("before")
-    recorder.loading("last")
+        recorder.note_draining("before")
+    recorder.note_loading("last")
     with (tmp_path / "child").open("r+b") as file:
         text = file.read()
         file.seek(text.index(b'"last"') + 1)
         file.write(b"\0\0")
-    flight = recorder.read()
-    assert flight is not None
-    assert (flight.phase, flight.model) == (Phase.DRAINING, "before")
+    state = recorder.read()
+    assert state is not None
+    assert (state.phase, state.model) == (Phase.DRAINING, "before")
 
 
 def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
 
     def write() -> None:
         for index in range(500):
-            recorder.forward("m", tuple((f"job{n}", "fence", n) for n in range(index % 50)))
+            recorder.note_forward("m", tuple((f"job{n}", "fence", n) for n in range(index % 50)))
         done.set()
 
     thread = threading.Thread(target=write)
@@ -103,7 +105,7 @@ def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
     thread.join()
 
 
-def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_gives_no_state(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "absent")
     assert recorder.read() is None
     assert recorder.load_deaths() == {}
@@ -111,6 +113,6 @@ def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
     assert Recorder(tmp_path).read() is None
 
 
-def test_load_deaths_are_told_to_the_next_child(recorder: Recorder) -> None:
+def test_the_next_child_reads_load_deaths(recorder: Recorder) -> None:
     recorder.write_load_deaths({"m": LoadDeaths(3, 12.5)})
     assert recorder.load_deaths() == {"m": LoadDeaths(3, 12.5)}
