@@ -14,7 +14,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """What went wrong. Values are part of the wire and never change meaning."""
+    """The codes. Values are part of the wire and never change meaning."""
 
     # The request.
     INVALID_INPUT = "invalid_input"
@@ -31,7 +31,7 @@ class ErrorCode(StrEnum):
     LANE_NOT_ALLOWED = "lane_not_allowed"
     RATE_LIMITED = "rate_limited"
     QUOTA_EXCEEDED = "quota_exceeded"
-    # What the request names.
+    # The things that the request names.
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TASK_NOT_FOUND = "task_not_found"
@@ -61,7 +61,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """What a code means: HTTP status, a title for people, and whether a retry may help."""
+    """The meaning of a code: HTTP status, a title for people, and whether a retry may help."""
 
     status: int
     title: str

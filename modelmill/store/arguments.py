@@ -14,11 +14,11 @@ Argument = str | bytes | int | float
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a script is called with: ``names`` first, then any number of groups, or of plain values."""
+    """The arguments of one script: ``names`` first, then any number of groups, or of plain values."""
 
     names: tuple[str, ...]
     group: tuple[str, ...] = ()
-    """What each group holds. In Lua ``group(i)`` reads the group that begins at ``ARGV[i]`` into a
+    """The names in each group. In Lua ``group(i)`` reads the group that begins at ``ARGV[i]`` into a
     table; the first one begins at ``FIRST``, the next one ``STEP`` later."""
 
     def as_lua(self) -> str:

@@ -21,7 +21,7 @@ from modelmill.store.multiplex import Command, Multiplexer
 
 
 class StoreConnection:
-    """What the parts of ``ApiStore`` talk to Redis through.
+    """The connections that the parts of ``ApiStore`` share.
 
     Its methods raise ``ModelmillError``: ``store_unavailable`` or ``store_full``. Code that uses
     ``shared`` or ``pooled`` itself does so within ``translated``.

@@ -31,7 +31,7 @@ ORPHAN_AGE_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """What is kept of a file besides its content."""
+    """The data that is kept for a file besides its content."""
 
     owner: str
     size: int

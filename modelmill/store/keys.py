@@ -118,7 +118,7 @@ after this time."""
 WAKE_TTL_MS = 2000
 """A wake word for a node that no longer lingers expires after this time."""
 HOOK_TTL_MS = 5 * 24 * 3600 * 1000
-"""What webhooks need, and the log of their attempts, stays for this time."""
+"""The data that webhooks need, and the log of their attempts, stays for this time."""
 INLINE_BYTES = 64 * 1024
 """Results up to this size live in the record and pass through Lua; larger ones have a key of their own."""
 

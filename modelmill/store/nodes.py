@@ -1,4 +1,4 @@
-"""What worker nodes say of themselves, read from the JSON that their parent and their child announce.
+"""The announcements of worker nodes, read from the JSON that their parent and their child write.
 
 Everything is optional: nodes of other releases may announce less or more.
 """
@@ -23,9 +23,10 @@ class ModelOnNode:
     error: str | None
     """Why loading failed."""
     retry_in_s: float | None
-    """Of a failed one: when loading may be tried again; 0 is now."""
+    """For a failed model: seconds until loading may be tried again; 0 is now."""
     document: Mapping[str, Any]
-    """All that the node says of the model. The API passes it on, also what it does not know."""
+    """All that the node announces about the model. The API passes it on, also fields that it does not
+    know."""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> ModelOnNode:
@@ -40,7 +41,7 @@ class ModelOnNode:
 
 @dataclass(frozen=True, slots=True)
 class NodeParent:
-    """What a node's parent says."""
+    """The announcement of a node's parent."""
 
     host: str | None = None
     pid: int | None = None
@@ -68,14 +69,14 @@ class NodeParent:
 
 @dataclass(frozen=True, slots=True)
 class NodeChild:
-    """What a node's child says."""
+    """The announcement of a node's child."""
 
     pid: int | None = None
     device: str = "cpu"
     models: Mapping[str, ModelOnNode] = field(default_factory=dict)
     """The models that were loaded there at least once, or failed to load."""
     free_mib: int = 0
-    """What is left of the memory for models."""
+    """The memory that is left for models."""
     idle_s: float = 0.0
     """Seconds since a model was last used."""
 

@@ -14,7 +14,7 @@ LANE_RANK: dict[Lane, int] = {Lane.INTERACTIVE: 0, Lane.NORMAL: 1, Lane.BULK: 2}
 
 
 class Verdict(StrEnum):
-    """What ``submit`` answers."""
+    """The answers of ``submit``."""
 
     ACCEPTED = "accepted"
     REPLAYED = "replayed"
@@ -36,7 +36,7 @@ class Verdict(StrEnum):
 
 
 class Cancellation(StrEnum):
-    """What ``cancel`` answers."""
+    """The answers of ``cancel``."""
 
     CANCELED = "canceled"
     """It was queued and has ended now; or it was canceled before."""
@@ -50,7 +50,7 @@ class Cancellation(StrEnum):
 
 
 class Deletion(StrEnum):
-    """What ``delete`` answers for one job."""
+    """The answers of ``delete`` for one job."""
 
     DELETED = "deleted"
     DELETING = "deleting"
@@ -123,7 +123,7 @@ class SubmitReply:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What a drain asks for. A replay with the same ``fence`` gets the same jobs."""
+    """The request of a drain for jobs. A replay with the same ``fence`` gets the same jobs."""
 
     model: str
     fence: str
@@ -131,7 +131,7 @@ class ClaimRequest:
     count: int
     """At most this many jobs."""
     max_bytes: int
-    """At most this many bytes of requests; the first job is taken whatever its size."""
+    """At most this many bytes of requests; the first job is always taken."""
     linger_s: float = 0.0
     """If above 0 and no job waits for any model in ``served``, the node lingers for this time: the next
     job of ``model`` wakes it, without a bell (``WorkerStore.linger``)."""
@@ -232,7 +232,7 @@ class Released:
 
 
 class Settlement(StrEnum):
-    """What ``settle`` answers for one job."""
+    """The answers of ``settle`` for one job."""
 
     OK = "ok"
     REFUSED = "refused"
@@ -259,7 +259,7 @@ class UnreportedEnd:
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """What ``reap`` did."""
+    """The result of ``reap``."""
 
     returned: int
     """Jobs of expired leases that went back to the queue."""
@@ -291,7 +291,7 @@ class JobRecord:
     details: dict[str, Any]
     cancel_requested: bool
     progress: JobProgress | None
-    """Of a job with many steps, from its worker's last heartbeat."""
+    """For a job with many steps: from its worker's last heartbeat."""
     ends: int
     """Number of terminal writes: 0 or 1. Kept so that the promise can be checked."""
     expires_at: float | None

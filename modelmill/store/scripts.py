@@ -243,7 +243,7 @@ def _pack_outcome(outcome: Outcome, blobs: Collection[str]) -> list[Argument]:
 
 
 def large_result(outcome: Outcome | Released) -> bytes | None:
-    """The result, if it is too large to pass through Lua and must be written beside the record first."""
+    """The result, if it is too large to pass through Lua and must be written into a key of its own first."""
     if isinstance(outcome, Outcome) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
         return outcome.result
     return None

@@ -88,7 +88,7 @@ class Delivery:
 
 
 class _Verdict(StrEnum):
-    """What becomes of a webhook that was taken."""
+    """The result for a webhook that was taken."""
 
     LATER = "later"
     """Not tried; due again after a delay."""

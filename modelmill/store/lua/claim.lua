@@ -11,7 +11,7 @@
 -- kept for normal and one in eight for bulk, while those lanes have jobs. A claim may end before it reaches these
 -- places: at its limit of bytes, or at a suspect, which can only be the first job of a claim. So of eight claims
 -- that find jobs in more than one lane, one begins with a normal job and one with a bulk job. A claim always takes
--- its first job, whatever the size.
+-- its first job, of any size.
 local ready, claim = K.ready .. model, K.claim .. fence
 local now = now_ms()
 

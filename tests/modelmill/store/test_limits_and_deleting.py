@@ -1,4 +1,4 @@
-"""What the state machine cannot do: bursts within a millisecond, blobs, all that a deletion leaves."""
+"""Cases that the state machine cannot cover: bursts within a millisecond, blobs, what a deletion leaves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.store import claim, complete, read_job, run, submission, subm
 def test_a_burst_may_come_within_one_millisecond(
     settings: Settings, raw_redis: redis.Redis, jobs_per_minute: float, burst: int
 ) -> None:
-    """All of it in one script, whose clock stands still; of what rounding leaves, none is refused."""
+    """All in one script, whose clock stands still. Rounding must not refuse the last job of a burst."""
     body = scripts.script("submit")
     limits = Limits(jobs_per_minute=jobs_per_minute, burst=burst)
     packed: list[Any] = []
@@ -132,7 +132,7 @@ def test_a_quota_counts_what_has_not_ended(settings: Settings, store: WorkerStor
     assert verdicts(2) == [accepted, full]
 
 
-def test_a_deleted_job_that_runs_is_seen_by_nobody_and_its_key_is_free(
+def test_a_deleted_job_that_runs_cannot_be_read_and_its_key_is_free(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     first = submission(idempotency_key="mine")
@@ -150,7 +150,7 @@ def test_a_deleted_job_that_runs_is_seen_by_nobody_and_its_key_is_free(
     assert second != first.id
     assert store.beat([(first.id, claims.jobs[0].fence)]).cancel == {first.id}
     store.settle(complete(claims, b'"' + b"x" * keys.INLINE_BYTES + b'"'))
-    # The new job's key is not taken away with the old job.
+    # The end of the old job does not remove the idempotency key of the new job.
     assert raw_redis.get(f"{keys.IDEMPOTENCY}anonymous:mine").split()[0] == second.encode()  # type: ignore[union-attr]
     left = {key.decode() for key in raw_redis.scan_iter(f"*{first.id}*")}
     assert left == set()
@@ -178,7 +178,7 @@ def test_the_progress_of_an_earlier_delivery_is_not_shown(
     (job,) = claim(store).jobs
     raw_redis.hset(keys.JOB + job_id, "progress", '{"done":1,"total":2,"unit":"steps"}')
     if released:
-        # Uncharged: its next delivery is its first again.
+        # It does not count as a delivery: its next delivery is its first again.
         store.settle([Released(job_id, job.fence)])
     else:
         raw_redis.zadd(keys.LEASES, {job_id: 1})
@@ -191,7 +191,7 @@ def test_the_progress_of_an_earlier_delivery_is_not_shown(
     assert record.progress is None
 
 
-def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
+def test_payloads_in_the_blob_store_become_trash_when_no_job_needs_them(
     settings: Settings, raw_redis: redis.Redis
 ) -> None:
     def due_in_s(name: str) -> float:
@@ -206,7 +206,7 @@ def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
         names = [f"in/{job_id}" for job_id in ids]
         assert raw_redis.zrange(keys.TRASH, 0, -1) == []
         assert raw_redis.keys(keys.INPUT + "*") == []
-        # Of a job that can be run again, for as long as it can.
+        # The payload of a job that can be run again stays as long as its record.
         await async_store.cancel(ids[0])
         assert due_in_s(names[0]) == pytest.approx(500, abs=5)
         await async_store.delete(ids[:2])
@@ -263,7 +263,7 @@ def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
     assert raw_redis.hget(keys.TOTALS, "file_bytes") == b"0"
 
 
-def test_parts_that_come_late_go_again_and_tell_nobody(
+def test_late_parts_are_removed_and_publish_nothing(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=3))
@@ -289,7 +289,7 @@ def test_a_job_that_is_forgotten_leaves_the_list_of_its_caller(
     assert due_ms / 1000 - raw_redis.time()[0] == pytest.approx(100, abs=5)
     store.reap()
     assert raw_redis.zcard(keys.JOBS + "one") == 2
-    # A hundred seconds later.
+    # A hundred seconds pass.
     raw_redis.delete(keys.JOB + ids[0])
     raw_redis.zadd(keys.EXPIRING, {member: 1})
     store.reap()

@@ -1,4 +1,5 @@
-"""Drains that stay with an empty queue: woken by the next job instead of a bell, sent away by other work."""
+"""Drains that linger at an empty queue: the next job wakes them instead of a bell, and other work ends
+the wait."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def linger(store: WorkerStore, node: str = "node", model: str = MODEL) -> ClaimR
 
 
 def bells(settings: Settings, count: int = 1, model: str = MODEL, bell_every: int = 16) -> list[bool]:
-    """Submits, and tells of each whether a bell is due."""
+    """Submits, and returns for each job whether a bell is due."""
 
     async def act(store: object) -> list[bool]:
         jobs = [submission(model=model, bell_every=bell_every) for _ in range(count)]
@@ -33,7 +34,7 @@ def test_a_job_wakes_the_drain_that_lingers_instead_of_a_bell(settings: Settings
     assert bells(settings, 2) == [False, False]
     assert store.linger("node", 0.01) is Wake.GO
     assert store.linger("node", 0.01) is None
-    # It was counted on: before it leaves it must look once more.
+    # The job counted on this node, so it must claim once more before it leaves.
     assert store.stop_lingering(MODEL, "node") is False
     assert len(linger(store).jobs) == 2
 
@@ -57,7 +58,7 @@ def test_a_drain_that_waits_is_woken_at_once(settings: Settings, store: WorkerSt
 def test_a_claim_that_finds_jobs_does_not_linger(settings: Settings, store: WorkerStore) -> None:
     assert bells(settings) == [True]
     assert len(linger(store).jobs) == 1
-    assert bells(settings) == [False], "a bell was sent within five seconds, and nobody lingers"
+    assert bells(settings) == [False], "a bell was sent within five seconds, and no drain lingers"
     assert store.linger("node", 0.01) is None
 
 
@@ -93,7 +94,7 @@ def test_sent_away_and_woken_it_looks_once_more(settings: Settings, store: Worke
 
 
 @pytest.mark.parametrize(("served", "lingers"), [(("other", MODEL), False), ((MODEL, "another"), True)])
-def test_nobody_lingers_while_jobs_wait_for_another_model_of_the_node(
+def test_no_drain_lingers_while_jobs_wait_for_another_model_of_the_node(
     settings: Settings, store: WorkerStore, served: tuple[str, ...], lingers: bool
 ) -> None:
     # Its bell was sent before, and waits in the broker for this node to be free.

@@ -1,4 +1,4 @@
-"""Ends that no worker brought about stand in the log of whoever ran the script; the others do not."""
+"""The process that runs a script logs the ends that no worker reported, and only those."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_canceled_and_deleted_while_it_waited(settings: Settings, caplog: pytest
     async def act(store: object) -> None:
         await store.cancel(canceled)  # type: ignore[attr-defined]
         await store.delete(deleted)  # type: ignore[attr-defined]
-        # Neither of them ends a second time.
+        # No job ends a second time.
         await store.cancel(canceled)  # type: ignore[attr-defined]
         await store.delete([canceled])  # type: ignore[attr-defined]
 
@@ -99,5 +99,5 @@ def test_canceled_while_it_ran_and_then_given_back(
         assert store.reap().returned == 1
     else:
         store.settle([Released(job_id, job.fence)])
-    # Given back, it counts as never handed out.
+    # A released job does not count as a delivery.
     assert caplog.messages == [line(job_id, "status=canceled", int(silent))]

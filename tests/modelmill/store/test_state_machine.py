@@ -75,7 +75,7 @@ EXAMPLES, STEPS = 200, 50
 
 LARGE = b'"' + b"x" * keys.INLINE_BYTES + b'"'
 ABOUT_S = 60.0
-"""More than the real time that an example takes, and less than a step of the model's."""
+"""More than the real time of an example, and less than a step of the model."""
 
 PLAIN: dict[str, Any] = {}
 HOOKS = {"webhook": "https://example.com/", "webhook_events": ("started", "progress", "ended")}
@@ -94,7 +94,7 @@ EXTRAS: tuple[dict[str, Any], ...] = (
     {"result_ttl_s": SHORT_TTL_S, "limits": QUOTA},
     {"limits": RATE},
 )
-"""What a submission may ask for beside what every one has; ``blob`` stands for a payload that lies there."""
+"""Optional parts of a submission. ``blob`` means that the payload is in the blob store."""
 
 OUTCOMES = st.lists(
     st.sampled_from(
@@ -149,7 +149,7 @@ class Snapshot:
     """The store at one moment, read in one step."""
 
     lives: dict[str, int]
-    """Milliseconds left of each key, -1 for those that stay."""
+    """Milliseconds that each key has left; -1 for keys that do not expire."""
     content: dict[str, Any]
 
     def hash(self, key: str) -> dict[str, str]:
@@ -163,12 +163,12 @@ class Snapshot:
         return {key.removeprefix(prefix) for key in self.lives if key.startswith(prefix)}
 
     def lives_until(self, key: str, seconds: float) -> bool:
-        """Whether the key has about so many seconds left."""
+        """Whether the key has about this many seconds left."""
         return abs(self.lives.get(key, -2) / 1000 - seconds) < ABOUT_S
 
 
 class Machine(RuleBasedStateMachine):
-    """The steps, each done to both and compared."""
+    """The steps. Each one is done to the model and to the store, and both are compared."""
 
     store: WorkerStore
     async_store: ApiStore
@@ -182,7 +182,7 @@ class Machine(RuleBasedStateMachine):
         self.log.clear()
         self.model = StoreModel()
         self.claims: list[tuple[str, str, list[str], int]] = []
-        """Fence, model, ids, and when the claim is forgotten."""
+        """Fence, model, ids, and when the claim expires."""
         self.settlements: list[Outcome | Released] = []
         self.ends: dict[str, dict[str, str]] = {}
         """Each record as it was when its job ended."""
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def upload(self) -> None:
-        """One file of each caller, if it is not there: beside the records, or in the blob store."""
+        """One file of each caller, if it does not exist yet: in Redis, or in the blob store."""
         for owner, blob in zip(CALLERS, (None, "file/of-somebody"), strict=True):
             name = f"file-of-{owner}"
             if name not in self.model.files:
@@ -247,7 +247,7 @@ class Machine(RuleBasedStateMachine):
         count=st.integers(1, 4),
     )
     def submit(self, count: int, **what: Any) -> None:
-        """Some alike: more than limits let through, or with the same idempotency key."""
+        """Several similar ones: more than the limits allow, or with the same idempotency key."""
         for _ in range(count):
             self.submit_one(**what)
 
@@ -279,7 +279,7 @@ class Machine(RuleBasedStateMachine):
             **extra | ({"blob": f"in/{job_id}"} if "blob" in extra else {}),
         )
         depth = len(self.model.ready(model))
-        rung = bool(self.raw.exists(keys.BELL_SENT + model))
+        bell_sent = bool(self.raw.exists(keys.BELL_SENT + model))
         expected = self.model.submitted(job)
         answer = self.runner.run(self.async_store.submit(job))
         assert (answer.verdict, answer.id) == (expected.verdict, expected.id)
@@ -290,19 +290,19 @@ class Machine(RuleBasedStateMachine):
             assert not answer.bell
             assert not self.raw.exists(keys.INPUT + job.id)
             return
-        if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not rung):
+        if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not bell_sent):
             assert answer.bell
         elif depth:
             assert not answer.bell
         if twice:
-            # The reply was lost, and the client library sent the very same again.
+            # The reply was lost, and the client library sent the same command again.
             again = self.runner.run(self.async_store.submit(job))
             assert (again.verdict, again.id) == (Verdict.ACCEPTED, job.id)
 
     @precondition(lambda self: self.model.jobs)
     @rule(pick=st.integers(0, 10**6))
     def submit_late_replay(self, pick: int) -> None:
-        """A duplicate of a submission that arrives whenever it likes, its record still there."""
+        """A late duplicate of a submission, while its record still exists."""
         job = self.jobs()[pick % len(self.jobs())]
         self.model.submitted_again(job)
         answer = self.runner.run(self.async_store.submit(job.submission))
@@ -323,8 +323,8 @@ class Machine(RuleBasedStateMachine):
         assert [job.files for job in claims.jobs] == [job.submission.files for job in expected]
         assert [job.blob for job in claims.jobs] == [job.submission.blob for job in expected]
         assert claims.remaining == len(self.model.ready(model))
-        beside = [job for job in claims.jobs if job.blob is None]
-        assert self.store.inputs(beside) == [self.model.jobs[job.id].body for job in beside]
+        in_redis = [job for job in claims.jobs if job.blob is None]
+        assert self.store.inputs(in_redis) == [self.model.jobs[job.id].body for job in in_redis]
         if expected:
             self.claims.append((fence, model, [job.id for job in expected], self.model.now + CLAIM_TTL_S))
 
@@ -355,14 +355,14 @@ class Machine(RuleBasedStateMachine):
             if job_id in news:
                 self.model.progressed(self.model.jobs[job_id])
         if held and self.claims[pick % len(self.claims)][3] > self.model.now:
-            # What the claim took is known for as long as some of it is held, and its worker is heard of.
+            # The list of a claim lives while a worker renews the lease of at least one of its jobs.
             index = pick % len(self.claims)
             self.claims[index] = (*self.claims[index][:3], self.model.now + CLAIM_TTL_S)
 
     @precondition(lambda self: self.claims)
     @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(OPENING, 2))
     def settle(self, pick: int, how: list[str], wrong: bool, item: int) -> None:
-        """By whoever ever claimed something, whether it still holds it or not."""
+        """By any claim that was ever made, also one that no longer holds the lease."""
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         self.settle_all(ids, "stranger" if wrong else fence, how, item)
 
@@ -390,7 +390,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.live())
     @rule(pick=st.integers(0, 10**6), times=st.integers(1, 3), item=st.sampled_from((OPENING, 0)))
     def crash_alone(self, pick: int, times: int, item: int) -> None:
-        """A process dies with one job alone in it, again and again."""
+        """A child dies again and again while one job is in progress alone."""
         job = self.model.live()[pick % len(self.model.live())]
         for _ in range(times):
             if job.place == "ready" and job is self.model.ready(job.model)[0]:
@@ -432,7 +432,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.jobs)
     @rule(picks=st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
     def delete(self, picks: list[int]) -> None:
-        """Some of them maybe twice."""
+        """Maybe the same job twice."""
         known = list(self.model.jobs)
         ids = [known[pick % len(known)] for pick in picks] + ["unknown"]
         expected = [self.model.deleted(job_id) for job_id in ids]
@@ -457,7 +457,7 @@ class Machine(RuleBasedStateMachine):
         found = self.runner.run(self.async_store._connection.run_script("sweep", [FILE_TTL_S * 1000, 100]))
         assert {name.decode() for name in found} == expected
         if deleted and expected:
-            # As whoever deletes them from the blob store does afterwards.
+            # As the sweeper does after it has deleted the blobs.
             self.raw.zrem(keys.TRASH, *expected)
             for name in expected:
                 del self.model.trash[name]
@@ -470,7 +470,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def server_restarts(self) -> None:
-        """As the scripts see it: another run id than the one that was seen last, and no script loaded."""
+        """A restart, as the scripts see it: another run id than before, and no script is loaded."""
         self.raw.script_flush()
         if self.run_id_known:
             self.raw.hset(keys.REAPER, "run_id", "the server before")
@@ -499,7 +499,7 @@ class Machine(RuleBasedStateMachine):
             ready = [job.id for job in self.model.ready(model)]
             assert seen.members(keys.READY + model) == ready
             if ready:
-                # Else no reaper would ever ring for it.
+                # Otherwise no reaper would ever send a bell for it.
                 assert model in seen.members(keys.MODELS)
         assert set(seen.members(keys.LEASES)) == {job.id for job in self.model.leased()}
         dated = {job.id for job in self.model.live() if job.deadline is not None and not job.started}
@@ -527,7 +527,7 @@ class Machine(RuleBasedStateMachine):
                 error = json.loads(record.get("error", "{}"))
                 assert error.get("code") == job.error_code
                 if "message" in error:
-                    # The store's own words, and not those of a worker.
+                    # The store wrote this error, not a worker.
                     assert error["deliveries"] == job.deliveries
                 assert int(record["expires_ms"]) - int(record["finished_ms"]) == job.ttl_s * 1000
                 ended = {name: value for name, value in record.items() if name != "deadline_ms"}
@@ -544,7 +544,7 @@ class Machine(RuleBasedStateMachine):
             assert int(counted.get(caller, 0)) == len(self.model.live(caller=caller))
 
     def check_belongings(self, seen: Snapshot) -> None:
-        """What lies beside the records: requests, results, events, webhooks, files."""
+        """The keys besides the records: requests, results, events, webhooks, files."""
         for job in self.jobs():
             if job.gone_at is not None:
                 left_s = job.gone_at - self.model.now
@@ -583,7 +583,7 @@ class Machine(RuleBasedStateMachine):
             *(prefix + job.id for job in live for prefix in (keys.JOB, keys.INPUT, keys.PARTS, keys.EVENTS)),
         }
         for key, left in seen.lives.items():
-            assert left >= 0 or key in forever, f"{key} would stay for ever"
+            assert left >= 0 or key in forever, f"{key} would never expire"
 
 
 def outcome_of(job_id: str, fence: str, kind: str, item: int) -> Outcome | Released:

@@ -1,4 +1,4 @@
-"""The job store on a real Valkey: what each script promises."""
+"""The job store on a real Valkey: the promises of each script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.store import MODEL, claim, complete, may_ring, read_job, run,
 
 
 def place_of(raw: redis.Redis, job_id: str) -> str:
-    """Where a job is: every job that has not ended is in exactly one of two places."""
+    """The place of a job: every job that has not ended is in exactly one of two places."""
     ready = raw.zscore(keys.READY + MODEL, job_id) is not None
     leased = raw.zscore(keys.LEASES, job_id) is not None
     return {(True, False): "ready", (False, True): "leased", (False, False): "none"}.get(
@@ -52,7 +52,7 @@ def test_the_first_job_of_a_queue_rings_and_then_each_batchful_does(settings: Se
     assert run(settings, act) == [True, False, False, True, False, False, False, True, False]
 
 
-def test_a_bell_on_its_way_is_not_rung_again_until_its_drain_starts(
+def test_no_second_bell_is_sent_until_the_drain_of_the_first_starts(
     settings: Settings, store: WorkerStore
 ) -> None:
     submit(settings, submission())
@@ -120,7 +120,7 @@ def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store:
     submit(settings, *(submission(body=b"x" * 100) for _ in range(6)))
     assert len(claim(store, count=2).jobs) == 2
     assert len(claim(store, max_bytes=250).jobs) == 2
-    # What is larger than the window by itself is still claimed, alone.
+    # A job that alone is over the limit of bytes is still claimed, alone.
     assert len(claim(store, max_bytes=10).jobs) == 1
 
 
@@ -181,14 +181,14 @@ def test_a_worker_that_lost_its_lease_cannot_touch_the_next_ones_result(
     assert record.ends == 1
 
 
-def test_a_large_result_lies_beside_the_record_and_dies_with_it(
+def test_a_large_result_has_a_key_of_its_own_and_expires_with_the_record(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     large = b'"' + b"a" * keys.INLINE_BYTES + b'"'
     claims = claim(store)
     store.settle(complete(claims, large))
-    # Again, since the reply was lost: the result is not to expire before the record for that.
+    # The reply was lost, so it is settled again: the result must not expire before the record.
     assert store.settle(complete(claims, large)) == [Settlement.OK]
     record = read_job(store, job_id)
     assert record is not None
@@ -213,11 +213,11 @@ def test_the_large_request_of_a_complete_job_is_dropped_and_others_kept_as_long_
         assert life_s == -2
     else:
         assert settings.result_ttl_s - 5 <= life_s <= settings.result_ttl_s
-    # A replay of a settle whose reply was lost is a success all the same.
+    # A replay of a settle whose reply was lost is a success.
     assert store.settle(ended) == [Settlement.OK]
 
 
-def test_those_who_wait_are_told_of_all_that_ended_at_once(
+def test_one_message_names_all_jobs_that_ended_in_one_script(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, *(submission() for _ in range(3)))
@@ -239,7 +239,9 @@ def test_a_large_result_that_was_lost_is_not_settled(
     assert place_of(raw_redis, job_id) == "leased"
 
 
-def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings, store: WorkerStore) -> None:
+def test_a_released_job_keeps_its_place_and_does_not_count_as_a_delivery(
+    settings: Settings, store: WorkerStore
+) -> None:
     ids = submit(settings, submission(), submission())
     (first,) = claim(store, 1).jobs
     assert store.settle([Released(first.id, first.fence)]) == [Settlement.OK]
@@ -277,7 +279,7 @@ def test_after_a_restart_of_the_server_leases_have_one_lease_of_grace(
     store.reap()
     claim(store)
     time.sleep(settings.lease_s + 0.2)
-    # What a restarted server looks like to the script: another run id than the one seen last.
+    # The script sees a restarted server by its run id, which is another one than before.
     raw_redis.hset(keys.REAPER, "run_id", "the server before")
     assert store.reap().returned == 0
     assert place_of(raw_redis, job_id) == "leased"
@@ -328,7 +330,7 @@ def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, st
 
     assert run(settings, act) == ["canceled", "canceled", "requested", "missing"]
     assert store.beat([(held.id, held.fence)]).cancel == {running}
-    # Its worker died before it saw the wish: it does not run again.
+    # Its worker died before it saw the request to cancel: the job does not run again.
     wait_until(lambda: store.reap().returned, what="the lease to run out")
     record = read_job(store, running)
     assert record is not None

@@ -1,4 +1,5 @@
-"""The one subscription of a process: who is woken by what. What HTTP makes of it is in ``tests/api``."""
+"""The subscription of a process: which requests are woken by which event. ``tests/api`` tests it over
+HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def watching(settings: Settings, act: Act) -> None:
 
 
 async def heard(watch: JobNews, store: ApiStore) -> None:
-    """Returns when all that was published before has been passed on."""
+    """Returns when all messages that were published before have been passed on."""
     job = submission()
     await store.submit(job)
     with watch.until_end(job.id) as ended:
@@ -61,7 +62,7 @@ def test_many_are_waited_for_at_once(settings: Settings) -> None:
     watching(settings, act)
 
 
-def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, store: WorkerStore) -> None:
+def test_a_follower_is_woken_by_each_event_of_its_job(settings: Settings, store: WorkerStore) -> None:
     async def act(async_store: ApiStore, watch: JobNews) -> None:
         job, other = submission(batched=True, items=2), submission(model="another")
         for each in (job, other):
@@ -88,7 +89,7 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
         assert not watch.webhook_due.is_set()
 
     async def without_hooks(async_store: ApiStore, watch: JobNews) -> None:
-        # Set once by the subscription itself: hooks may have been due before.
+        # The subscription itself sets it once, because webhooks may have been due before.
         assert watch.webhook_due.is_set()
         watch.webhook_due.clear()
         await act(async_store, watch)
@@ -123,7 +124,7 @@ def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
             watch.until_end(lives.id) as no_end,
             watch.follow(lives.id) as news,
         ):
-            # The connection is cut, so nobody hears of the end.
+            # The connection is cut, so the message about the end is missed.
             subscriber = cast("Any", raw_redis).client_list(_type="pubsub")[0]["id"]
             raw_redis.client_kill_filter(_id=subscriber)
             await async_store.cancel(ended.id)
@@ -133,7 +134,7 @@ def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
     watching(settings, act)
 
 
-def test_nobody_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
+def test_no_request_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
     async def act(_: ApiStore, watch: JobNews) -> None:
         with watch.follow("one") as news, watch.until_first_end(["one", "two"]) as ended:
             assert not watch.is_shutting_down
@@ -175,8 +176,8 @@ def test_long_histories_are_read_in_parts(
     run(settings, act)
 
 
-def test_nothing_is_told_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
-    """Between the two reads a job may start, and say more already."""
+def test_no_event_is_read_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
+    """Between the two reads a job may start, and have more events."""
 
     async def act(async_store: ApiStore) -> None:
         job = submission()
