@@ -250,7 +250,7 @@ def test_it_is_told_why_a_job_waits_again(
     messages = [event.json()["message"] for event in events[1:-1]]
     assert "died" in messages[0]
     assert "delivery 2" in messages[1]
-    assert "not heard of" in messages[2]
+    assert "stopped responding" in messages[2]
     assert "delivery 3" in messages[3]
 
 

@@ -197,7 +197,7 @@ def test_an_orphan_that_does_not_stop_is_not_joined_on_its_files(
     monkeypatch.setattr(embedded, "START_TIMEOUT_S", 0.2)
     orphan.send_signal(signal.SIGSTOP)
 
-    with pytest.raises(ConfigError, match=r"process \d+, is still in .* Kill it") as caught:
+    with pytest.raises(ConfigError, match=r"process \d+, still uses .* Kill it") as caught:
         EmbeddedServer(tmp_path).__enter__()
     assert str(tmp_path) in str(caught.value)
     assert servers_on(tmp_path) == [orphan.pid]

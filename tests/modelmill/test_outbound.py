@@ -305,7 +305,7 @@ def test_redirects_are_followed_a_few_times_and_forget_headers(network: Network)
 @pytest.mark.parametrize(
     ("answer", "code", "words"),
     [
-        (endless, ErrorCode.MEDIA_TOO_LARGE, "more than the 50000 bytes"),
+        (endless, ErrorCode.MEDIA_TOO_LARGE, "more than the allowed 50000 bytes"),
         (replying(bytes(50_001)), ErrorCode.MEDIA_TOO_LARGE, "more than"),
         (replying(b"", Content_Length=10**15), ErrorCode.MEDIA_TOO_LARGE, "more than"),
         (dripping, ErrorCode.MEDIA_FETCH_FAILED, r"longer than 0\.3 s"),

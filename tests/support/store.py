@@ -55,13 +55,16 @@ def claim(
 
 
 def read_job(store: WorkerStore, job_id: str) -> JobRecord | None:
-    """The job, also one that was deleted while it runs; without a result that is in the blob store."""
+    """The job, also one that was deleted while it runs."""
     fields = cast("dict[bytes, bytes]", store._redis.hgetall(keys.JOB + job_id))
     if b"task" not in fields:
         return None
     result = fields.get(b"result")
     if b"out" in fields:
         result = cast("bytes | None", store._redis.get(fields[b"out"]))
+    if b"out_blob" in fields:
+        name = fields[b"out_blob"].decode()
+        result = store._read_blobs([name])[name]
     return JobRecord.from_hash(job_id, fields, result)
 
 
