@@ -101,7 +101,7 @@ def test_english_only_says_so(sphinx: LoadedModel) -> None:
 
 def test_no_sound_card_is_looked_for() -> None:
     program = (
-        "import sys, backends\n"
+        "import sys, modelmill\n"
         "model = modelmill.load('pocketsphinx-en')\n"
         "assert 'pocketsphinx' in sys.modules and 'sounddevice' not in sys.modules\n"
     )
