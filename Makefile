@@ -6,11 +6,13 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help demo test chaos fuzz audit bench docs lint format types imports ci clean
+.PHONY: help install demo test chaos fuzz audit bench docs lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed-dev ## Install into .venv what you need to work on the code
 
 demo: $(VENV)/.installed ## A real photograph through the whole system, then everything stopped again
 	@$(BIN)/modelmill demo
@@ -31,8 +33,9 @@ audit: $(VENV)/.installed-dev ## Look for unsafe code, and for packages with kno
 	$(BIN)/bandit -q -ll -r modelmill api/modelmill_api backends/modelmill_backends cli/modelmill_cli tasks/modelmill_tasks worker/modelmill_worker
 	$(BIN)/pip-audit --skip-editable
 
-docs: $(VENV)/.installed-dev ## Write docs/tasks from the contracts of the tasks
+docs: $(VENV)/.installed-dev ## Write docs/tasks and the README's tables from contracts and catalogue
 	$(BIN)/python -m tools.task_pages docs/tasks
+	$(BIN)/python -m tools.readme README.md
 
 lint: $(VENV)/.installed-dev ## Style and common mistakes
 	$(BIN)/ruff check .

@@ -1,1 +1,1 @@
-"""Measurements: each a program of its own, printing ratios from one run."""
+"""Measurements. Each one is a program of its own that prints ratios from one run."""

@@ -30,7 +30,7 @@ from modelmill.settings import MIB
 IMAGES, ROWS = 2_000, 1_000_000
 KILLS = 3
 CLIENT_MIB = 200.0
-"""What the client may take, however many rows there are."""
+"""The memory that the client may take for any number of rows."""
 SAMPLE_S = 0.2
 NOTE = (
     "Each row was found once in the output, with its own result. Seconds are those of all starts together, "
@@ -41,7 +41,7 @@ CLASSES = "cat,dog,bird,car,cup of coffee"
 
 @dataclass(slots=True)
 class Backfill:
-    """What was seen of one backfill, over all its processes."""
+    """The measurements of one backfill, over all its processes."""
 
     seconds: float = 0.0
     client_mib: float = 0.0
@@ -179,7 +179,7 @@ def _done(output: Path) -> int:
 
 
 def check(output: Path, rows: int) -> None:
-    """Raises if a row is not there exactly once, complete, with what belongs to it."""
+    """Raises if a row is not there exactly once, complete, with its own result."""
     times = bytearray(rows)
     for line in _lines(output):
         times[line["row"]] += 1

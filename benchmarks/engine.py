@@ -1,4 +1,4 @@
-"""The engine by itself, without HTTP: how long workers take for jobs that wait already."""
+"""The engine by itself, without HTTP: how long workers take for jobs that are already waiting."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def drain(system: System, jobs: Sequence[Submission], *, all_wait: bool = 
 
 
 def span(records: Sequence[JobRecord]) -> tuple[float, float]:
-    """The first start and the last end, by the job store's clock, so that looking on costs nothing."""
+    """The first start and the last end, by the job store's clock, so that measuring costs nothing."""
     started = min(record.started_at or 0.0 for record in records)
     return started, max(record.finished_at or 0.0 for record in records)
 

@@ -1,4 +1,4 @@
-"""What of a GPU's own speed is left at the end of a job. ``python -m benchmarks.gpu``.
+"""How much of a GPU's own speed is left at the end of a job. ``python -m benchmarks.gpu``.
 
 For each case: the runner's forward passes by themselves, jobs through a worker without HTTP, and jobs
 through everything. Without a GPU nothing is measured; ``--tiny-cpu`` runs every step all the same, with
@@ -31,7 +31,7 @@ from modelmill_backends.device import Device, available_cores, free_memory
 
 TITLE = "On a GPU"
 TARGET_SHARE = 0.85
-"""Of forward passes by themselves at their best batch: what a worker with enough cores is to reach."""
+"""The share of the best forward passes alone that a worker with enough cores must reach."""
 MOST_JOBS = 20_000
 """Jobs that wait at once: with photos of 60 KB these are 1.6 GB, and a job store takes 2 GiB by default."""
 NOT_YET = "Text-to-image is not measured yet; it will be one more entry in the list of cases."
@@ -39,7 +39,7 @@ NOT_YET = "Text-to-image is not measured yet; it will be one more entry in the l
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is run, and for how long."""
+    """The cases, and how long each runs."""
 
     device: Literal["cpu", "cuda"]
     cases: Sequence[Case]
@@ -49,7 +49,7 @@ class Plan:
     pass_s: float
     """How long each batch size is repeated."""
     run_s: float
-    """About how long a run through the worker is to take; the number of jobs follows from it."""
+    """About how long a run through the worker takes; the number of jobs follows from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Drained:
     batch: float
     """Mean size of the batches."""
     busy: float | None
-    """Mean share of the time that the GPU was busy; None where nothing tells."""
+    """Mean share of the time that the GPU was busy; None if it cannot be measured."""
 
 
 PLAN = Plan(
@@ -85,7 +85,7 @@ TINY_PLAN = Plan(
 
 
 def measure(options: Options, plan: Plan = PLAN) -> Section:
-    """The section; a sentence where there is no GPU."""
+    """The section. Without a GPU it holds one sentence."""
     import torch
 
     if plan.device == "cuda" and not torch.cuda.is_available():
@@ -134,7 +134,7 @@ def _through_worker(
         "MODELMILL_REAP_S": "3600",
     }
     with running(_devices(plan), case.model, models_file=models, settings=settings) as system:
-        # What the device and the libraries put off until they are first used is no part of it.
+        # The device and the libraries delay some work until their first use; do not measure it.
         asyncio.run(drain(system, _jobs(case, 2 * forward.best_batch), all_wait=True))
         runs = []
         for _ in range(options.rounds):
@@ -241,7 +241,7 @@ def main(
     scale: Annotated[float, typer.Option(help="Counts of jobs are multiplied by this.")] = 1.0,
     only: Annotated[str, typer.Option(help="Cases whose name holds this.")] = "",
 ) -> None:
-    """What of a GPU's own speed is left at the end of a job."""
+    """Measure how much of a GPU's own speed is left at the end of a job."""
     plan = TINY_PLAN if tiny_cpu else PLAN
     plan = replace(plan, cases=[case for case in plan.cases if only.lower() in case.name.lower()])
     print(markdown([measure(Options(rounds, scale), plan)]))

@@ -1,8 +1,8 @@
-"""The cases of the GPU section, and what their models do by themselves.
+"""The cases of the GPU section, and the speed of their models alone.
 
 They are real architectures at their published sizes, with random weights: how long a forward pass takes
-depends on the sizes and not on what was learned, so that nothing need be downloaded.
-What these models answer means nothing.
+depends on the sizes and not on the weights, so nothing has to be downloaded.
+The answers of these models mean nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Case:
     inputs: Callable[[], Mapping[str, Any]]
     """One job's input."""
     unit: str
-    """What is counted, such as ``images``; one a job."""
+    """The unit that is counted, such as ``images``; one for each job."""
     on_device: Callable[[Any, int], Callable[[], object]]
     """From the loaded runner and a batch size: a forward pass on inputs that are on the device already."""
 
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """What the runner does by itself."""
+    """The speed of the runner alone."""
 
     rates: Mapping[int, tuple[float, float]]
     """Items a second by batch size: from prepared inputs in this process, and from inputs on the device."""
@@ -107,16 +107,16 @@ TINY = ClipSizes(
     text={**_tower(16, 2, 2), "vocab_size": 256, "max_position_embeddings": WINDOW},
     projection=16,
 )
-"""Of no variant: to run the code, and not to measure."""
+"""No published variant: it shows that the code runs, and measures nothing."""
 
 
 def save_random_clip(sizes: ClipSizes, folder: Path, device: str) -> None:
     """Saves a CLIP with its tokenizer and image processor, as a models file's ``folder`` wants them.
 
     Args:
-        sizes: Of which variant.
-        folder: Where to.
-        device: Where the weights are drawn: hundreds of millions of them take a CPU long.
+        sizes: The sizes of the variant.
+        folder: Where it is saved.
+        device: Where the random weights are made: hundreds of millions of them take a CPU long.
     """
     import torch
     import transformers
@@ -140,7 +140,7 @@ def save_random_clip(sizes: ClipSizes, folder: Path, device: str) -> None:
     edge = sizes.vision["image_size"]
     processor = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=[])
-    # Half the bytes on the disk; whoever loads it says in which type it runs.
+    # Half the bytes on the disk. The load chooses the type in which the model runs.
     for part in (model.to(torch.bfloat16), tokenizer, processor):
         part.save_pretrained(folder)
 
@@ -219,10 +219,10 @@ def _llama_on_device(runner: Any, batch: int) -> Callable[[], object]:
 
 
 def forward_only(case: Case, folder: Path, device: Device, batches: Sequence[int], pass_s: float) -> Forward:
-    """The runner's forward passes in this process, with nothing beside them.
+    """The runner's forward passes in this process, and nothing else.
 
     Args:
-        case: What is run.
+        case: The model that runs.
         folder: Where it is saved.
         device: Where it runs.
         batches: The sizes to try, rising; those that do not fit the memory are left out.
@@ -268,7 +268,7 @@ def _pass_s(run: Callable[[], object], seconds: float) -> float:
 
 
 def write_models_file(case: Case, folder: Path, max_batch: int) -> Path:
-    """A catalogue of this one model, beside the folder that it was saved to."""
+    """A catalogue of this one model, next to the folder in which it was saved."""
     path = folder / "models.toml"
     path.write_text(
         f'[models.{case.model}]\nbackend = "transformers"\nsource = {{ folder = "weights" }}\n'

@@ -19,9 +19,9 @@ PAUSE_S = 0.1
 class GpuUsage:
     """Samples, while it is entered, the share of time in which the GPU that PyTorch sees first ran a kernel.
 
-    By NVML where ``nvidia-ml-py`` is installed, else by ``nvidia-smi``; without both, and on the CPU, it
-    knows nothing. A kernel that leaves most of the GPU idle counts as busy too: low shares mean waiting,
-    high ones do not mean that nothing is left to gain.
+    It uses NVML if ``nvidia-ml-py`` is installed, otherwise ``nvidia-smi``. Without both, and on the CPU, it
+    measures nothing. A kernel that leaves most of the GPU idle counts as busy too: a low share means that
+    the GPU waits, but a high share does not mean that it cannot do more.
 
     Args:
         device: ``cuda`` or ``cpu``.
@@ -101,6 +101,6 @@ def _nvml_reader(name: str) -> Callable[[], float] | None:
         handle = nvml.nvmlDeviceGetHandleByUUID(name)
         nvml.nvmlDeviceGetUtilizationRates(handle)
     except Exception:
-        # Not installed, no driver, or a GPU that does not tell: then perhaps nvidia-smi does.
+        # Not installed, no driver, or a GPU that gives no figure. Then nvidia-smi may give one.
         return None
     return lambda: float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100

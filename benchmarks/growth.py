@@ -1,4 +1,4 @@
-"""What becomes of the costs as the system grows: longer queues, more workers, more models."""
+"""How the costs change as the system grows: longer queues, more workers, more models."""
 
 from __future__ import annotations
 
@@ -29,15 +29,14 @@ DEPTHS = (1_000, 10_000, 100_000, 1_000_000)
 CLAIM = 16
 """Jobs of one claim: the default batch size."""
 BLOCKS = 40
-"""Of ``CLAIM`` submits and one claim each, at one depth in one round."""
+"""Blocks at one depth in one round; each has ``CLAIM`` submits and one claim."""
 COSTS = ("submit", "submit.lua", "claim", "claim.lua")
 NOTE = (
-    "Each depth has a server of its own; the rounds take the depths in turn, and as many jobs are "
-    f"claimed, {CLAIM} at a time, as were submitted. What the scripts take is the server's own "
-    "figure (`INFO commandstats`); the rest of a submit or a claim is the round trip. Bytes a job "
-    "are the growth of `used_memory`, less what was sent; a finished job keeps its request for a rerun. "
-    "Of the systems of the last two tables, "
-    "those that are not measured are idle."
+    "Each depth has its own server, and the rounds take the depths in turn. As many jobs are claimed, "
+    f"{CLAIM} at a time, as were submitted. The time of the scripts is the server's own figure (`INFO "
+    "commandstats`); the rest of a submit or a claim is the round trip. Bytes a job are the growth of "
+    "`used_memory`, less the bytes that were sent; a finished job keeps its request for a rerun. In the "
+    "last two tables, the systems that are not being measured are idle."
 )
 
 
@@ -107,7 +106,7 @@ async def _block(jobs: Backlog) -> tuple[float, float, float, float]:
 
 
 def _scripts_us(jobs: Backlog) -> float:
-    """What scripts took, ever, by the server's own clock."""
+    """The time that scripts took since the start of the server, by its own clock."""
     return float(jobs.redis.info("commandstats").get("cmdstat_evalsha", {}).get("usec", 0))
 
 
@@ -122,7 +121,7 @@ def _bytes(options: Options) -> tuple[Table, list[Figure]]:
                 for _ in range(claims):
                     jobs.worker.settle(jobs.claim(MODEL, CLAIM))
 
-            # What comes once, such as the scripts, is there before the first look.
+            # Memory that is taken once, such as for the scripts, is there before the first measurement.
             jobs.fill(CLAIM, b"x" * size, [MODEL])
             end(1)
             empty = jobs.used_bytes()
@@ -210,7 +209,7 @@ def _models(options: Options) -> Table:
 def _in_turn(
     rounds: int, systems: Sequence[System], once: Callable[[System], float]
 ) -> Sequence[Sequence[float]]:
-    """By system, what ``once`` gave in each round."""
+    """By system, the results of ``once`` in each round."""
     return list(zip(*([once(system) for system in systems] for _ in range(rounds)), strict=True))
 
 
@@ -224,7 +223,7 @@ def _drain_rate(system: System, models: Sequence[str], count: int) -> float:
     """Jobs a second, from the first start to the last end of jobs that were all there before it."""
     jobs = Backlog(system.redis_url)
     bells = Bells(make_celery(Settings(redis_url=system.redis_url)), jobs.worker.release_bell)
-    # Nobody else rings while the queues fill: for some seconds the right to do so is taken.
+    # No other process rings while the queues fill: for some seconds this one holds the right to ring.
     for model in models:
         jobs.worker.may_ring(model)
     ids = jobs.fill(count, small_body(), models)

@@ -17,7 +17,7 @@ from benchmarks.work import NOOP, TASK
 
 JOBS = 100
 PAUSES_S = {"at once": 0.0, "after 0.1 s": 0.1, "after 1.5 s": 1.5}
-"""Between an answer and the next request. A worker stays with its model for a second, then a bell is due."""
+"""Between an answer and the next request. A worker lingers for a second; after that a bell is needed."""
 
 
 def measure(options: Options) -> Section:
@@ -44,7 +44,10 @@ def measure(options: Options) -> Section:
         5,
         at_least=False,
     )
-    note = "`noop`, one request with `Prefer: wait` a job, against the same function called in this process."
+    note = (
+        "`noop`, one request with `Prefer: wait` for each job, compared with the same function called in "
+        "this process."
+    )
     return Section("Idle latency", [Table("one job at a time", columns, rows)], [figure], [note])
 
 

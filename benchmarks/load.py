@@ -1,9 +1,9 @@
-"""The load client: one for all systems, light enough not to be what is measured.
+"""The load client: one for all systems, light enough not to limit what is measured.
 
-It speaks HTTP/1.1 over a few kept-open connections; requests are laid out before the clock starts, and
-answers are taken apart by httptools. Every worker of it has one job in hand: it submits, and then pauses
-and polls in turn until the job has ended. A system that answers a submit with the result itself is asked
-nothing more.
+It speaks HTTP/1.1 over a few kept-open connections; requests are written before the clock starts, and
+httptools parses the answers. Each of its workers has one job in flight: it submits, and then pauses and
+polls in turn until the job has ended. If a system answers a submit with the result itself, it is not
+polled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httptools
 import uvloop
 
 POLL_PAUSE_S = 0.005
-"""As long for every system that is compared."""
+"""The same for every system that is compared."""
 JOB_TIMEOUT_S = 120.0
 
 
@@ -50,13 +50,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run of the load client saw."""
+    """The measurements of one run of the load client."""
 
     seconds: float
     """From the first submit to the last end."""
     latencies_s: Sequence[float]
-    """Of each job, from its submit to the answer that said it had ended. After a burst they say little:
-    nobody looks before all are submitted."""
+    """For each job, the time from its submit to the answer that said it had ended. After a burst they say
+    little, because polling begins only when all jobs are submitted."""
     requests: int
 
     @property
@@ -73,7 +73,7 @@ class Run:
 
 
 def closed_loop(target: Target, jobs: int, connections: int) -> Run:
-    """``connections`` workers, each with one job in hand until ``jobs`` have ended."""
+    """``connections`` workers, each with one job in flight, until ``jobs`` have ended."""
     return uvloop.run(_closed_loop(target, jobs, connections))
 
 
@@ -182,7 +182,7 @@ async def _connect(target: Target, connections: int) -> list[_Connection]:
 
 async def _closed_loop(target: Target, jobs: int, connections: int) -> Run:
     latencies: list[float] = []
-    places = iter(range(jobs))  # shared: whoever is free takes the next
+    places = iter(range(jobs))  # shared: a worker that is free takes the next one
 
     async def work(client: _Client) -> None:
         for _ in places:
@@ -215,7 +215,7 @@ async def _burst(target: Target, jobs: int, connections: int) -> Run:
 async def _timed(
     target: Target, connections: int, latencies: list[float], work: Callable[[list[_Client]], Sequence[Any]]
 ) -> Run:
-    # No pause of this process's own may be taken for one of the system's.
+    # A pause of this process must not count as one of the system.
     gc.collect()
     gc.freeze()
     opened = await _connect(target, connections)

@@ -1,4 +1,4 @@
-"""What the processes hold in memory, and whether that grows with the jobs that went through them."""
+"""How much memory the processes hold, and whether it grows with the jobs that they have run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from modelmill_tasks.registry import find_task
 JOBS, CONNECTIONS, STEPS = 100_000, 32, 10
 RESULT_TTL_S = 20
 LEAK_MIB = 4.0
-"""What a process may grow by between 20 % and 100 % of the jobs: 52 bytes a job of 80,000."""
+"""How much a process may grow between 20 % and 100 % of the jobs: 52 bytes a job of 80,000."""
 NOTE = (
-    "RSS counts pages that processes share in each of them; PSS shares them out. A model is alone "
-    "in a fresh child and has answered three jobs. The jobs of the second table come over HTTP on "
-    f"{CONNECTIONS} connections, each with one in hand; results are kept for {RESULT_TTL_S} s, so "
-    "what Valkey holds has a bound."
+    "RSS counts a page that several processes share in each of them; PSS divides it among them. A model "
+    "is alone in a fresh child and has answered three jobs. The jobs of the second table come over HTTP "
+    f"on {CONNECTIONS} connections, each with one job in flight. Results are kept for {RESULT_TTL_S} s, "
+    "so the memory of Valkey has a limit."
 )
 
 

@@ -11,7 +11,7 @@ import time
 from benchmarks.photo import photo
 from modelmill_backends.loader import load
 from modelmill_backends.onnx.imagenet import pixels
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 def main(name: str) -> None:

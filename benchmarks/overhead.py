@@ -1,4 +1,4 @@
-"""What a job costs beside its work: a model that does nothing, behind Modelmill and behind its peers.
+"""The cost of a job without its work: a model that does nothing, behind Modelmill and behind its peers.
 
 All systems run at once on this machine, each idle while another is asked. In every round each of them takes
 its turn, so that a slow minute of the machine falls on all.
@@ -26,9 +26,9 @@ from modelmill.embedded import EmbeddedServer
 CONNECTIONS = (1, 8, 32)
 BURST = 2000
 SMALLER_BURST = {"bentoml": 200}
-"""Of a system that would take minutes for the whole one."""
+"""For a system that would take minutes for ``BURST`` jobs."""
 TURN_S = 2.5
-"""About how long one system is asked before the next has its turn."""
+"""About how long one system is measured before the next has its turn."""
 OURS, WAITED = "modelmill", "modelmill, Prefer: wait"
 CELERY, BENTOML, LITSERVE = "celery", "bentoml", "litserve"
 
@@ -64,7 +64,7 @@ def measure(options: Options) -> Section:
     with systems(NOOP) as (targets, absent):
         for connections in CONNECTIONS:
             seen = in_turns(targets, options, partial(closed_loop, connections=connections))
-            tables.append(_table(f"{connections} connections, one job in hand each", seen))
+            tables.append(_table(f"{connections} connections, one job in flight each", seen))
             if connections == CONNECTIONS[-1]:
                 figures += _figures(seen)
         jobs = options.count(BURST)
@@ -89,7 +89,7 @@ def measure(options: Options) -> Section:
 
 @contextmanager
 def systems(work: str, peers: Sequence[str] = tuple(PEERS)) -> Iterator[tuple[list[Target], list[str]]]:
-    """Modelmill, both ways, and the peers that are installed; and a word on each that is not."""
+    """Modelmill, both ways, and the peers that are installed; and a sentence about each that is not."""
     with ExitStack() as cleanup:
         system = cleanup.enter_context(running("cpu", work))
         targets = [ours.polled(system, work, body()), ours.waited(system, work, body())]
@@ -107,7 +107,7 @@ def systems(work: str, peers: Sequence[str] = tuple(PEERS)) -> Iterator[tuple[li
 def in_turns(
     targets: Sequence[Target], options: Options, ask: Callable[[Target, int], Run]
 ) -> dict[str, Seen]:
-    """Asks each target for some seconds, in each round; how many jobs that is, a first turn tells."""
+    """Asks each target for some seconds, in each round. A first turn finds out how many jobs that is."""
     counts = {}
     for target in targets:
         first = ask(target, 40)

@@ -49,8 +49,9 @@ def measure(options: Options) -> Section:
     figure = Figure("real model, end to end against the offline loop", best / ideal, "times", 0.9, True)
     note = (
         f"`{MODEL}`, photos of 58 KB, {CONNECTIONS} connections. The loop decodes, preprocesses and runs the "
-        f"same ONNX file in one process with the same threads, {batch} images a batch, its best. It shares "
-        "the machine with nobody; the others share it with the load client. Polls are 50 ms apart."
+        f"same ONNX file in one process with the same threads, {batch} images a batch, which is its "
+        "best size. The loop has the machine to itself; the others share it with the load client. Polls are "
+        "50 ms apart."
     )
     return Section("Real model", [Table("end to end", columns, rows)], [figure], [note, *absent])
 

@@ -1,4 +1,4 @@
-"""What a measurement gives, and how it is shown."""
+"""The results of a measurement, and how they are shown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One promised figure beside its target."""
+    """One promised figure and its target."""
 
     name: str
     value: float

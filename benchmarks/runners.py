@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from modelmill_backends.contract import Prepared
-from modelmill_backends.noop import NoopRunner
+from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_tasks.zero_shot_image_classification import Input
 
 

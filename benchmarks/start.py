@@ -30,7 +30,7 @@ from modelmill_tasks.registry import find_task
 
 LOADED = ("conse-lite0", "efficientnet-lite0", "minilm")
 LOAD_ROUNDS = 3
-"""Rounds of loads for each round of starts: they are shorter, and what they are compared with is near."""
+"""Rounds of loads for each round of starts: loads are shorter, and their ratios are close to 1."""
 GIVE_UP_S = 60.0
 
 RUNTIMES = "import json, sys, time, numpy, onnxruntime, tokenizers\n"
@@ -73,7 +73,7 @@ from modelmill_worker.child_state import Recorder
 
 settings = get_settings()
 recorder = Recorder(Path(tempfile.mkdtemp()))
-recorder.child_started()
+recorder.start_file()
 models = ModelCache(
     Catalogue.load(settings.models_file), current_device(), settings, recorder, lambda: None
 )
@@ -90,7 +90,7 @@ print(json.dumps([once() for _ in range(6)]))
 )
 """Prints the seconds of a worker's first load and of further ones.
 
-The clock starts where a bell finds a child that waits: what it makes at its start is there.
+The clock starts where a bell finds a waiting child, which has finished its own start.
 """
 
 ALONE = (
@@ -131,13 +131,13 @@ print(json.dumps([once() for _ in range(6)]))
 )
 """The same with the runtimes alone, and the options of ``modelmill_backends.onnx.session``."""
 NOTE = (
-    "Medians of the rounds, after one that warms the caches of the disk, of the models and of compiled "
-    "Python; each round starts every process anew. A load is the worker's: `ModelCache.get`, in a process "
-    "that has made the cache as a worker's child does when it starts, without a store to announce to. A "
-    "bare load opens the same files with the same options in a process of its own. Both have imported "
-    "numpy, onnxruntime and tokenizers before, and both free memory first as an eviction does. Alone is "
-    "`modelmill.load` in a process that has done nothing else: it also reads the catalogue and the "
-    "settings, and finds and imports the runner."
+    "The figures are medians of the rounds, after one round that warms the caches of the disk, of the "
+    "models and of compiled Python. Each round starts every process anew. A load is the worker's: "
+    "`ModelCache.get`, in a process that has made the cache as a worker's child does when it starts, "
+    "without a store to announce to. A bare load opens the same files with the same options in a process "
+    "of its own. Both have imported numpy, onnxruntime and tokenizers before, and both free memory first, "
+    "as an eviction does. Alone is `modelmill.load` in a process that has done nothing else: it also "
+    "reads the catalogue and the settings, and finds and imports the runner."
 )
 
 

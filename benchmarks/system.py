@@ -38,7 +38,7 @@ class System:
     store_pid: int
     api_pid: int
     supervisor_pid: int
-    """``modelmill worker``; the nodes say of themselves what their processes are."""
+    """``modelmill worker``; the nodes announce their processes."""
 
 
 @contextmanager
@@ -49,16 +49,19 @@ def running(
     models_file: Path = MODELS,
     served: str = "",
     settings: Mapping[str, str] | None = None,
+    program: Sequence[str] = (),
 ) -> Iterator[System]:
     """Starts everything, waits until ``preload`` is loaded on every node, and stops it again.
 
     Args:
         devices: As for ``modelmill worker``.
         preload: One model; with none, the nodes are waited for and nothing is loaded.
-        models_file: What is served beside the built-in catalogue.
+        models_file: Models that are served in addition to the built-in catalogue.
         served: Models that the workers serve, separated by commas; all when empty.
         settings: ``MODELMILL_*`` variables for API and workers.
+        program: The command ``modelmill`` of another checkout; this one's when empty.
     """
+    program = program or processes.python("-m", "modelmill_cli")
     nodes = int(devices.partition(":")[2] or 1)
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="modelmill-bench-")))
@@ -75,7 +78,7 @@ def running(
             ["api", "--port", str(port)],
             ["worker", "--devices", devices, "--preload", preload, "--models", served],
         ):
-            process = processes.start(processes.python("-m", "modelmill_cli", *command), environment, log)
+            process = processes.start([*program, *command], environment, log)
             cleanup.callback(processes.stop, process, 40)
             pids.append(process.pid)
         url = f"http://127.0.0.1:{port}"
@@ -116,7 +119,7 @@ class Backlog:
         return ids
 
     def claim(self, model: str, count: int) -> list[Outcome]:
-        """Claims the oldest jobs, and says how they are to end."""
+        """Claims the oldest jobs, and says how they will end."""
         claimed = self.worker.claim(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30).jobs
         assert len(claimed) == count, claimed
         return [

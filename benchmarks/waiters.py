@@ -1,8 +1,8 @@
-"""Many clients that wait on one API process: its memory, its connections to Redis, and when the last is told.
+"""Many clients that wait on one API process: its memory, its connections, and when the last gets its answer.
 
 ``python -m benchmarks.waiters --clients 1000``: half of them follow a job by server-sent events, half ask
-with ``Prefer: wait``, each for a job of its own that nobody runs yet. Then a worker starts. All that twice:
-what the second round adds would grow for ever.
+with ``Prefer: wait``, each for a job of its own that no worker runs yet. Then a worker starts. This is done
+twice: memory that the second round adds would grow without limit.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CONNECT_AT_ONCE = 50
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What the API process holds at one time."""
+    """The resources of the API process at one time."""
 
     name: str
     waiting: int
     memory_mib: float
     """Resident."""
     redis_connections: int
-    """Of the API and nobody else."""
+    """Connections of the API alone."""
     subscriptions: int
     open_files: int
 
@@ -116,7 +116,7 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 async def submit(port: int, count: int) -> list[str]:
-    """Jobs that nobody runs yet."""
+    """Jobs that no worker runs yet."""
     limits = httpx.Limits(max_connections=16)
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=120) as client:
 
@@ -128,7 +128,7 @@ async def submit(port: int, count: int) -> list[str]:
 
 
 async def wait(port: int, job_id: str, streams: bool, opening: asyncio.Semaphore) -> float:
-    """One client on a plain socket, so that a thousand of them cost little. Returns when it was told."""
+    """One client on a plain socket, so that a thousand cost little. Returns when it got its answer."""
     path = f"/api/jobs/{job_id}/events" if streams else f"/api/jobs/{job_id}"
     prefer = "" if streams else f"Prefer: wait={WAIT_S}\r\n"
     async with opening:

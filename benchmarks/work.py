@@ -1,4 +1,4 @@
-"""The work that every measured system does: the same function, whoever serves it."""
+"""The work that every measured system does: the same function behind each of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(name: str) -> Run:
 
 @cache
 def served() -> Run:
-    """What this process of a peer serves, loaded once."""
+    """The function that this process of a peer serves, loaded once."""
     return load(os.environ["PEER_WORK"])
 
 

@@ -1,4 +1,4 @@
-"""The documentation page of a task, written from its contract.
+"""Writes the documentation page of each task from its contract.
 
 ``python -m tools.task_pages docs/tasks`` writes them all.
 """
@@ -18,18 +18,18 @@ from modelmill_tasks.registry import all_tasks
 
 SERVER = "http://127.0.0.1:8000"
 EXTENSIONS = {"jpeg": "jpg", "x-wav": "wav", "mpeg": "mp3"}
-NEEDS = "What a model needs are extras: `pip install 'modelmill[…]'`."
+NEEDS = "The column *needs* names extras: `pip install 'modelmill[…]'`."
 REQUEST = (
-    "Fields in **bold** are required. Fields marked *batched* are lists in a batched job; "
-    "every other one is one value for all items, or a list of one an item."
+    "Fields in **bold** are required. In a batched job, fields marked *batched* are lists. "
+    "Each other field is one value for all items, or a list with one value per item."
 )
 LONG = 120
-"""Strings and lists that are longer are abridged in answers."""
+"""Longer strings and lists are abridged in answers."""
 NAMES = {"image": "photo", "audio": "speech"}
 
 
 def example_files(task: Task) -> dict[str, bytes]:
-    """The media of the task's example, by the names that the page gives them."""
+    """The media of the task's example. The keys are the file names on the page."""
     return {name: base64.b64decode(url.partition(",")[2]) for url, name in _media(task).items()}
 
 
@@ -46,7 +46,7 @@ def page(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
         REQUEST,
         _table(task.input, task),
         "## Result",
-        "Of one item; a batched job's result is a list of these.",
+        "The result for one item. The result of a batched job is a list of these.",
         _table(task.output),
         "## Example",
         _answer(task),
@@ -54,7 +54,7 @@ def page(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
         _curl(task),
         "From Python:",
         _python(task),
-        "Several in one job, of which one may fail without the others:",
+        "Several items in one job; if one fails, the others are still answered:",
         _curl(task, batched=True),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -63,11 +63,11 @@ def page(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
 def index(tasks: Mapping[str, Task]) -> str:
     """The list of all pages."""
     rows = [f"| [{name}]({name}.md) | {task.summary} |" for name, task in tasks.items()]
-    return "\n".join(["# Tasks", "", "| task | asks |", "| --- | --- |", *rows, ""])
+    return "\n".join(["# Tasks", "", "| task | question |", "| --- | --- |", *rows, ""])
 
 
 def main() -> None:
-    """Writes the pages into the folder that is named, ``docs/tasks`` if none is."""
+    """Writes the pages into the folder that is named on the command line, or into ``docs/tasks``."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/tasks")
     folder.mkdir(parents=True, exist_ok=True)
     known, catalogue = built_in_tasks(), Catalogue.load()
@@ -95,12 +95,12 @@ def _models(task: Task, catalogue: Mapping[str, ModelEntry]) -> str:
         if task.name in entry.tasks
     ]
     if not rows:
-        return "None is catalogued; name your own in a [models file](../models.md)."
+        return "The catalogue has none. Name your own in a [models file](../models.md)."
     return "\n".join(["| model | backend | needs | licence | |", "| --- | --- | --- | --- | --- |", *rows])
 
 
 def _needs(entry: ModelEntry) -> str:
-    """The extras, and what else is to be installed."""
+    """The extras that the model needs, and its further packages."""
     own = [f"`pip install {entry.source.install}`"] if entry.source and entry.source.install else []
     return ", ".join([*(f"`{extra}`" for extra in entry.requires), *own])
 
@@ -211,7 +211,7 @@ def _is_file(value: Any) -> bool:
 
 def _preparation(task: Task) -> str:
     names = [f"`{name}`" for name in _media(task).values()]
-    return f"With a file of yours as {' and '.join(names)}:" if names else ""
+    return f"Put a file of your own in this folder as {' and '.join(names)}, then run:" if names else ""
 
 
 def _body(task: Task, batched: bool) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def _curl(task: Task, batched: bool = False) -> str:
     media = _media(task)
     lines = []
     if media:
-        # The shell fills in the files, so what it would read in another way is escaped.
+        # The shell inserts the files, so characters with a meaning for the shell are escaped.
         text = text.replace("\\", "\\\\").replace("$", "\\$").replace("`", "\\`")
         for url, name in media.items():
             header = url.partition(",")[0]
@@ -278,9 +278,7 @@ def _literal(value: Any, media: Mapping[str, str]) -> str:
 
 def _answer(task: Task) -> str:
     shown = json.dumps(_abridged(task.example.output), ensure_ascii=False, indent=2)
-    said = (
-        "answered" if task.example.real else "answers in this form (another model's numbers will be others)"
-    )
+    said = "answered" if task.example.real else "answers in this form; the values here are only examples"
     return f"`{task.example.model}` {said}:\n\n```json\n{shown}\n```"
 
 

@@ -1,54 +1,50 @@
-"""The API's application: parts put together, and the routes as one list."""
+"""Puts the API's application together, and starts and stops what belongs to it."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from modelmill import __version__
-from modelmill.broker import Bells, make_celery
 from modelmill.catalogue import Catalogue
 from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
 from modelmill.store import ApiStore, JobNews
 from modelmill.store.files import FileStore
 from modelmill_api import problems
+from modelmill_api.background.reaper import reap_until
 from modelmill_api.background.sweeper import sweep_until
 from modelmill_api.background.webhooks import deliver_until
-from modelmill_api.media import media_guard
+from modelmill_api.bells import AsyncBells
+from modelmill_api.directory import Directory
+from modelmill_api.media import make_media_guard
 from modelmill_api.middleware.auth import Authenticate, add_cors, keys_are_on
 from modelmill_api.middleware.head import AnswerHead
 from modelmill_api.middleware.metrics import CountRequests, RequestMetrics
-from modelmill_api.openapi import schemas
+from modelmill_api.openapi import document
 from modelmill_api.openapi.routes import job_routes
 from modelmill_api.routes import (
     bulk,
+    collect,
     events,
     files,
     health,
+    job_actions,
     jobs,
     models,
     operations,
     results,
     webhooks,
 )
-from modelmill_api.routes import (
-    collect as collecting,
-)
-from modelmill_api.routes import (
-    job_actions as resources,
-)
-from modelmill_api.state import ApiState, Directory, reap_until
-from modelmill_api.waiting import on_stop_signal
-
-logger = logging.getLogger(__name__)
+from modelmill_api.signals import on_stop_signal
+from modelmill_api.state import ApiState
+from modelmill_tasks.limits import MediaLimits
 
 DESCRIPTION = (
     "Submit a job, get an id, and wait for its end or poll. "
@@ -57,88 +53,114 @@ DESCRIPTION = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Nothing is connected before it starts."""
+    """Makes the application. It connects to nothing before it starts.
+
+    Args:
+        settings: Those of the environment, if left out.
+
+    Raises:
+        ConfigError: a setting or the models file cannot be used.
+    """
     settings = settings or get_settings()
     catalogue = Catalogue.load(settings.models_file)
-    requests = RequestMetrics()
-    # FastAPI would look whether OpenTelemetry is set up at every request, for a twentieth of its cost.
-    observed = any(name.startswith("OTEL_") for name in os.environ)
+    metrics = RequestMetrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        store = ApiStore(settings)
-        loop = asyncio.get_running_loop()
+        async with serving(settings, catalogue, metrics) as state:
+            app.state.modelmill = state
+            yield
 
-        giving_up: set[asyncio.Task[None]] = set()
-
-        def release_bell(model: str) -> None:
-            # Called from the thread that sends bells, maybe when the loop has ended; the store belongs to
-            # the loop, and so does a coroutine, which would be left over if it were made here.
-            loop.call_soon_threadsafe(give_up, model)
-
-        def give_up(model: str) -> None:
-            task = asyncio.create_task(store.release_bell(model), name=model)
-            giving_up.add(task)
-            task.add_done_callback(gave_up)
-
-        def gave_up(task: asyncio.Task[None]) -> None:
-            giving_up.discard(task)
-            if not task.cancelled() and (error := task.exception()):
-                logger.warning("nobody else may ring for model %s for a while: %s", task.get_name(), error)
-
-        bells = Bells(make_celery(settings), release_bell)
-        ends = JobNews(settings, store)
-        kept, guard = FileStore(settings, store, store.blobs), media_guard(settings)
-        directory = Directory(catalogue, store)
-        webhook_guard = Guard.for_webhooks(settings)
-        app.state.modelmill = ApiState(
-            settings, store, bells, directory, ends, requests, kept, guard, webhook_guard
-        )
-        # All that is there now stays. Looking through it took the garbage collector 60 ms each second under
-        # load, in which nobody was answered.
-        gc.collect()
-        gc.freeze()
-        await ends.start()
-        stopping = asyncio.Event()
-        reaper = asyncio.create_task(reap_until(stopping, app.state.modelmill))
-        deliverer = asyncio.create_task(deliver_until(stopping, app.state.modelmill))
-        sweeper = asyncio.create_task(sweep_until(stopping, kept, has_blobs=store.blobs is not None))
-        try:
-            with on_stop_signal(ends.release):
-                yield
-        finally:
-            stopping.set()
-            await ends.close()
-            await reaper
-            await sweeper
-            await deliverer
-            await asyncio.to_thread(bells.close)
-            await asyncio.gather(*giving_up, return_exceptions=True)
-            await webhook_guard.close()
-            if guard is not None:
-                await guard.close()
-            await store.close()
-
+    # FastAPI would check for OpenTelemetry at every request, which takes a twentieth of the request's time.
+    traced = any(name.startswith("OTEL_") for name in os.environ)
     app = FastAPIOffline(
         title="Modelmill",
         version=__version__,
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=lifespan,
-        telemetry={"tracing": observed, "metrics": observed, "logs": observed},
+        telemetry={"tracing": traced, "metrics": traced, "logs": traced},
     )
     problems.install(app)
-    schemas.install(app, job_routes, with_keys=keys_are_on(settings))
-    # The last one is the outermost: preflights pass without a key, and what is refused is counted.
-    app.add_middleware(AnswerHead)
-    app.add_middleware(Authenticate, settings=settings)
-    add_cors(app, settings)
-    app.add_middleware(CountRequests, metrics=requests)
-    jobs.add_routes(app)
-    bulk.add_routes(app)
-    for routes in (health, operations, models, jobs, files, resources, results, collecting, webhooks, events):
-        app.include_router(routes.router)
+    document.install(app, job_routes, with_keys=keys_are_on(settings))
+    _add_middleware(app, settings, metrics)
+    _add_routes(app)
     return app
 
 
-app = create_app()
+@asynccontextmanager
+async def serving(
+    settings: Settings, catalogue: Catalogue, metrics: RequestMetrics
+) -> AsyncIterator[ApiState]:
+    """The parts of this API process, from its start to its stop."""
+    state = _make_state(settings, catalogue, metrics)
+    # All objects of now stay. Looking through them took the garbage collector 60 ms of each second under
+    # load, and meanwhile no request was answered.
+    gc.collect()
+    gc.freeze()
+    await state.news.start()
+    stopping = asyncio.Event()
+    background = _start_background(stopping, state)
+    try:
+        with on_stop_signal(state.news.release):
+            yield state
+    finally:
+        stopping.set()
+        await state.news.close()
+        for task in background:
+            await task
+        await state.bells.close()
+        await state.webhook_guard.close()
+        if state.media_guard is not None:
+            await state.media_guard.close()
+        await state.store.close()
+
+
+def _make_state(settings: Settings, catalogue: Catalogue, metrics: RequestMetrics) -> ApiState:
+    store = ApiStore(settings)
+    return ApiState(
+        settings=settings,
+        media_limits=MediaLimits.from_settings(settings),
+        store=store,
+        bells=AsyncBells(settings, store),
+        directory=Directory(catalogue, store),
+        news=JobNews(settings, store),
+        metrics=metrics,
+        files=FileStore(settings, store, store.blobs),
+        media_guard=make_media_guard(settings),
+        webhook_guard=Guard.for_webhooks(settings),
+    )
+
+
+def _start_background(stopping: asyncio.Event, state: ApiState) -> Sequence[asyncio.Task[None]]:
+    return [
+        asyncio.create_task(reap_until(stopping, state)),
+        asyncio.create_task(sweep_until(stopping, state.files, has_blobs=state.store.blobs is not None)),
+        asyncio.create_task(deliver_until(stopping, state)),
+    ]
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: RequestMetrics) -> None:
+    # The last one added is the outermost: preflights pass without a key, and refused requests are counted.
+    app.add_middleware(AnswerHead)
+    app.add_middleware(Authenticate, settings=settings)
+    add_cors(app, settings)
+    app.add_middleware(CountRequests, metrics=metrics)
+
+
+def _add_routes(app: FastAPI) -> None:
+    jobs.add_routes(app)
+    bulk.add_routes(app)
+    for routes in (
+        health,
+        operations,
+        models,
+        jobs,
+        files,
+        job_actions,
+        results,
+        collect,
+        webhooks,
+        events,
+    ):
+        app.include_router(routes.router)

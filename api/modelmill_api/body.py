@@ -7,17 +7,18 @@ from starlette.concurrency import run_in_threadpool
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_tasks.contract import Task, TaskInput
+from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.sources import WantedSources
 
 INLINE_PARSE_BYTES = 256 * 1024
-"""Larger bodies are parsed in a thread, so that nobody else waits for them."""
+"""Larger bodies are parsed in a thread, so that other requests do not wait for them."""
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The body, never more than the limit of it.
+    """The body. Reads no more than the limit.
 
     Raises:
-        ModelmillError: ``body_too_large``, as soon as that is known.
+        ModelmillError: ``body_too_large``, as soon as the size is known.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
@@ -33,20 +34,27 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
 
 
 async def parse_body(
-    task: Task, body: bytes, batched: bool, sources: WantedSources | None = None
+    task: Task, body: bytes, batched: bool, sources: WantedSources, limits: MediaLimits
 ) -> TaskInput:
-    """The validated request. What it only names as media goes to ``sources``.
+    """The validated request.
+
+    Args:
+        task: The task, as the model answers it.
+        body: The request's body.
+        batched: Whether it is the body of a batched job.
+        sources: Takes the media that the request names and does not hold.
+        limits: Of media that the request holds.
 
     Raises:
         ModelmillError: names the fields that are wrong.
     """
     if len(body) <= INLINE_PARSE_BYTES:
-        return task.parse(body, batched=batched, sources=sources)
-    return await run_in_threadpool(task.parse, body, batched=batched, sources=sources)
+        return task.parse(body, batched=batched, sources=sources, limits=limits)
+    return await run_in_threadpool(task.parse, body, batched=batched, sources=sources, limits=limits)
 
 
 def too_large(limit_bytes: int) -> ModelmillError:
-    """What refuses a body over the limit."""
+    """``body_too_large``."""
     return ModelmillError(
         ErrorCode.BODY_TOO_LARGE,
         f"The request body is over the limit of {limit_bytes} bytes. "

@@ -11,11 +11,11 @@ from modelmill.store import JobRecord, NodeRecord, Progress, Standing
 from modelmill_api.state import ApiState
 
 
-async def outlook(record: JobRecord, state: ApiState) -> dict[str, Any]:
+async def eta_fields(record: JobRecord, state: ApiState) -> dict[str, Any]:
     """What the document of a job that has not ended says beside the record."""
     if record.status is Status.STARTING:
         standing = await state.store.standing(record)
-        return _queued(record.model, standing, await state.directory.nodes_serving(record.model))
+        return _queued(record.model, standing, await state.directory.recent_nodes_serving(record.model))
     if not record.batched and record.progress is None:
         return _document(None, None, "running")
     standing = await state.store.standing(record)

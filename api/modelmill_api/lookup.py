@@ -1,4 +1,4 @@
-"""Finding a caller's job."""
+"""Finds a caller's job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import JobRecord
 from modelmill_api.callers import Caller
-from modelmill_api.openapi.routes import task_path
+from modelmill_api.paths import task_path
 from modelmill_api.state import ApiState
 from modelmill_tasks.contract import Task
 
@@ -16,7 +16,7 @@ async def get_job(state: ApiState, caller: Caller, job_id: str) -> JobRecord:
     """The caller's job of that id.
 
     Raises:
-        ModelmillError: ``job_not_found``, word for word the same for a job of somebody else.
+        ModelmillError: ``job_not_found``, in the same words for another caller's job.
     """
     record = await state.store.get(job_id) if is_uuid(job_id) else None
     if record is None or record.caller != caller.id:
@@ -27,7 +27,14 @@ async def get_job(state: ApiState, caller: Caller, job_id: str) -> JobRecord:
 async def get_task_job(
     state: ApiState, caller: Caller, task: Task, job_id: str, batched: bool | None
 ) -> JobRecord:
-    """The caller's job of that id, which is to be one of ``task``, and batched or not, unless that is None.
+    """The caller's job of that id, if it is one of ``task``.
+
+    Args:
+        state: The API's.
+        caller: Who asks.
+        task: The task in the request's path.
+        job_id: The id in the request's path.
+        batched: Whether it must be a batched job; None if both kinds will do.
 
     Raises:
         ModelmillError: ``job_not_found``.
@@ -36,12 +43,13 @@ async def get_task_job(
     if record.task != task.name or (batched is not None and record.batched != batched):
         raise ModelmillError(
             ErrorCode.JOB_NOT_FOUND,
-            f"This job is to be read at {task_path(record.task, record.batched)}/jobs/{record.id}.",
+            f"Read this job at {task_path(record.task, record.batched)}/jobs/{record.id}.",
         )
     return record
 
 
 def no_such_job(state: ApiState) -> ModelmillError:
+    """``job_not_found``."""
     hours = state.settings.result_ttl_s / 3600
     return ModelmillError(
         ErrorCode.JOB_NOT_FOUND,
@@ -51,7 +59,7 @@ def no_such_job(state: ApiState) -> ModelmillError:
 
 
 def is_uuid(text: str) -> bool:
-    """Whether a job can have that id. Keys are made of ids as they come, so only the usual form will do."""
+    """Whether a job can have that id. Only the usual form counts: keys in the store hold ids as they come."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:

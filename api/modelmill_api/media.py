@@ -16,6 +16,7 @@ from modelmill.settings import Settings
 from modelmill.store.files import FileRecord, NewFile
 from modelmill_api.callers import Caller
 from modelmill_api.state import ApiState
+from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.sniffing import sniff, unfit
 from modelmill_tasks.shared.sources import FILE_SCHEME, WantedSources, is_url, refused
 
@@ -29,7 +30,7 @@ FETCHED_TTL_S = 900
 """How long fetched media are kept until a job refers to them."""
 
 
-def media_guard(settings: Settings) -> Guard | None:
+def make_media_guard(settings: Settings) -> Guard | None:
     """What media are fetched with; None where no host is allowed."""
     hosts = Hosts(settings.fetch_hosts, "fetch_hosts")
     return Guard(hosts, Networks(settings.private_networks), concurrency=FETCHES) if hosts else None
@@ -77,19 +78,19 @@ async def _find_files(state: ApiState, caller: Caller, names: set[str]) -> dict[
 
 async def _fetch(state: ApiState, caller: Caller, url: str) -> FileRecord:
     """What lies at ``url``, as a file of the caller's."""
-    if state.guard is None:
+    if state.media_guard is None:
         # As for anybody who has only the text.
         raise refused(url) or AssertionError(url)
     settings = state.settings
-    content = await state.guard.fetch(url, settings.max_fetch_bytes, settings.fetch_timeout_s)
+    content = await state.media_guard.fetch(url, settings.max_fetch_bytes, settings.fetch_timeout_s)
     if not content:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
-    file = await run_in_threadpool(_describe, content, caller.id)
+    file = await run_in_threadpool(_describe, content, caller.id, state.media_limits)
     return await state.files.add(file, io.BytesIO(content), FETCHED_TTL_S)
 
 
-def _describe(content: bytes, owner: str) -> NewFile:
-    media_type, error = sniff(io.BytesIO(content))
+def _describe(content: bytes, owner: str, limits: MediaLimits) -> NewFile:
+    media_type, error = sniff(io.BytesIO(content), limits)
     problem = None if error is None else (error.code.value, error.message)
     return NewFile(owner, len(content), hashlib.sha256(content).hexdigest(), media_type, problem=problem)
 

@@ -14,12 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from modelmill.errors import ERRORS, ErrorCode, FieldError, ModelmillError
-from modelmill_api.middleware.head import takes
+from modelmill_api.methods import METHODS, allows_method
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 
 
 class FieldProblem(BaseModel):
@@ -65,7 +64,7 @@ def problem_response(error: ModelmillError, headers: dict[str, str] | None = Non
     return JSONResponse(body, spec.status, headers, MEDIA_TYPE)
 
 
-def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
+def describe_problems(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the problems that a route may answer with."""
     documented: dict[int | str, dict[str, Any]] = {}
     for code in codes:
@@ -76,6 +75,25 @@ def responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
     return documented
+
+
+SUBMIT_REFUSALS = (
+    ErrorCode.MODEL_NOT_FOUND,
+    ErrorCode.TASK_NOT_SUPPORTED,
+    ErrorCode.INVALID_INPUT,
+    ErrorCode.INVALID_MEDIA,
+    ErrorCode.MEDIA_TOO_LARGE,
+    ErrorCode.MEDIA_SOURCE_REFUSED,
+    ErrorCode.MEDIA_NOT_FOUND,
+    ErrorCode.MEDIA_FETCH_FAILED,
+    ErrorCode.IDEMPOTENCY_CONFLICT,
+    ErrorCode.QUEUE_FULL,
+    ErrorCode.STORE_FULL,
+    ErrorCode.STORE_UNAVAILABLE,
+)
+"""Why the API may refuse to make a job of a request."""
+
+READ_PROBLEMS = describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 
 
 def install(app: FastAPI) -> None:
@@ -90,7 +108,7 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405:
             # A route knows its own methods only, and an address may have several routes.
-            headers["Allow"] = ", ".join(method for method in METHODS if takes(request.scope, method))
+            headers["Allow"] = ", ".join(method for method in METHODS if allows_method(request.scope, method))
             code = ErrorCode.METHOD_NOT_ALLOWED
             message = f"{request.method} is not allowed here."
         else:

@@ -1,33 +1,22 @@
-"""``Prefer: wait=n`` (RFC 7240): an answer the moment the job ends, instead of polling."""
+"""``Prefer: wait=n`` (RFC 7240): the answer comes when the job ends, so that the caller need not poll."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import signal
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
 
-from fastapi import Header, Request
+from fastapi import Request
 from starlette.types import Receive
 
 from modelmill.store import JobRecord
+from modelmill_api.lookup import is_uuid
+from modelmill_api.middleware.metrics import leave_out_of_latency
+from modelmill_api.parameters import MAX_WAIT_S
 from modelmill_api.state import ApiState
 
-MAX_WAIT_S = 60
 MOMENT_S = 0.25
-
-Prefer = Annotated[
-    list[str] | None,
-    Header(
-        description=f"`wait=n`: answer when the job has ended, after n seconds at most (cap {MAX_WAIT_S}). "
-        "Other preferences are ignored (RFC 7240).",
-        examples=[["wait=10"]],
-    ),
-]
+"""For so long a request waits without listening whether its client hangs up."""
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105
 _VALUE = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*")?'
@@ -38,17 +27,17 @@ _PREFERENCE = re.compile(
 
 
 def preferred_wait(headers: Sequence[str] | None) -> int | None:
-    """The seconds that ``Prefer`` asks to wait, up to the cap; None when it does not, or not understandably.
+    """The seconds that ``Prefer`` asks to wait, up to the cap; None without a wait that can be understood.
 
-    RFC 7240, section 2: names in any case, values also quoted, and of a preference that is repeated
-    the first one counts.
+    RFC 7240, section 2: names are in any case, values may be quoted, and the first of several preferences
+    with the same name counts.
     """
     for header in headers or ():
         at = 0
         while at < len(header):
             match = _PREFERENCE.match(header, at)
             if match is None:
-                # An empty element of the list, or something malformed: on to what follows the comma.
+                # An empty element of the list, or a malformed one: go on after the comma.
                 at = header.find(",", at) + 1 or len(header)
                 continue
             at = match.end()
@@ -58,25 +47,44 @@ def preferred_wait(headers: Sequence[str] | None) -> int | None:
     return None
 
 
+def applied_wait(wait_s: int) -> dict[str, str]:
+    """The header that says that ``Prefer: wait`` was honoured."""
+    return {"Preference-Applied": f"wait={wait_s}"}
+
+
+async def read_as_preferred(
+    request: Request,
+    state: ApiState,
+    job_id: str,
+    prefer: Sequence[str] | None,
+    read: Callable[[], Awaitable[JobRecord]],
+) -> tuple[JobRecord, dict[str, str]]:
+    """The job now, or at its end if ``Prefer`` asks for that; and the headers of the answer."""
+    wait_s, headers = preferred_wait(prefer), {"Vary": "Prefer"}
+    if wait_s is None or not is_uuid(job_id):
+        return await read(), headers
+    return await read_at_end(request, state, job_id, wait_s, read), headers | applied_wait(wait_s)
+
+
 async def read_at_end(
     request: Request, state: ApiState, job_id: str, wait_s: int, read: Callable[[], Awaitable[JobRecord]]
 ) -> JobRecord:
-    """The job as soon as it has ended, or as it is after ``wait_s``, or when the API is about to stop."""
-    # First on the list, then the record: an end in between is seen by one or the other.
-    with state.ends.watch(job_id) as ended:
+    """The job when it ends, or as it is after ``wait_s``, or when the API is about to stop."""
+    # First subscribe, then read the record: one of the two sees an end in between.
+    with state.news.watch(job_id) as ended:
         record = await read()
         if record.status.is_terminal or wait_s == 0:
             return record
         if not await wait_for_end(request, ended, wait_s):
-            return record  # nobody is there to read it
+            return record  # the client has hung up and reads no answer
     return await read()
 
 
 async def wait_for_end(request: Request, ended: asyncio.Future[None], wait_s: int) -> bool:
     """Waits until the job has ended, for ``wait_s`` at most; whether the client is still there then."""
-    # Time spent here is the caller's wish and no latency of ours.
-    request.scope["modelmill.waited"] = True
-    # Most are over in a moment, and then nobody need listen whether the client hangs up.
+    # The caller asked for this time; it is no latency of ours.
+    leave_out_of_latency(request.scope)
+    # Most jobs end in a moment. Until then it is not worth listening whether the client hangs up.
     if (await asyncio.wait((ended,), timeout=min(MOMENT_S, wait_s)))[0] or wait_s <= MOMENT_S:
         return True
     gone = asyncio.create_task(disconnect(request.receive))
@@ -92,33 +100,3 @@ async def disconnect(receive: Receive) -> None:
     """Returns when the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         continue
-
-
-@contextmanager
-def on_stop_signal(act: Callable[[], None]) -> Iterator[None]:
-    """Runs ``act`` in the event loop when the process is told to end.
-
-    A server like uvicorn waits for open requests first and tells the application after, which is too late
-    for requests that wait themselves.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    previous: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(act)
-        previous[number](number, frame)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handler = signal.getsignal(number)
-        # Where nobody handles the signal, it ends the process, and so it shall.
-        if callable(handler):
-            previous[number] = handler
-            signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for caught, before in previous.items():
-            signal.signal(caught, before)

@@ -1,4 +1,4 @@
-"""Entries for models that are not catalogued: a hub repository, a folder or a file that Python code names."""
+"""Entries for models outside the catalogue: Python code names a hub repository, a folder or a file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_path(name: str) -> bool:
-    """Whether it is a path rather than a name, whatever lies there."""
+    """Whether ``name`` is a path and not the name of a model. The path need not exist."""
     return name.startswith(("/", "./", "../", "~")) or name.endswith(".gguf") or Path(name).is_dir()
 
 
 def folder_entry(folder: Path, backend: str | None) -> ModelEntry:
-    """An entry for a local folder, or for a file in the form GGUF.
+    """An entry for a local folder, or for a GGUF file.
 
     Raises:
-        ModelmillError: ``model_not_found``: it is not there, or holds no weights that are read here.
+        ModelmillError: ``model_not_found``: it does not exist, or it holds no weights that Modelmill reads.
     """
     folder = folder.expanduser().resolve()
     if not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
@@ -38,7 +38,7 @@ def folder_entry(folder: Path, backend: str | None) -> ModelEntry:
 
 
 def hub_entry(hub_id: str, backend: str | None, revision: str | None) -> ModelEntry:
-    """An entry for a hub repository, whose configuration is fetched to see what it is.
+    """An entry for a hub repository. Fetches its configuration to find the backend.
 
     Raises:
         ModelmillError: ``model_load_failed``: the hub cannot be reached, or has no such repository.
@@ -46,7 +46,7 @@ def hub_entry(hub_id: str, backend: str | None, revision: str | None) -> ModelEn
     source = Source(hub=hub_id, revision=revision)
     if backend is None:
         folder = locate(_entry(hub_id, "transformers", source), ())
-        # Which weights it has is only known when a runner asks for them; most have safetensors.
+        # The weights are fetched later, when a runner asks for them. Most repositories have safetensors.
         backend = "diffusers" if (folder / "model_index.json").is_file() else "transformers"
     return _entry(hub_id, backend, source)
 
@@ -64,7 +64,7 @@ def _entry(called: str, backend: str, source: Source) -> ModelEntry:
     if not tasks:
         known = ", ".join(sorted({of for of, _, _ in all_runners()}))
         raise ModelmillError(
-            ErrorCode.INVALID_INPUT, f"backend: no runner is of backend {backend!r}; there are {known}."
+            ErrorCode.INVALID_INPUT, f"backend: there is no backend {backend!r}; choose one of {known}."
         )
     name = re.sub(r"[^a-z0-9_-]+", "-", called.lower()).strip("-")[:80]
     if len(name) < 3 or name in RESERVED_NAMES:

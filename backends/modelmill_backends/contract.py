@@ -1,8 +1,9 @@
-"""The contract of a runner, short enough to read standing.
+"""The contract of a runner. Read this file first.
 
-A runner is one backend's way to answer one task. Its life: ``load`` reads weights once, for all
-runners of the model that share that ``load``; then, for each batch, ``preprocess`` runs an item at a
-time in threads, ``forward`` runs a whole batch alone on the device, ``postprocess`` an item at a time.
+A runner is one backend's way to answer one task. ``load`` reads the weights once; all runners of the model
+that inherit the same ``load`` share them. Then, for each batch, ``preprocess`` prepares one item at a time
+in threads, ``forward`` runs the whole batch on the device and nothing else runs there, and ``postprocess``
+makes the output of one item at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.settings import Settings
 from modelmill_backends.device import Device
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_tasks.contract import TaskInput, TaskOutput
 from modelmill_tasks.registry import find_task
 
@@ -26,17 +27,17 @@ Item = TypeVar("Item", bound=TaskInput)
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What ``load`` may want to know."""
+    """The data that ``load`` may need."""
 
     entry: ModelEntry
     device: Device
     catalogue: Catalogue
-    """For models made of other models, which their options name."""
+    """For models that use other models: their options name them."""
     settings: Settings
 
     @property
     def cache_dir(self) -> Path:
-        """A folder of the model's own for files that can be made again, such as an ONNX export."""
+        """The model's own folder for files that can be made again, such as an ONNX export."""
         return self.settings.cache_dir / self.entry.name
 
 
@@ -46,7 +47,7 @@ class Prepared(Generic[Item]):
 
     item: Item
     data: Any
-    """Whatever the runner's ``forward`` takes: an array, token ids, …"""
+    """The input of the runner's ``forward``: an array, token ids, …"""
     cost: float = 1.0
     """Share of a batch's capacity, in the runner's own unit (images, tokens, seconds of audio)."""
 
@@ -54,33 +55,33 @@ class Prepared(Generic[Item]):
 class Runner(ABC, Generic[Item, Weights]):
     """One backend's way to answer one task, on weights that are loaded.
 
-    Subclasses set ``backend`` and ``task`` and are found by existing (``modelmill_backends.registry``). Heavy
-    imports stay inside the methods.
+    Subclasses set ``backend`` and ``task``. They are discovered automatically
+    (``modelmill_backends.registry``). Heavy imports stay inside the methods.
 
-    Raise ``ModelmillError`` for an item that cannot be answered: it fails alone, with that code and
-    message. Any other exception fails the item as ``inference_failed``.
+    If an item cannot be answered, raise ``ModelmillError``: only this item fails, with that code and
+    message. After any other exception the item fails with ``inference_failed``.
     """
 
     backend: ClassVar[str]
-    """The runtime, as a catalogue entry's ``backend`` names it."""
+    """Name of the runtime, as in ``backend`` of a catalogue entry."""
     task: ClassVar[str]
-    """Name of the task it answers."""
+    """Name of the task that it answers."""
     name: ClassVar[str] = "default"
-    """Which of the backend's runners for this task; an entry's ``runner`` chooses."""
+    """Distinguishes several runners of one backend for one task; an entry's ``runner`` chooses one."""
 
     def __init__(self, weights: Weights, context: LoadContext) -> None:
         self.weights = weights
         self.entry = context.entry
         self.device = context.device
-        self.progress = Progress()
-        """For a ``forward`` of many steps: whom to tell how far it is, and to ask whether to go on."""
+        self.progress = ProgressSink()
+        """Receives the progress of a ``forward`` with many steps, and says which items are canceled."""
 
     @classmethod
     @abstractmethod
     def load(cls, context: LoadContext) -> Weights:
         """Reads the weights. Runners of one model that inherit the same ``load`` share the result.
 
-        What it returns may have a ``close()``, called when the model is unloaded.
+        If the result has a ``close()``, it is called when the model is unloaded.
 
         Raises:
             ModelmillError: ``model_load_failed`` with a reason that an operator can act on.
@@ -92,12 +93,12 @@ class Runner(ABC, Generic[Item, Weights]):
 
     @abstractmethod
     def preprocess(self, item: Item) -> Prepared[Item]:
-        """Decodes and checks one item. Runs in threads, several at a time; touches no device."""
+        """Decodes and checks one item. Runs in several threads at once; does not use the device."""
 
     @abstractmethod
     def forward(self, batch: Sequence[Prepared[Item]]) -> Sequence[Any]:
-        """Runs a batch of items with equal group keys on the device; one raw result an item, in order."""
+        """Runs a batch of items with equal group keys on the device; one raw result per item, in order."""
 
     @abstractmethod
     def postprocess(self, prepared: Prepared[Item], raw: Any) -> TaskOutput:
-        """Makes the task's output of one raw result."""
+        """Makes the task's output from one raw result."""

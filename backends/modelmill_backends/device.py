@@ -43,14 +43,14 @@ def current_device() -> Device:
 
 
 def available_cores() -> int:
-    """Cores that this process may run on, which in a container or under taskset is not all of them."""
+    """Cores that this process may run on: in a container or under taskset, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def torch_with_cuda() -> Any | None:
-    """PyTorch, if this process has imported it and it can use a GPU. Imports nothing by itself."""
+    """PyTorch, if this process has imported it and it can use a GPU. Imports nothing itself."""
     torch = sys.modules.get("torch")
-    # Another thread may be importing it: then its name is there, and half of the rest.
+    # While another thread imports it, the module is there but incomplete.
     if torch is None or getattr(getattr(torch, "__spec__", None), "_initializing", False):
         return None
     cuda = getattr(torch, "cuda", None)
@@ -60,7 +60,7 @@ def torch_with_cuda() -> Any | None:
 def used_bytes(device: Device) -> int:
     """Memory of the device that this process uses: resident memory, or what torch has allocated on a GPU.
 
-    0 for a GPU as long as torch has not been imported: it has allocated nothing, and of others nobody knows.
+    0 for a GPU while torch is not imported: what other libraries allocate there is not known.
     """
     if device.kind == "cuda":
         torch = torch_with_cuda()
@@ -82,22 +82,22 @@ def total_bytes(device: Device) -> int:
 
 
 def keep_memory() -> None:
-    """Tells Python's garbage collector that what is there now stays.
+    """Tells Python's garbage collector to skip all objects that exist now.
 
-    Modules and a loaded model are hundreds of thousands of objects. To look through them all takes the
-    collector tens of milliseconds, again and again, in which no job gets on.
+    Modules and a loaded model are hundreds of thousands of objects. Each time the collector looks through
+    all of them, it takes tens of milliseconds, and no job makes progress meanwhile.
     """
     gc.freeze()
 
 
 def free_memory() -> None:
-    """Gives back what was freed in this process: to the device, and to the machine."""
-    # A model's own cycles are among what was to stay.
+    """Gives memory that this process has freed back to the device and to the machine."""
+    # The freed model may contain reference cycles, which ``keep_memory`` told the collector to skip.
     gc.unfreeze()
     gc.collect()
     gc.freeze()
     if (torch := torch_with_cuda()) is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):
-        # glibc keeps freed pages for itself unless it is asked.
+        # glibc keeps freed pages for the process unless it is asked to return them.
         ctypes.CDLL(None).malloc_trim(0)

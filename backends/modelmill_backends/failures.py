@@ -1,4 +1,4 @@
-"""Reasons why a model does not load, in words that an operator can act on."""
+"""Errors of a load, with reasons that an operator can act on."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_failed(entry: ModelEntry, reason: str) -> ModelmillError:
-    """``model_load_failed`` for this entry. Callers see the reason: no path of the server belongs in it."""
+    """``model_load_failed`` for this entry. Callers see the reason: put no path of the server into it."""
     return ModelmillError(ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: {reason}")
 
 
 def module_missing(entry: ModelEntry, module: str | None, extras: tuple[str, ...] = ()) -> ModelmillError:
-    """A Python package is not installed; names the extras of this distribution that bring it."""
+    """A Python package is not installed; names the extras of this distribution that contain it."""
     wanted = ",".join(extras or entry.requires)
     command = f"pip install 'modelmill[{wanted}]'" if wanted else "install it where the worker runs"
     if entry.source and entry.source.install and module == entry.source.package:
@@ -35,14 +35,23 @@ def library_failed(entry: ModelEntry, library: str, folder: Path, error: Excepti
     return load_failed(entry, f"{library} cannot load it: {first_line(error, folder)}")
 
 
+def torch_without_gpu(entry: ModelEntry) -> ModelmillError:
+    """The worker's device is a GPU, but PyTorch cannot use one."""
+    return load_failed(
+        entry,
+        "the worker uses a GPU, but PyTorch sees none: "
+        "the driver is missing or the installed PyTorch is for CPUs only",
+    )
+
+
 class NoGpuRuntimeError(ModelmillError):
-    """``model_load_failed``: the runtime that is installed is for CPUs only, and there the model may load."""
+    """``model_load_failed``: the installed runtime is for CPUs only. The model may load on a CPU."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, says that memory ran out.
+    """Whether an error, or one of its causes, says that memory ran out.
 
-    That is MemoryError, torch's on any device, and ONNX Runtime's, which has no class of its own.
+    Recognised are MemoryError, torch's error on any device, and ONNX Runtime's, which has no own class.
     """
     text = str(error)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -54,6 +63,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: Exception, folder: Path) -> str:
-    """What an error says first, without the place of ``folder`` on the server: callers see it."""
+    """The first line of an error. The path of ``folder`` is removed, because callers see the line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].replace(str(folder), "its folder")[:300]

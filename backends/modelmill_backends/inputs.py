@@ -1,6 +1,6 @@
-"""Inputs as Python has them, made into the JSON that a task's contract takes.
+"""Turns Python objects into the JSON that a task's contract takes.
 
-Images of Pillow, bytes, files and sounds as arrays become base64; a list in a batched field becomes items.
+Pillow images, bytes, files and sounds as arrays become base64. A list in a batched field becomes items.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from modelmill.errors import ErrorCode, FieldError, MediaError, ModelmillError, invalid_field
 from modelmill_tasks.contract import Task, TaskInput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
-    """How many items the inputs hold; None for one that is not in a list.
+    """The number of items in the inputs; None if no batched field holds a list.
 
     Raises:
         ModelmillError: ``invalid_input``: two lists differ in length.
@@ -29,7 +29,7 @@ def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
     lengths = {
         name: len(inputs[name])
         for name in task.batched_fields
-        if name in inputs and task.is_one_an_item(name, inputs[name])
+        if name in inputs and task.has_one_value_per_item(name, inputs[name])
     }
     if not lengths:
         return None
@@ -42,7 +42,7 @@ def item_count(task: Task, inputs: Mapping[str, Any]) -> int | None:
 
 
 def items(task: Task, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The inputs of each item. What is not one value an item is the same for all."""
+    """The inputs of each item. A field that does not hold one value per item is the same for all."""
     count = item_count(task, inputs)
     if count is None:
         yield dict(inputs)
@@ -56,7 +56,7 @@ def parse(task: Task, item: Mapping[str, Any]) -> TaskInput:
     """One item, checked as the API would.
 
     Raises:
-        ModelmillError: ``invalid_input`` or a media code, naming the fields.
+        ModelmillError: ``invalid_input`` or a media code; the error names the fields.
     """
     media = media_fields(task.input)
     wire = {name: _as_json(value, name, name in media) for name, value in item.items()}
@@ -64,19 +64,19 @@ def parse(task: Task, item: Mapping[str, Any]) -> TaskInput:
         body = to_json(wire, fallback=_of_array)
     except (PydanticSerializationError, ValueError) as error:
         raise ModelmillError(
-            ErrorCode.INVALID_INPUT, f"The inputs hold what has no form in JSON: {error}"
+            ErrorCode.INVALID_INPUT, f"The inputs hold a value that JSON cannot express: {error}"
         ) from None
     return task.parse(body)
 
 
 def _each(task: Task, inputs: Mapping[str, Any]) -> set[str]:
     own = {*task.batched_fields, *task.shared_fields}
-    return {name for name in own.intersection(inputs) if task.is_one_an_item(name, inputs[name])}
+    return {name for name in own.intersection(inputs) if task.has_one_value_per_item(name, inputs[name])}
 
 
 @cache
 def media_fields(contract: type[TaskInput]) -> frozenset[str]:
-    """The fields that are media, or hold some further down."""
+    """The fields that hold media, at any depth."""
     schema = contract.model_json_schema()
     definitions = schema.get("$defs", {})
 
@@ -107,7 +107,7 @@ def _as_json(value: Any, field: str, takes_media: bool) -> Any:
 
 
 def _bytes_of(value: Any, field: str) -> bytes | None:
-    """The file that a value is or stands for; None for what goes into JSON as it is."""
+    """The bytes of a value that stands for a file; None if the value goes into JSON unchanged."""
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if isinstance(value, Path):
@@ -126,7 +126,7 @@ def _bytes_of(value: Any, field: str) -> bytes | None:
 def _of_image(image: Any, field: str) -> bytes:
     buffer = io.BytesIO()
     try:
-        # BMP loses nothing, and costs a copy where PNG would pack.
+        # BMP is lossless and only copies the pixels; PNG would compress them.
         open_image(image).save(buffer, "BMP")
     except MediaError as error:
         raise ModelmillError(
@@ -149,7 +149,7 @@ def _of_sound(samples: Any, rate: Any, field: str) -> bytes:
 
 
 def _of_array(value: Any) -> Any:
-    """Arrays, and single numbers out of them."""
+    """Arrays, and single numbers of arrays, as lists and numbers."""
     if callable(as_list := getattr(value, "tolist", None)):
         return as_list()
     raise ValueError(f"a value of type {type(value).__name__}")

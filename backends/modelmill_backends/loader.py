@@ -1,4 +1,4 @@
-"""A loaded model: its weights, shared by the runners of all its tasks."""
+"""A loaded model: its weights, which the runners of all its tasks share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class LoadedModel:
     """A model in memory. Weights that several tasks share are read once.
 
-    Not thread-safe: load and ``close`` from one thread; ``preprocess`` of its runners may run in many.
+    Not thread-safe: load and close it from one thread. ``preprocess`` of its runners may run in many.
     """
 
     def __init__(self, context: LoadContext) -> None:
@@ -56,7 +56,7 @@ class LoadedModel:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that it may be asked."""
+        """Names of the tasks that it answers."""
         return self.context.entry.tasks
 
     def load(self) -> LoadedModel:
@@ -74,10 +74,10 @@ class LoadedModel:
         return self
 
     def runner(self, task: str) -> Runner[Any, Any]:
-        """The runner of this model for ``task``, loading its weights if no other task has."""
+        """The runner of this model for ``task``. Loads the weights, unless another task has loaded them."""
         if task not in self._runners:
             runner_class = find_runner(self.context.entry, task)
-            # A bound classmethod is a new object each time; the function below it tells whose it is.
+            # A bound classmethod is a new object each time. Its function is the same for all that inherit it.
             load = runner_class.load.__func__  # type: ignore[attr-defined]
             if load not in self._weights:
                 self._weights[load] = runner_class.load(self.context)
@@ -87,28 +87,28 @@ class LoadedModel:
     def run(self, task: str | None = None, /, **inputs: Any) -> Any:
         """Answers in this process, without a server.
 
-        The inputs are the task's fields. A list in a batched field asks for as many items, which run in
-        batches of ``max_batch``; every other field is one value for all items, or a list of one an item.
-        Images may be data URLs, base64, bytes, paths of files (``pathlib.Path``) or images of Pillow; sounds
-        also ``(samples, sampling rate)``.
+        The inputs are the task's fields. A list in a batched field holds one value per item; the items run in
+        batches of ``max_batch``. Every other field is one value for all items, or a list with one per item.
+        Images may be data URLs, base64, bytes, paths of files (``pathlib.Path``) or Pillow images; sounds
+        may also be ``(samples, sampling rate)``.
 
         Args:
-            task: Which of the model's tasks; may be left out where it answers one only.
+            task: One of the model's tasks; you may leave it out if the model answers only one.
             **inputs: The task's fields, such as ``text="…"`` and ``config={"normalize": True}``.
 
         Returns:
             The task's output, or a list of outputs if a batched field was a list.
 
         Raises:
-            ModelmillError: an input is wrong, or the model failed on it. Of many items the first bad one
-                ends the call, and the message tells which it is; none is left out.
+            ModelmillError: an input is wrong, or the model failed on it. The first bad item ends the call,
+                and the message says which item it is. No item is left out.
         """
         contract = self._contract(task)
         if item_count(contract, inputs) is None:
             return self._answers(contract, [inputs])[0]
         outputs: list[TaskOutput] = []
         waiting = items(contract, inputs)
-        # Media of a part at a time: there may be more of them than memory holds.
+        # One batch of media at a time: memory may not hold all of them.
         while part := list(islice(waiting, self._max_batch)):
             outputs += self._answers(contract, part, first=len(outputs))
         return outputs
@@ -116,7 +116,7 @@ class LoadedModel:
     __call__ = run
 
     def answer(self, task: str, *items: Mapping[str, Any]) -> list[TaskOutput]:
-        """Answers items in one batch, without a server; each is the JSON form of the task's input.
+        """Answers items in one batch, without a server; each item is the JSON form of the task's input.
 
         Raises:
             ModelmillError: an item is wrong.
@@ -145,7 +145,8 @@ class LoadedModel:
         if name is None:
             raise ModelmillError(
                 ErrorCode.INVALID_INPUT,
-                f"Model {self.name} answers several tasks; name one first: {', '.join(self.tasks)}.",
+                f"Model {self.name} answers several tasks; name one as the first argument: "
+                f"{', '.join(self.tasks)}.",
             )
         task = find_task(name)
         if name not in self.tasks:
@@ -169,7 +170,7 @@ class LoadedModel:
     def _answers(
         self, contract: Task, part: Sequence[Mapping[str, Any]], first: int | None = None
     ) -> list[TaskOutput]:
-        """Items in as few passes as their kinds and costs allow; ``first`` is the index of the first."""
+        """The outputs of the items, from as few passes as possible; ``first`` is the first item's index."""
 
         def place(index: int) -> str:
             return "" if first is None else f"Item {first + index}: "
@@ -191,7 +192,7 @@ class LoadedModel:
 
 @contextmanager
 def _told(item: str = "") -> Iterator[None]:
-    """Errors in the block tell whose they are; those that nobody expected become ``inference_failed``."""
+    """Names the item in errors of the block; unexpected errors become ``inference_failed``."""
     try:
         yield
     except ModelmillError as error:
@@ -208,7 +209,7 @@ def _told(item: str = "") -> Iterator[None]:
 def _forwarded(
     runner: Runner[Any, Any], prepared: Sequence[Prepared[Any]], keys: Sequence[Hashable], max_cost: float
 ) -> list[TaskOutput]:
-    """The outputs in order: a forward pass for each group of equal keys, within ``max_cost``."""
+    """The outputs in order. Items with equal keys share passes of at most ``max_cost``."""
     results: dict[int, TaskOutput] = {}
     groups: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
@@ -248,17 +249,19 @@ def load(
     """Loads a model in this process.
 
     Args:
-        name: A catalogued name or alias; or another model's hub id, ``owner/name``, a local folder or a
-            GGUF file. Of those, the tasks are not known beforehand: each loads when it is first asked.
-        catalogue: Where names are looked up; by default the built-in one and the models file of the settings.
-        backend: The runtime of a model that is not catalogued, where its files do not tell.
-        options: Options of the backend, such as ``{"dtype": "float16"}``, over those of the catalogue.
+        name: A name or alias in the catalogue; or a hub id ``owner/name``, a local folder or a GGUF file.
+            The tasks of a model outside the catalogue are not known in advance: the weights of each task
+            load at its first call.
+        catalogue: Where to look up names; by default the built-in catalogue and the models file of the
+            settings.
+        backend: The runtime of a model outside the catalogue, if its files do not show it.
+        options: Options of the backend, such as ``{"dtype": "float16"}``; they override the catalogue's.
         revision: Commit of the hub repository.
-        device: ``cpu`` or ``cuda``; what ``MODELMILL_DEVICE`` says when not given, and else the CPU.
-        lazy: Load each task's weights when it is first asked, also those of a catalogued model.
+        device: ``cpu`` or ``cuda``; by default the value of ``MODELMILL_DEVICE``, or the CPU.
+        lazy: Load each task's weights at its first call, also for a model in the catalogue.
 
     Raises:
-        ModelmillError: ``model_not_found``, naming near ones, or ``model_load_failed`` with the reason.
+        ModelmillError: ``model_not_found`` with similar names, or ``model_load_failed`` with the reason.
         ConfigError: the models file is wrong.
     """
     settings = get_settings()
@@ -268,17 +271,17 @@ def load(
         entry = entry.model_copy(update={"options": entry.options | dict(options)})
     on = current_device() if device is None else replace(current_device(), kind=device)
     model = LoadedModel(LoadContext(entry, on, catalogue, settings))
-    # The tasks of an entry are what somebody vouches for; those of a folder are all that might be.
+    # The author of an entry has listed tasks that work; for a folder all tasks of the backend are tried.
     return model.load() if is_catalogued and not lazy else model
 
 
 def pull(name: str, catalogue: Catalogue | None = None) -> list[Path]:
-    """Fetches the files of a model into the hub's local cache, those that loading it will ask for.
+    """Fetches the files that a load of the model needs into the hub's local cache.
 
-    Of a model made of others, which its options name, theirs as well.
+    If the model's options name other models, their files are fetched too.
 
     Returns:
-        Their folders; none where nothing comes from a hub.
+        The folders; empty if nothing comes from a hub.
 
     Raises:
         ModelmillError: ``model_not_found``, or ``model_load_failed`` with the reason.
@@ -291,9 +294,9 @@ def pull(name: str, catalogue: Catalogue | None = None) -> list[Path]:
         if isinstance(part, str) and part in catalogue and part != entry.name:
             folders += pull(part, catalogue)
     if entry.source is not None and entry.source.hub is not None:
-        # Whatever machine this is: the files are for one that has what the model needs.
+        # This machine may have no GPU: the files may be for another machine, so the device is the CPU here.
         context = LoadContext(entry, replace(current_device(), kind="cpu"), catalogue, settings)
-        # What is not catalogued is fetched for the first task that there is: it may not have the others.
+        # A model outside the catalogue may not answer all tasks, so it is fetched for the first one.
         for runner in [find_runner(entry, task) for task in entry.tasks[: None if is_catalogued else 1]]:
             folders += fetch(entry, partial(runner.load, context))
     return list(dict.fromkeys(folders))
@@ -302,15 +305,15 @@ def pull(name: str, catalogue: Catalogue | None = None) -> list[Path]:
 def list_models(
     task: str | None = None, limit: int | None = None, catalogue: Catalogue | None = None
 ) -> list[str]:
-    """Names of the catalogued models, in the catalogue's order.
+    """Names of the models in the catalogue, in its order.
 
     Args:
-        task: Only those that answer this task.
-        limit: At most so many.
-        catalogue: The built-in one and the models file of the settings when not given.
+        task: Only models that answer this task.
+        limit: The largest number of names.
+        catalogue: By default the built-in catalogue and the models file of the settings.
 
     Raises:
-        ModelmillError: ``task_not_found``, naming near ones.
+        ModelmillError: ``task_not_found`` with similar names.
     """
     catalogue = catalogue or Catalogue.load(get_settings().models_file)
     names = list(catalogue) if task is None else catalogue.serving(find_task(task).name)
@@ -320,7 +323,7 @@ def list_models(
 def _found(
     name: str | Path, catalogue: Catalogue, backend: str | None, revision: str | None
 ) -> tuple[ModelEntry, bool]:
-    """The entry, and whether it is catalogued."""
+    """The entry, and whether it is in the catalogue."""
     if isinstance(name, Path):
         return folder_entry(name, backend), False
     try:
@@ -334,7 +337,7 @@ def _found(
     if backend not in (None, entry.backend):
         raise ModelmillError(
             ErrorCode.INVALID_INPUT,
-            f"backend: that of model {entry.name} is {entry.backend}, and not a choice.",
+            f"backend: model {entry.name} has the backend {entry.backend}; leave backend out.",
         )
     if revision is not None:
         if entry.source is None or entry.source.hub is None:

@@ -1,4 +1,4 @@
-"""An entry's ``options``, read strictly: an option that nobody understands is a spelling mistake."""
+"""Reads an entry's ``options`` strictly: an unknown option is refused, as it is probably misspelt."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from modelmill_backends.failures import load_failed
 
 
 class RunnerOptions(BaseModel):
-    """Base of what a runner understands. Runners that can share an entry share their options' class."""
+    """Base of the options of a runner. Runners that can share an entry share one class of options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Options = TypeVar("Options", bound=RunnerOptions)
+OptionsType = TypeVar("OptionsType", bound=RunnerOptions)
 
 
-def read_options(entry: ModelEntry, kind: type[Options]) -> Options:
+def read_options(entry: ModelEntry, kind: type[OptionsType]) -> OptionsType:
     """The entry's options as ``kind``.
 
     Raises:
-        ModelmillError: ``model_load_failed``, naming the option and what there is.
+        ModelmillError: ``model_load_failed``: names the wrong option and the known ones.
     """
     try:
         return kind.model_validate(entry.options)

@@ -1,24 +1,24 @@
-"""How a forward pass that takes many steps tells how far it is, and hears that nobody wants it any more."""
+"""The way for a forward pass with many steps to report its progress and to learn that an item is canceled."""
 
 from __future__ import annotations
 
 
-class Progress:
-    """Told by ``forward`` after each step; this one does not care.
+class ProgressSink:
+    """Receives what ``forward`` reports after each step. This default does nothing.
 
-    Both are cheap and may be called for every item at every step.
+    Both methods are cheap: ``forward`` may call them for every item at every step.
     """
 
     def report(self, index: int, done: int, total: int, unit: str) -> None:
-        """Item ``index`` of the batch has ``done`` of at most ``total`` steps behind it.
+        """Item ``index`` of the batch has finished ``done`` of at most ``total`` steps.
 
         Args:
-            index: The item's place in the batch.
-            done: Steps done.
-            total: Steps at most.
-            unit: What a step is: ``tokens``, ``steps``, ``seconds``.
+            index: Position of the item in the batch.
+            done: Finished steps.
+            total: The largest number of steps.
+            unit: The kind of step: ``tokens``, ``steps``, ``seconds``.
         """
 
     def is_canceled(self, index: int) -> bool:
-        """Whether item ``index`` need not go on. Whatever is returned for it is dropped."""
+        """Whether item ``index`` is canceled. ``forward`` may then stop it; its result is dropped."""
         return False

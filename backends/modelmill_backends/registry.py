@@ -1,12 +1,12 @@
-"""Finds the runners: every subclass of ``Runner`` under this package, and installed plugins.
+"""Finds the runners: every subclass of ``Runner`` in this package, and those of installed plugins.
 
-A third party adds runners by an entry point in the group ``modelmill.runners`` that names a module
-or a class. A model's entry can also name one itself, as ``runner = "package.module:Class"``; of backend
-``custom``, it may name any function, which the runner of that backend calls.
+A plugin adds runners by an entry point in the group ``modelmill.runners`` that names a module or a class.
+A model's entry can also name a runner itself, as ``runner = "package.module:Class"``. An entry of the
+backend ``custom`` may name any function; the runner of that backend calls it.
 
-A runner is looked for where its backend, task and name say that it probably is, so that a load
-imports little; wherever else under this package it lies, it is found as well. Plugins are asked
-last: they add runners and replace none.
+The search begins with the modules whose names contain the backend, task and name, so that a load imports
+little. If the runner is in another module of this package, it is found as well. Plugins come last: they
+add runners and replace none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from modelmill_backends.contract import Runner
 ENTRY_POINT_GROUP = "modelmill.runners"
 
 CALLING_BACKEND = "custom"
-"""The backend whose entries may name any function or class as their runner; its own runner calls that."""
+"""Entries of this backend may name any function or class as their runner; the backend's runner calls it."""
 
 RunnerClass = type[Runner[Any, Any]]
 Key = tuple[str, str, str]
@@ -38,15 +38,15 @@ Key = tuple[str, str, str]
 
 @cache
 def all_runners() -> dict[Key, RunnerClass]:
-    """Every runner by backend, task and name. Imports all of them: for listings and messages."""
+    """Every runner by backend, task and name. Imports all modules: use it for lists and messages only."""
     modules = [importlib.import_module(name) for name in _modules()]
     return _plugins() | {_key(runner): runner for module in modules for runner in _runners_of(module)}
 
 
 def prepare(entries: Iterable[ModelEntry]) -> None:
-    """Imports the built-in runners of these models, so that no load has to.
+    """Imports the built-in runners of these models, so that a later load need not do it.
 
-    What is wrong with one of them is said when its model is loaded.
+    If an import fails, the error is reported when that model is loaded.
     """
     for entry in entries:
         for task in entry.tasks:
@@ -59,13 +59,13 @@ def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
     """The runner that answers ``task`` with this model.
 
     Raises:
-        ModelmillError: ``model_load_failed`` when the backend has none, saying which it has.
+        ModelmillError: ``model_load_failed``: the backend has none; the message lists the task's runners.
     """
     if ":" in entry.runner:
         return _by_path(entry, task)
     runner = _named(entry.backend, task, entry.runner)
     if runner is None and any(_named(entry.backend, other, entry.runner) for other in entry.tasks):
-        # A name chooses where a backend has several runners for a task, and an entry's tasks share it.
+        # All tasks of an entry share its runner name, but the backend may have only a default for this task.
         runner = _named(entry.backend, task, "default")
     if runner is None:
         known = sorted(f"{b} {t} {n}" for b, t, n in all_runners() if t == task) or ["none for this task"]
@@ -83,7 +83,7 @@ def _named(backend: str, task: str, name: str) -> RunnerClass | None:
 
 @cache
 def _built_in(backend: str, task: str, name: str) -> RunnerClass | None:
-    """Such a runner under this package. The modules whose names say the most are asked first."""
+    """The runner in this package. Modules whose names match best are searched first."""
     words = [word.replace("-", "_") for word in (backend, task, name)]
 
     def distance(module: str) -> tuple[bool, int]:
@@ -104,7 +104,7 @@ def _plugins() -> dict[Key, RunnerClass]:
 
 
 def runners_named_by(points: Iterable[EntryPoint]) -> list[RunnerClass]:
-    """The runners that these entry points name, each by a class or by its module."""
+    """The runners that these entry points name, each by its class or its module."""
     classes: list[RunnerClass] = []
     for point in points:
         loaded = point.load()
@@ -114,7 +114,7 @@ def runners_named_by(points: Iterable[EntryPoint]) -> list[RunnerClass]:
 
 @cache
 def _modules() -> tuple[str, ...]:
-    """Names of the modules under this package, of which only the packages are imported for it."""
+    """Names of all modules in this package. Listing them imports the packages only, not the modules."""
     found = pkgutil.walk_packages(modelmill_backends.__path__, "modelmill_backends.")
     return tuple(module.name for module in found if not module.name.endswith("__main__"))
 
@@ -129,12 +129,12 @@ def _by_path(entry: ModelEntry, task: str) -> RunnerClass:
         if runner is not None:
             return runner
     raise ModelmillError(
-        ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: {entry.runner!r} is no runner for {task}."
+        ErrorCode.MODEL_LOAD_FAILED, f"Model {entry.name}: {entry.runner!r} is not a runner for {task}."
     )
 
 
 def named_object(entry: ModelEntry) -> Any:
-    """What the entry's ``runner = "package.module:object"`` names.
+    """The object that the entry's ``runner = "package.module:object"`` names.
 
     Raises:
         ModelmillError: ``model_load_failed``: there is no such module or object.

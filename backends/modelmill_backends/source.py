@@ -1,4 +1,4 @@
-"""Finds an entry's weights: a hub repository, a local folder or an installed package, as one path."""
+"""Finds an entry's weights in a hub repository, a local folder or an installed package, as one path."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modelmill_backends.failures import load_failed, module_missing
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What a hub repository is asked for beside weights: configurations and tokenizers."""
+"""Files that are fetched from a hub repository in addition to weights: configurations and tokenizers."""
 WEIGHT_FILES = ("*.safetensors", "*.onnx")
-"""What weights are called, all of them safe to read."""
+"""Files of weights that are safe to read."""
 
 
 @dataclass
 class _Fetching:
-    """A load of which only the files are wanted: up to those of ``hub``, its own repository."""
+    """A load that only fetches files. It ends with those of ``hub``, the model's own repository."""
 
     hub: str | None
     folders: list[Path] = field(default_factory=list)
@@ -32,7 +32,7 @@ _fetching: ContextVar[_Fetching | None] = ContextVar("fetching", default=None)
 
 
 class _LocatedError(BaseException):
-    """Ends a load early. No ``Exception``, which a load may catch."""
+    """Ends a load early. It is not an ``Exception``, because a load may catch those."""
 
 
 def locate(entry: ModelEntry, weights: Sequence[str] = ("*.safetensors",)) -> Path:
@@ -40,11 +40,10 @@ def locate(entry: ModelEntry, weights: Sequence[str] = ("*.safetensors",)) -> Pa
 
     Args:
         entry: The catalogue entry.
-        weights: Patterns of weight files to fetch, where the source is a hub repository; none of them for
-            the settings alone.
+        weights: Patterns of the weight files to fetch from a hub repository; empty: configurations only.
 
     Raises:
-        ModelmillError: ``model_load_failed``: no source, missing package or folder, hub out of reach.
+        ModelmillError: ``model_load_failed``: no source, a missing package or folder, or an unreachable hub.
     """
     source = entry.source
     if source is None:
@@ -66,13 +65,13 @@ def locate(entry: ModelEntry, weights: Sequence[str] = ("*.safetensors",)) -> Pa
 
 
 def fetch(entry: ModelEntry, load: Callable[[], object]) -> list[Path]:
-    """Runs a runner's ``load`` until it has the files of the entry's hub repository, and no further.
+    """Runs a runner's ``load`` until it has fetched the files of the entry's hub repository, then stops it.
 
-    So that what is fetched ahead is what a load will ask for: only the runner knows which files those are.
-    One that needs several repositories asks for the entry's own last.
+    Only the runner knows which files a load needs. A runner that needs several repositories asks for the
+    entry's own repository last.
 
     Returns:
-        The folders, that of the entry's own repository last.
+        The folders; the last is that of the entry's own repository.
 
     Raises:
         ModelmillError: as ``locate`` does.
@@ -89,7 +88,7 @@ def fetch(entry: ModelEntry, load: Callable[[], object]) -> list[Path]:
 
 
 def is_at_hand(entry: ModelEntry) -> bool:
-    """Whether the entry's files are on this machine, as far as can be told without asking a hub."""
+    """Whether the entry's files are on this machine. Does not ask a hub, so it may be wrong for one."""
     source = entry.source
     if source is None:
         return True
@@ -106,7 +105,7 @@ def _is_cached(source: Source, weights: Sequence[str]) -> bool:
     except ModuleNotFoundError:
         return False
     try:
-        # Newer clients remember a repository's list of files, and refuse a snapshot that is incomplete.
+        # Newer clients store a repository's list of files and refuse an incomplete snapshot.
         folder = snapshot_download(
             source.hub or "",
             revision=source.revision,
@@ -114,7 +113,7 @@ def _is_cached(source: Source, weights: Sequence[str]) -> bool:
             local_files_only=True,
         )
     except Exception:
-        # Not there, or a cache that this user may not read: for us the same.
+        # The snapshot is absent, or this user may not read the cache: both mean "not on this machine".
         return False
     return any(file.exists() for pattern in WEIGHT_FILES for file in Path(folder).rglob(pattern))
 
@@ -122,7 +121,7 @@ def _is_cached(source: Source, weights: Sequence[str]) -> bool:
 def _in_package(source: Source) -> Path | None:
     """The folder or file inside an installed package."""
     try:
-        # Looked up and not imported: such packages import whole frameworks.
+        # Looked up and not imported: importing such a package imports a whole framework.
         spec = importlib.util.find_spec(source.package or "")
     except (ImportError, ValueError):
         spec = None
@@ -159,13 +158,13 @@ def _from_hub(entry: ModelEntry, source: Source, weights: Sequence[str]) -> Path
             )
         )
     except Exception as error:
-        # The hub's client raises its own and its HTTP library's errors alike.
+        # The hub's client raises its own errors and those of its HTTP library.
         logger.error("model %s: fetching %s failed: %s", entry.name, source.hub, error)
         raise load_failed(entry, _why_not(source, error)) from error
 
 
 def _show_progress() -> None:
-    """Somebody waits for these files, so the bars that a load turns off are wanted."""
+    """Turns on the progress bars that a load turns off: the user waits for these files."""
     from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
     from huggingface_hub.utils.tqdm import enable_progress_bars
 
@@ -179,11 +178,11 @@ def _why_not(source: Source, error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         return (
             f"{source.hub} is not in the local cache and the Hugging Face hub cannot be reached. "
-            "Load it once with a connection, or point source.folder at a copy"
+            "Load it once with a connection, or set source.folder to a copy"
         )
     if isinstance(error, errors.GatedRepoError):
         return (
-            f"{source.hub} is given only to those who accepted its terms: accept them on its page at the "
+            f"{source.hub} requires that you accept its terms: accept them on its page at the "
             "Hugging Face hub, and set HF_TOKEN where it is loaded"
         )
     if isinstance(error, errors.RepositoryNotFoundError):

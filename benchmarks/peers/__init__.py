@@ -1,6 +1,6 @@
-"""What Modelmill is measured against: the same work behind other libraries, each with its own defaults.
+"""The peers of Modelmill: the same work behind other libraries, each with its own defaults.
 
-One module a peer, run in processes of its own. A peer that is not installed is left out with a word.
+One module a peer, run in processes of its own. If a peer is not installed, the report says so.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Peer:
     """One library, and how it is served and asked.
 
     Attributes:
-        packages: What must be installed for it.
+        packages: The packages that it needs.
         commands: Its processes, in the order in which they are started.
         target: How it is asked, given port and body.
         result: The probabilities, from the last answer about a job.
@@ -125,7 +125,7 @@ def _running(peer: Peer, work: str, redis_url: str, body: bytes) -> Iterator[Tar
 
 
 def _import_folders(launch: Launch) -> list[Path]:
-    """What is put on the import path of a peer's processes."""
+    """A folder for the import path of a peer's processes."""
     folders = [FOLDER, FOLDER.parents[1]]
     # Links, because an export is known by the path of its weights: the files that were exported here serve
     # there too, and that environment needs no torch.
@@ -188,7 +188,7 @@ def _probabilities(name: str, value: Any) -> list[float]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stops a process, and then whatever of its children is left."""
+    """Stops a process, and then those of its children that still run."""
     family: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
@@ -200,7 +200,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     psutil.wait_procs(family, timeout=5)
-    # It led a group of its own; whoever lost its parent before is still in there.
+    # It leads a process group. Processes that lost their parent before are still in it.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""The command line: the one place that may import everything."""
+"""The command line ``modelmill``. It may import all other packages; none of them imports it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from modelmill.errors import ConfigError
 from modelmill_backends import registry
-from modelmill_backends.conformance import CHECKS, ENTRY_POINT_GROUP, Bench, SkippedError, Specimen
+from modelmill_backends.conformance import CHECKS, ENTRY_POINT_GROUP, LoadedSpecimen, SkippedError, Specimen
 from modelmill_cli.console import err, make_table, out
 
 COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
@@ -30,7 +30,7 @@ COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check said of one specimen."""
+    """The result of one check on one specimen."""
 
     specimen: Specimen
     check: str
@@ -41,28 +41,28 @@ class Finding:
 
 
 def check_package(name: str, *, with_traceback: bool = False) -> int:
-    """Runs all checks on all specimens of the distribution and prints what came of them.
+    """Runs all checks on all specimens of a distribution and prints the findings.
 
     Returns:
         The exit status: 1 if a check failed.
 
     Raises:
-        ConfigError: there is no such distribution, or it names no specimens, or none that can be imported.
+        ConfigError: the distribution is not installed, has no specimens, or they cannot be imported.
     """
     package = _distribution(name)
     specimens = _specimens(package)
     if not with_traceback:
-        # The loader logs the tracebacks of what it passes on as a sentence.
+        # The loader logs a traceback for each error that it raises as a sentence.
         logging.disable(logging.ERROR)
     findings: list[Finding] = []
     asked: set[registry.RunnerClass] = set()
     for specimen in specimens:
         with tempfile.TemporaryDirectory(prefix="modelmill-check-") as folder:
-            bench = Bench(specimen, Path(folder))
-            findings += _findings(bench)
+            loaded = LoadedSpecimen(specimen, Path(folder))
+            findings += _findings(loaded)
             with suppress(Exception):
-                asked.add(registry.find_runner(bench.entry, specimen.task))
-            bench.close()
+                asked.add(registry.find_runner(loaded.entry, specimen.task))
+            loaded.close()
     out.print(_table(findings))
     if with_traceback:
         for finding in findings:
@@ -83,23 +83,23 @@ def check_package(name: str, *, with_traceback: bool = False) -> int:
     return int(failed > 0)
 
 
-def _findings(bench: Bench) -> Iterator[Finding]:
+def _findings(loaded: LoadedSpecimen) -> Iterator[Finding]:
     try:
-        assert bench.model
+        assert loaded.model
     except Exception as error:
-        # Every check would say the same.
-        yield _failed(bench.specimen, "the model loads", error)
+        # The model does not load, so every check would fail with this error.
+        yield _failed(loaded.specimen, "the model loads", error)
         return
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
-            check(bench)
+            check(loaded)
         except SkippedError as reason:
-            yield Finding(bench.specimen, name, "skipped", str(reason))
+            yield Finding(loaded.specimen, name, "skipped", str(reason))
         except Exception as error:
-            yield _failed(bench.specimen, name, error)
+            yield _failed(loaded.specimen, name, error)
         else:
-            yield Finding(bench.specimen, name, "passed")
+            yield Finding(loaded.specimen, name, "passed")
 
 
 def _failed(specimen: Specimen, check: str, error: Exception) -> Finding:
@@ -126,7 +126,7 @@ def _distribution(name: str) -> Distribution:
         return distribution(name)
     except (PackageNotFoundError, ValueError):
         pass
-    # The name that is imported, where it is not the one that is installed.
+    # The user may have given the import name, which can differ from the distribution's name.
     owners = set(packages_distributions().get(name, ()))
     if len(owners) == 1:
         return distribution(owners.pop())
@@ -149,8 +149,8 @@ def _specimens(package: Distribution) -> list[Specimen]:
         found += named
     if not found:
         raise ConfigError(
-            f"{package.name} names no specimens, so there is nothing to prove its runners on. Write a list "
-            "of modelmill_backends.conformance.Specimen and name it by an entry point in the group "
+            f"{package.name} has no specimens, so its runners cannot be checked. Write a list of "
+            "modelmill_backends.conformance.Specimen and name it by an entry point in the group "
             f"{ENTRY_POINT_GROUP}; docs/plugins.md shows how."
         )
     return found

@@ -1,4 +1,4 @@
-"""What the commands print on. Texts are shown as they are: names, paths and errors may hold brackets."""
+"""The consoles of the commands. They print text as it is: names, paths and errors may hold brackets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 
 class Terminal(Console):
-    """A console that reads no markup and no emoji in what it is given, tables' cells included."""
+    """A console that interprets neither markup nor emoji codes, not even in the cells of tables."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -16,15 +16,15 @@ class Terminal(Console):
     def say(self, *parts: str | Text | tuple[str, str]) -> None:
         """Prints a line. A part is a text, or a text and its style.
 
-        Only a terminal gets long ones broken: elsewhere that would cut paths and addresses in two.
+        A long line is broken only on a terminal: elsewhere, that would cut paths and URLs in two.
         """
         self.print(Text.assemble(*parts), soft_wrap=not self.is_terminal)
 
 
 def make_table(*headers: str, boxed: bool = True) -> Table:
-    """A table in which what is too long for its column goes on in the next line, and is not cut off.
+    """A table that wraps long cells and never cuts them off.
 
-    The first column, which names what a row is about, stays on one line: the others give way.
+    The first column, which names the subject of a row, is never wrapped. The other columns become narrower.
     """
     table = Table(pad_edge=boxed) if boxed else Table(box=None, pad_edge=False)
     for number, header in enumerate(headers):

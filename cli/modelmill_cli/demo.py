@@ -1,4 +1,4 @@
-"""`modelmill demo`: one real photograph through the whole system."""
+"""`modelmill demo`: sends a photograph through the whole system."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 from modelmill.client import Client, Job
 from modelmill.settings import get_settings
-from modelmill_cli.app import set_environment
 from modelmill_cli.console import err, out
 from modelmill_cli.jobs import result_table
+from modelmill_cli.options import set_environment
 from modelmill_cli.stack import Stack, open_log
 
 TASK, MODEL = "zero-shot-image-classification", "conse-lite0"
@@ -22,7 +22,7 @@ TIMEOUT_S = 600.0
 
 
 def run_demo() -> int:
-    """Starts everything in a temporary folder and classifies a photo; 0 if it was answered."""
+    """Starts everything in a temporary folder and classifies a photo. Returns 0 if the job completes."""
     photo = Path(str(files("modelmill") / "data" / "chelsea.jpg"))
     started = time.monotonic()
 
@@ -58,7 +58,7 @@ def run_demo() -> int:
 
 
 def _follow(client: Client, job: Job, say: Callable[[str], None]) -> dict[str, Any]:
-    """Polls the job, saying every few seconds what is going on: a first run makes ONNX files."""
+    """Polls the job and prints its status every few seconds: the first run makes ONNX files."""
     deadline = time.monotonic() + TIMEOUT_S
     said_at, pause_s = time.monotonic(), 0.01
     while time.monotonic() < deadline:

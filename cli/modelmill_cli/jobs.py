@@ -1,4 +1,4 @@
-"""What the commands do that ask a server: ``submit``, ``job``, ``jobs``, ``cancel``, ``models`` and so on."""
+"""The commands that ask a server: all commands on jobs, and ``models``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modelmill_cli.console import err, make_table, out
 
 REQUESTS_AT_ONCE = 8
 STATUSES = ("running", "loading", "starting", "failed", "stopped", "uninitialized")
-"""Of models, in the order in which they are listed."""
+"""The statuses of models, in the order in which ``models`` lists them."""
 
 
 def submit_job(
@@ -36,7 +36,7 @@ def submit_job(
     timeout_s: float | None,
     as_json: bool,
 ) -> None:
-    """Submits a job, batched if a field is given several times; waits if ``timeout_s`` is given."""
+    """Submits a job, batched if a field has several values. Waits for its end if ``timeout_s`` is set."""
     fields: dict[str, list[Any]] = {"image": list(images), "text": list(texts)}
     batched = any(len(values) > 1 for values in fields.values())
     inputs: dict[str, Any] = {
@@ -63,12 +63,12 @@ def submit_job(
 
 
 def connect(url: str) -> Client:
-    """A client for somebody who sits before it, and would rather be told soon."""
+    """A client with few retries: a person at a terminal wants to see an error soon."""
     return Client(url, max_retries=2)
 
 
 def show_document(document: dict[str, Any], classes: Sequence[str], as_json: bool) -> None:
-    """Prints a job that has ended: a table where there is one to make, and the result as JSON."""
+    """Prints a job that has ended: its scores as a table, if it has scores, and its result as JSON."""
     if document["status"] != "complete":
         out.print_json(data=document)
         raise typer.Exit(1)
@@ -81,7 +81,7 @@ def show_document(document: dict[str, Any], classes: Sequence[str], as_json: boo
 
 
 def result_table(result: dict[str, Any], classes: Sequence[str]) -> Table | None:
-    """Scores as a table, best first; None when the result holds none."""
+    """The scores of a result as a table, best first; None if it has no scores."""
     if "probabilities" in result and len(classes) == len(result["probabilities"]):
         rows = list(zip(classes, result["probabilities"], strict=True))
     elif "classes" in result:
@@ -104,7 +104,7 @@ def show_job(url: str, job_id: str, timeout_s: float | None) -> None:
 
 
 def list_jobs(url: str, limit: int, only: dict[str, Any]) -> None:
-    """The newest jobs, as a table; ``only`` are arguments of ``Client.jobs``."""
+    """Prints the newest jobs as a table. ``only`` are arguments of ``Client.jobs``."""
     table = make_table("job", "task", "model", "status", "created")
     with connect(url) as client:
         for job in client.jobs(limit=limit, **only):
@@ -133,7 +133,10 @@ def follow_job(url: str, job_id: str, after: str | None) -> None:
 
 
 def list_models(url: str) -> None:
-    """The models with where each stands on the server, those in use first; without one, the catalogue."""
+    """Prints the models with their status on the server, models in use first.
+
+    If no server answers, it prints the local catalogue.
+    """
     catalogue = Catalogue.load(get_settings().models_file)
     tasks = {name: list(entry.tasks) for name, entry in catalogue.items()}
     statuses: dict[str, str] = {}
@@ -158,7 +161,7 @@ def _status(client: Client, model: str) -> str:
     try:
         return str(client.model_status(model)["status"])
     except NotFoundError:
-        return ""  # Its only worker has left since the models were listed.
+        return ""  # The only worker of this model has stopped since the models were listed.
 
 
 def _rank(status: str) -> int:

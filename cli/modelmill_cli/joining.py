@@ -1,4 +1,4 @@
-"""Finding the job store of a `modelmill up` on this machine, for the commands that join it."""
+"""Finds the job store of a running `modelmill up` on this machine, for the commands that use it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from pathlib import Path
 from modelmill.embedded import running_url
 from modelmill.errors import ConfigError
 from modelmill.settings import Settings
-from modelmill_cli.app import set_environment
 from modelmill_cli.console import err
+from modelmill_cli.options import set_environment
 
 BLOB_FOLDER = "blobs"
-"""In the data folder, beside the store's own: where `modelmill up` keeps large payloads."""
+"""The folder inside the data folder in which `modelmill up` keeps large payloads."""
 
 
 def running_store(redis_url: str | None, data_dir: Path | None) -> tuple[str, Path] | None:
-    """The store of a `modelmill up` that runs, and its folder; None where another is named, or none runs.
+    """The URL and the data folder of a running `modelmill up`.
+
+    None if the user named another store, here or with MODELMILL_REDIS_URL, or if no `modelmill up` runs.
 
     Args:
-        redis_url: The store that was named instead, if one was; MODELMILL_REDIS_URL is the other way.
-        data_dir: The folder that was named; else that of the settings is looked at.
+        redis_url: The store that the user named, if any.
+        data_dir: The data folder that the user named; the folder of the settings if None.
 
     Raises:
-        ConfigError: the folder was named, and nothing runs over it.
+        ConfigError: the user named a folder, but no `modelmill up` uses it.
     """
     if redis_url or (data_dir is None and os.environ.get("MODELMILL_REDIS_URL")):
         return None
@@ -31,13 +33,13 @@ def running_store(redis_url: str | None, data_dir: Path | None) -> tuple[str, Pa
     url = running_url(folder)
     if url is None:
         if data_dir is not None:
-            raise ConfigError(f"No `modelmill up` runs over {folder}.")
+            raise ConfigError(f"No `modelmill up` runs with the data folder {folder}.")
         return None
     return url, folder
 
 
 def join_store(redis_url: str | None, data_dir: Path | None) -> None:
-    """Makes that store, if there is one, the store of this process and of those that it starts.
+    """Makes the running store, if there is one, the store of this process and of those that it starts.
 
     Raises:
         ConfigError: as ``running_store``.
@@ -48,4 +50,4 @@ def join_store(redis_url: str | None, data_dir: Path | None) -> None:
     url, folder = found
     blobs = Settings.from_env().blob_url or folder / BLOB_FOLDER
     set_environment(redis_url=url, broker_url=url, blob_url=blobs)
-    err.say(f"joining the `modelmill up` that runs over {folder}")
+    err.say(f"joining the `modelmill up` that runs with the data folder {folder}")

@@ -1,4 +1,4 @@
-"""What ``keys create``, ``keys list`` and ``keys revoke`` do: they talk to the job store, not to the API."""
+"""``keys create``, ``keys list`` and ``keys revoke``. They use the job store directly, not the API."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def create_key(
     data_dir: Path | None,
     quiet: bool,
 ) -> None:
-    """Makes a key and prints its token, alone on standard output."""
+    """Makes a key and prints its token, the only text on standard output."""
     if burst is not None and jobs_per_minute is None:
         raise ConfigError(
-            "--burst says how many jobs may come at once at a rate: give --jobs-per-minute too."
+            "--burst says how many jobs may come at once within a rate: give --jobs-per-minute too."
         )
     unknown = sorted(set(lanes) - set(Lane))
     if unknown:
@@ -47,13 +47,13 @@ def create_key(
     with _keys(redis_url, data_dir) as ring:
         token = ring.create(name, is_admin=is_admin, lanes=allowed, limits=limits)
     if not quiet:
-        err.say("This token is shown once, and kept nowhere. Send it as `Authorization: Bearer TOKEN`.")
-    # As it is, on one line, however narrow the terminal.
+        err.say("This token is shown once and not stored. Send it as `Authorization: Bearer TOKEN`.")
+    # Not with rich, which would break the line on a narrow terminal.
     print(token)  # noqa: T201
 
 
 def list_keys(*, redis_url: str | None, data_dir: Path | None, as_json: bool) -> None:
-    """Shows the keys, and never what proves them."""
+    """Prints the keys without their tokens."""
     with _keys(redis_url, data_dir) as ring:
         found = ring.list()
     if as_json:
@@ -75,20 +75,20 @@ def list_keys(*, redis_url: str | None, data_dir: Path | None, as_json: bool) ->
 
 
 def revoke_key(id_or_name: str, *, redis_url: str | None, data_dir: Path | None) -> None:
-    """Ends a key."""
+    """Revokes a key."""
     with _keys(redis_url, data_dir) as ring:
         key = ring.revoke(id_or_name)
-    err.say(f"{key.name} ({key.id}) is revoked: within 2 seconds no API lets it in.")
+    err.say(f"{key.name} ({key.id}) is revoked. Within 2 seconds every API refuses it.")
 
 
 def hint_at_first_key(settings: Settings) -> None:
-    """Says how to make a key, where the API asks for keys and there is none."""
+    """Prints how to make a key, if there is none yet. Call it if the API asks for keys."""
     try:
         with KeyRing(settings.redis_url) as ring:
             if any(key.revoked_at is None for key in ring.list()):
                 return
     except redis.RedisError:
-        return  # The API will say so itself.
+        return  # The API reports this error itself.
     option = ""
     if running_url(settings.data_dir) == settings.redis_url and settings.data_dir != Settings().data_dir:
         option = f" --data-dir {settings.data_dir}"
@@ -113,7 +113,7 @@ def _keys(redis_url: str | None, data_dir: Path | None) -> Iterator[KeyRing]:
 
 
 def _store_url(redis_url: str | None, data_dir: Path | None) -> str:
-    """The store that is meant: the one that is named, else the one of a `modelmill up` that runs."""
+    """The URL of the named store, or else of the store of a running `modelmill up`."""
     found = running_store(redis_url, data_dir)
     return found[0] if found else redis_url or get_settings().redis_url
 

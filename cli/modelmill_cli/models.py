@@ -1,4 +1,4 @@
-"""What ``models --all`` and ``models pull`` do: what this machine could run, and fetching it ahead."""
+"""``models --all`` lists what this machine can run, and ``models pull`` downloads it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from modelmill_cli.console import make_table, out
 
 DISTRIBUTION = "modelmill"
 WIDE = 140
-"""Columns of a terminal that shows all of the table."""
+"""The width, in columns, of a terminal that shows the whole table."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where a catalogued model stands on this machine.
+    """Whether this machine can run a model of the catalogue.
 
     Attributes:
         code: ``installed``, ``to_fetch``, ``missing_packages`` or ``does_not_fit``.
-        text: The same for people, with what to do.
+        text: The same for people, with what they can do.
     """
 
     code: str
@@ -38,7 +38,7 @@ class State:
 
 
 def show_catalogue(task: str | None, *, as_json: bool) -> None:
-    """Every entry with its state on this machine, as a table or as JSON."""
+    """Prints every entry with its state on this machine, as a table or as JSON."""
     catalogue = Catalogue.load(get_settings().models_file)
     memory = device_memory_mib()
     rows = [
@@ -48,7 +48,7 @@ def show_catalogue(task: str | None, *, as_json: bool) -> None:
     if as_json:
         out.print_json(data=[_as_data(entry, state) for entry, state in rows])
         return
-    # On a narrow terminal each name of a task would be broken, and each model take a dozen lines.
+    # On a narrow terminal, these columns would break the names of tasks, and a model would take many lines.
     more = ("backend", "licence", "tasks") if out.width >= WIDE else ()
     table = make_table("model", "memory", "on this machine", *more, boxed=False)
     table.columns[1].justify = "right"
@@ -69,7 +69,7 @@ def state_of(entry: ModelEntry, memory_mib: dict[str, int]) -> State:
 
     Args:
         entry: The entry.
-        memory_mib: Memory of each kind of device that this machine has.
+        memory_mib: The memory of each kind of device that this machine has, in MiB.
     """
     usable = {kind: memory for kind, memory in memory_mib.items() if kind in entry.devices}
     if not usable:
@@ -88,7 +88,7 @@ def state_of(entry: ModelEntry, memory_mib: dict[str, int]) -> State:
 
 
 def device_memory_mib() -> dict[str, int]:
-    """Memory of this machine and, where it has some, of its largest GPU, by kind of device."""
+    """The memory of this machine and of its largest GPU, if it has one, by kind of device, in MiB."""
     found = {"cpu": total_bytes(Device("cpu", 1)) // MIB}
     program = shutil.which("nvidia-smi")
     if program is not None:
@@ -105,11 +105,11 @@ def device_memory_mib() -> dict[str, int]:
 
 @cache
 def has_extra(extra: str) -> bool:
-    """Whether the packages of an extra are installed, as far as this distribution's metadata tell."""
+    """Whether the packages of an extra are installed, according to this distribution's metadata."""
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
-        # Run from its sources: nobody can tell what belongs to an extra.
+        # Modelmill runs from its sources, without metadata, so the packages of an extra are unknown.
         return True
     wanted = [line for line in lines if re.search(rf"extra\s*==\s*['\"]{re.escape(extra)}['\"]", line)]
     return all(_has_requirement(line) for line in wanted)
@@ -124,16 +124,16 @@ def _has_requirement(line: str) -> bool:
     try:
         distribution(name)
     except PackageNotFoundError:
-        # Some packages are built under several names, such as onnxruntime-gpu, and imported under one.
+        # Some packages are installed under several names, such as onnxruntime-gpu, but imported under one.
         return importlib.util.find_spec(name.replace("-", "_")) is not None
     return True
 
 
 def pull_models(names: Iterable[str]) -> None:
-    """Fetches each model's files and tells where they are.
+    """Downloads the files of each model and prints where they are.
 
     Raises:
-        ModelmillError: of the first that cannot be fetched.
+        ModelmillError: a model cannot be downloaded. The models after it are not tried.
     """
     for name in names:
         folders = pull(name)

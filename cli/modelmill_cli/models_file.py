@@ -1,4 +1,4 @@
-"""Looks at a models file before anything is started that would only stumble over it later."""
+"""Checks a models file before a server starts, so that its errors appear at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill_tasks.registry import find_task
 
 Problem = tuple[tuple[int | str, ...], str]
-"""Where in the entry, and what is wrong there."""
+"""The place in the entry, and the message."""
 
 
 def check_models_file(
@@ -21,21 +21,21 @@ def check_models_file(
     models: Collection[str] = (),
     tasks: Collection[str] = (),
 ) -> None:
-    """Checks what the catalogue's reader, which knows no tasks and no backends, cannot.
+    """Checks the tasks, runners and folders in a models file. The catalogue's reader does not know these.
 
     Args:
         path: The file, if there is one.
-        has_runners: Whether this machine is to have the runners, so that it knows the backends.
-        loads: Whether models are to be loaded here, so that their folders have to be here.
-        models: Those that are served here; all when empty.
-        tasks: Those that are answered here; all when empty.
+        has_runners: Whether this machine has the runners. Only then are the backends checked.
+        loads: Whether this machine loads models. Only then are their folders checked.
+        models: The models that this machine serves; all if empty.
+        tasks: The tasks that this machine serves; all if empty.
 
     Raises:
-        ConfigError: an entry cannot work; names each with file and line, and the nearest that could be meant.
+        ConfigError: an entry cannot work. The message names file, line and similar names.
     """
     if path is None:
         return
-    # The whole first: an entry of the file may be at odds with others.
+    # Read the whole catalogue first: an entry may conflict with others.
     Catalogue.load(path)
     text = path.read_text(encoding="utf-8")
     problems: list[str] = []
@@ -63,11 +63,11 @@ def _task_problems(entry: ModelEntry) -> Iterator[Problem]:
 
 
 def _runner_problems(entry: ModelEntry) -> Iterator[Problem]:
-    # Only here: who answers HTTP needs no runners. Their modules import no runtime before they load a model.
+    # Imported here because the API needs no runners. Their modules import a runtime only to load a model.
     from modelmill_backends import registry
 
     if ":" in entry.runner:
-        return  # Code of the operator's own, which is found when the model loads.
+        return  # The operator's own code. It is imported when the model loads.
     for task in entry.tasks:
         try:
             registry.find_runner(entry, task)
@@ -79,7 +79,7 @@ def _runner_problems(entry: ModelEntry) -> Iterator[Problem]:
                 return
             yield ("tasks",), error.message.removeprefix(f"Model {entry.name}: ")
         except Exception:
-            # A plugin that cannot be imported may bring this very runner: it says so when the model loads.
+            # A plugin that cannot be imported may have this runner. The model's load reports that error.
             return
 
 

@@ -1,9 +1,8 @@
-"""What ``run`` and ``tasks`` do: a task in this process, without a server."""
+"""``run`` runs a model in this process, without a server; ``tasks`` lists the tasks."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, get_args, get_origin
 import typer
 from rich.table import Table
 
+from modelmill.assignments import Assignment, parse_assignment, parse_json, put
 from modelmill.errors import ConfigError
 from modelmill_backends.inputs import media_fields
 from modelmill_backends.loader import load
@@ -19,21 +19,19 @@ from modelmill_cli.console import err, make_table, out
 from modelmill_tasks.contract import Task, TaskInput
 from modelmill_tasks.registry import all_tasks, find_task
 
-_FIELD = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(:?=)(@?)(.*)", re.DOTALL)
-
 
 def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
-    """Answers in this process and prints the result, or the list of results, as JSON.
+    """Runs a model in this process and prints the result, or the list of results, as JSON.
 
     Raises:
         ModelmillError: as ``modelmill.load`` and ``LoadedModel.run`` do.
-        ConfigError: an argument is not a field's.
+        ConfigError: an argument is not a field of the task.
     """
     task = find_task(task_name)
     inputs = read_fields(task, arguments)
     if sys.stderr.isatty():
         err.say((f"loading {model}", "dim"))
-    # Lazily, so that inputs are looked at first: a model may take minutes to load.
+    # Lazy, so that the inputs are checked first: a model may take minutes to load.
     with load(model, lazy=True) as loaded:
         found = loaded.run(task_name, **inputs)
     result = (
@@ -45,51 +43,46 @@ def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
 
 
 def read_fields(task: Task, arguments: Iterable[str]) -> dict[str, Any]:
-    """``FIELD=VALUE``, ``FIELD:=JSON``, and either with ``@FILE`` for the value, as the task's fields.
+    """The task's fields from ``FIELD=VALUE`` and ``FIELD:=JSON``, each also with ``@FILE`` as the value.
 
-    A field that is given several times is a list.
+    If a field is given several times, its value is a list.
 
     Raises:
-        ConfigError: names the argument and what is wrong with it.
+        ConfigError: an argument is wrong; the message names it.
     """
     given: dict[str, list[Any]] = {}
     for argument in arguments:
-        match = _FIELD.fullmatch(argument)
-        if match is None:
+        assignment = parse_assignment(argument)
+        if assignment is None:
             raise ConfigError(
                 f"{argument[:100]!r} is not a field: write text=hello, image=@cat.jpg or top:=3; "
                 f"`modelmill tasks {task.name}` lists the fields"
             )
-        name, kind, at, text = match.groups()
-        given.setdefault(name, []).append(_value(task, name, kind == ":=", bool(at), text))
+        given.setdefault(assignment.field, []).append(_value(task, assignment))
     fields: dict[str, Any] = {}
     for name, values in given.items():
         one = len(values) == 1 and not (isinstance(values[0], str) and _is_list(task, name))
-        _set(fields, name.split("."), values[0] if one else values)
+        put(fields, name.split("."), values[0] if one else values)
     return fields
 
 
-def _value(task: Task, name: str, is_json: bool, is_file: bool, text: str) -> Any:
-    if is_file:
+def _value(task: Task, assignment: Assignment) -> Any:
+    name, text = assignment.field, assignment.text
+    if assignment.is_file:
         path = Path(text)
         if not path.is_file():
             raise ConfigError(f"{name}: there is no file {text}")
-        if not is_json and name.partition(".")[0] in media_fields(task.input):
+        if not assignment.is_json and name.partition(".")[0] in media_fields(task.input):
             return path
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise ConfigError(f"{name}: {text} is not a text file, and the field takes no other") from None
-    if not is_json:
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{name}: what follows := is not JSON: {error}") from None
+            raise ConfigError(f"{name}: {text} is not a text file, but the field takes text only") from None
+    return parse_json(name, text) if assignment.is_json else text
 
 
 def _is_list(task: Task, name: str) -> bool:
-    """Whether a field, or one inside another such as ``config.stop``, is a list by itself."""
+    """Whether the task declares a field, or one inside another such as ``config.stop``, as a list."""
     kind: Any = task.input
     for part in name.split("."):
         field = getattr(kind, "model_fields", {}).get(part)
@@ -103,16 +96,8 @@ def _holds_list(kind: Any) -> bool:
     return get_origin(kind) is list or any(map(_holds_list, get_args(kind)))
 
 
-def _set(fields: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        fields = fields.setdefault(part, {})
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{'.'.join(path)}: {part} was given a value of its own")
-    fields[path[-1]] = value
-
-
 def list_tasks() -> None:
-    """The tasks, each with a sentence."""
+    """Prints the tasks, each with a sentence."""
     table = make_table("task", "what it is", boxed=False)
     for task in all_tasks().values():
         table.add_row(task.name, task.summary)
@@ -120,7 +105,7 @@ def list_tasks() -> None:
 
 
 def show_task(name: str) -> None:
-    """The fields of a task, and an example of it."""
+    """Prints the fields of a task."""
     task = find_task(name)
     schema = task.input.model_json_schema()
     table = make_table("field", "takes", "default", "what it is")
@@ -147,7 +132,7 @@ def _add_rows(
 
 
 def _kind(node: dict[str, Any]) -> str:
-    """A word for what a field takes."""
+    """A word for the type of a field."""
     if "contentEncoding" in node:
         return str(node["contentMediaType"]).partition("/")[0]
     if "anyOf" in node:

@@ -1,4 +1,4 @@
-"""Job store, API and worker together on one machine, for `modelmill up` and the demo."""
+"""Job store, API and worker on one machine, for `modelmill up` and `modelmill demo`."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ from modelmill_cli.models_file import check_models_file
 
 START_TIMEOUT_S = 120.0
 READY_TIMEOUT_S = 2.0
-"""For one answer of the API while it starts: a signal to stop is not looked at meanwhile."""
+"""The time limit for one request while the API starts. During a request, a signal to stop has no effect."""
 
 
 class Stack:
-    """The three processes. Entering starts them, leaving stops them: worker first, job store last.
+    """The three processes, as a context. It starts them, and stops them in order: worker, API, job store.
 
     Args:
-        settings: ``data_dir`` and ``shutdown_grace_s`` count here; the rest reaches the processes by
-            the environment.
-        host: Where the API listens.
-        port: The same; any free one when 0.
-        say: Told what happens, a line at a time.
-        log: Where the processes' output goes; to the terminal when not given.
-        stopping: Set when all of it is to stop again, also while it starts. What has not been started by
-            then is left out, and entering ends without waiting for the rest.
+        settings: The stack uses ``data_dir``, ``shutdown_grace_s`` and ``blob_url``. The processes read the
+            rest from the environment.
+        host: The address at which the API listens.
+        port: The port at which the API listens; 0 for any free one.
+        devices: The devices of the worker.
+        preload: The models that the worker loads at start.
+        say: Called with a line for each thing that happens.
+        log: The file for the output of the processes; the terminal if None.
+        stopping: If it is set, also during the start, the stack starts no further process and does not wait
+            for the others.
 
     Raises (on entering):
         ConfigError: the port is taken, or a part does not start.
@@ -72,7 +74,7 @@ class Stack:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Stack:
-        # Before anything is started: whoever has the port would answer in the place of our API.
+        # Checked first: another program at this port would answer instead of our API.
         self._port = free_port_of(self._host, self._port)
         self.url = url_of(self._host, self._port)
         commands = {
@@ -109,7 +111,7 @@ class Stack:
         self._cleanup.close()
 
     def ended(self) -> str | None:
-        """The name of a process that ended by itself, if one did."""
+        """The name of a process that ended by itself; None if all run."""
         return next((name for name, process in self._running.items() if process.poll() is not None), None)
 
     def _wait_ready(self) -> None:
@@ -126,7 +128,7 @@ class Stack:
 
     def _is_ready(self, client: Client) -> bool:
         try:
-            # Somebody else may have taken the port since we looked, and would answer there.
+            # Another program may have taken the port since the check, and would answer there.
             return listens(self._running["API"].pid, self._port) and bool(client.ready()["models"])
         except ModelmillError:
             return False
@@ -134,26 +136,26 @@ class Stack:
     def _stop(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self._say(f"stopping the {name}")
         if not processes.stop(process, self._settings.shutdown_grace_s + 5):
-            self._say(f"the {name} did not leave in time and was killed")
+            self._say(f"the {name} did not stop in time and was killed")
 
 
 def url_of(host: str, port: int) -> str:
-    """Where an API can be reached that listens there."""
-    # An unspecified address is where it listens, not where it can be reached.
+    """The URL of an API that listens at this address and port."""
+    # A server can listen at an unspecified address, but a client cannot connect to one.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # nosec B104
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def free_port_of(host: str, port: int) -> int:
-    """The port, if a server can listen on it at this address; a free one for 0.
+    """The port, if a server can listen there; a free port for 0.
 
     Raises:
-        ConfigError: it is taken, or the address is not one of this machine.
+        ConfigError: the port is taken, or the address does not belong to this machine.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as listener:
-            # As servers do it, so that connections of an earlier one do not count that are not quite over.
+            # As servers do, so that closing connections of an earlier server do not count as a taken port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             return int(listener.getsockname()[1])
@@ -165,7 +167,7 @@ def free_port_of(host: str, port: int) -> int:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether this process, or one that it started, is the one that listens on the port."""
+    """Whether this process, or one that it started, listens on the port."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
@@ -176,10 +178,10 @@ def listens(pid: int, port: int) -> bool:
 
 
 def run_stack(devices: str, preload: str) -> int:
-    """`modelmill up`: runs until Ctrl-C or SIGTERM; 0 unless a part ended by itself.
+    """`modelmill up`: runs until Ctrl-C or SIGTERM. Returns 1 if a part ended by itself, otherwise 0.
 
     Raises:
-        ConfigError: something is wrong that API or worker would refuse; nothing was started then.
+        ConfigError: API or worker would refuse a setting. Nothing was started.
     """
     stopping = threading.Event()
 

@@ -1,7 +1,7 @@
 """The HTTP client: submit jobs, wait for them, get the results.
 
-It needs httpx and httpx-sse only. Each submit carries an Idempotency-Key: sending it again is safe, and the
-client does so where that can help.
+It needs httpx and httpx-sse only. Each submit carries an Idempotency-Key. So the client can safely send it
+again, and does so if that can help.
 """
 
 from modelmill.client.aio import AsyncClient

@@ -1,4 +1,4 @@
-"""The awaiting client, for asyncio. What each call does is told at the blocking one, ``Client``."""
+"""The asynchronous client, for asyncio. ``Client``, the blocking one, documents each call."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelmill.client.errors import ApiError
-from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.flows import Document, Flows, Uploadable
 from modelmill.client.jobs import AsyncJob
-from modelmill.client.many import Batch, Lines, run_many, take_flight
+from modelmill.client.many import Batch, Lines, pending_submit, run_many
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
-from modelmill.client.wire import MIB, AsyncWire, Options
+from modelmill.client.wire import MIB, AsyncWire, Connection
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import Input, Summary
 
 T = TypeVar("T")
 
 
 class AsyncClient:
-    """A connection to one Modelmill server, for one event loop. Arguments are those of ``Client``."""
+    """A connection to one Modelmill server, for one event loop. It takes the arguments of ``Client``."""
 
     def __init__(
         self,
@@ -34,8 +34,14 @@ class AsyncClient:
         max_retries: int = 4,
         upload_over_bytes: int = 8 * MIB,
     ) -> None:
-        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
-        self._wire = AsyncWire(self._options)
+        self._connection = Connection.make(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            max_retries=max_retries,
+            upload_over_bytes=upload_over_bytes,
+        )
+        self._wire = AsyncWire(self._connection)
         self._flows = Flows(self._wire.policy, upload_over_bytes)
 
     async def __aenter__(self) -> AsyncClient:
@@ -47,7 +53,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes its connections. Jobs go on."""
+        """Closes its connections. Jobs continue."""
         await self._wire.http.aclose()
 
     async def run(
@@ -62,10 +68,10 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **fields: Any,
     ) -> Any:
-        """Submits a job, waits, and gives its result."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
+        """Submits a job, waits for its end, and returns its result."""
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
         return await self._do(
-            self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s)
+            self._flows.run(task, model, merged, pending, batched=batched, timeout_s=timeout_s)
         )
 
     async def submit(
@@ -79,9 +85,9 @@ class AsyncClient:
         idempotency_key: str | None = None,
         **fields: Any,
     ) -> AsyncJob:
-        """Submits a job, and does not wait."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._job(await self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+        """Submits a job and does not wait."""
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(await self._do(self._flows.submit(task, model, merged, pending, batched=batched)))
 
     async def map(
         self,
@@ -97,9 +103,9 @@ class AsyncClient:
         batched: bool = False,
         **shared: Any,
     ) -> AsyncGenerator[Any, None]:
-        """Runs a job for each row, many at once, and gives the results as they are asked for.
+        """Runs a job for each row, many at once, and yields the results.
 
-        Rows may come asynchronously too. To stop early at once, close it: ``contextlib.aclosing``.
+        The rows may be an asynchronous iterable. To stop early, close the generator: ``contextlib.aclosing``.
         """
         batch = Batch(task, model, timeout_s, batched, return_errors)
         results = run_many(self._wire, self._flows, batch, _with_shared(rows, shared), concurrency, ordered)
@@ -108,15 +114,16 @@ class AsyncClient:
                 yield result
 
     async def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
     ) -> Summary:
-        """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
+        """Sends every row of an input through a model, into a folder. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``options`` are the fields of ``modelmill.client.backfill.BackfillOptions``.
         """
-        from modelmill.backfill import backfill_async
+        from modelmill.client.backfill import BackfillOptions, backfill_async
 
-        return await backfill_async(self._options, task, model, input, output=output, **how)
+        how = BackfillOptions(**options)
+        return await backfill_async(self._connection, task, model, input, output=output, options=how)
 
     async def submit_many(
         self,
@@ -126,7 +133,7 @@ class AsyncClient:
         /,
         **shared: Any,
     ) -> list[AsyncJob | ApiError]:
-        """Submits many jobs in few requests, and does not wait; what is refused is an error in its place."""
+        """Submits many jobs in few requests and does not wait. A refused row is an error in its place."""
         answers: list[Document | ApiError] = []
         lines = Lines()
         async for row in _with_shared(rows, shared):
@@ -138,7 +145,7 @@ class AsyncClient:
     async def collect(
         self, ids: Iterable[str], *, wait_s: float = 20, delete: bool = False
     ) -> list[Document]:
-        """The documents of those of many jobs that have ended, as soon as at least one has."""
+        """Waits until at least one of the jobs has ended; returns the documents of all that have."""
         return await self._do(self._flows.collect(ids, int(wait_s), delete))
 
     async def job(self, job_id: str) -> AsyncJob:
@@ -154,7 +161,7 @@ class AsyncClient:
         tag: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[AsyncJob]:
-        """One's own jobs, newest first, without their results; ``limit`` of them, or all."""
+        """Your jobs, newest first, without their results; at most ``limit``."""
         wanted, cursor = {"task": task, "model": model, "status": status, "tag": tag}, None
         left = limit
         while left is None or left > 0:
@@ -166,12 +173,12 @@ class AsyncClient:
             if not cursor:
                 return
 
-    async def upload(self, source: Source, name: str | None = None) -> File:
-        """Uploads a file, as a stream, to be used in any number of jobs."""
+    async def upload(self, source: Uploadable, name: str | None = None) -> File:
+        """Uploads a file as a stream. Any number of jobs can use it."""
         return await self._do(self._flows.upload(source, name))
 
     async def download(self, file: File | str) -> bytes:
-        """The bytes of an uploaded file, or of a result that is a file."""
+        """The bytes of an uploaded file or of a result that is a file."""
         return await self._do(self._flows.download(file))
 
     async def delete_file(self, file: File | str) -> None:
@@ -192,19 +199,19 @@ class AsyncClient:
         return list(await self._do(self._flows.read("models", model, "tasks")))
 
     async def model_status(self, model: str) -> Document:
-        """Where ``model`` stands on the workers that serve it."""
+        """The status of ``model`` on the workers that serve it."""
         return dict(await self._do(self._flows.read("models", model, "status")))
 
     async def start_model(self, model: str) -> Document:
-        """Asks the workers to load a model; gives its status."""
+        """Asks the workers to load a model; returns its status."""
         return dict(await self._do(self._flows.post("models", model, "start")))
 
     async def stop_model(self, model: str) -> Document:
-        """Asks the workers to unload a model; gives its status."""
+        """Asks the workers to unload a model; returns its status."""
         return dict(await self._do(self._flows.post("models", model, "stop")))
 
     async def ready(self) -> Document:
-        """The readiness document; its ``models`` counts live workers by model."""
+        """The readiness document. Its ``models`` holds the number of live workers per model."""
         return dict(await self._do(self._flows.ready()))
 
     async def _do(self, flow: Flow[T]) -> T:

@@ -1,4 +1,4 @@
-"""What the client raises. All are ``ModelmillError``, with the server's stable ``code``."""
+"""The exceptions of the client. Each is a ``ModelmillError`` with the server's stable ``code``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from modelmill.errors import ErrorCode, FieldError, ModelmillError
 
 
 class ApiError(ModelmillError):
-    """Base of all that the client raises.
+    """The base class of the client's exceptions.
 
     Attributes:
         code: What went wrong, for programs; ``internal`` for a code that this client does not know.
-        message: The same for people.
-        fields: Which fields of the request are wrong.
-        retry_after_s: When to come back, if the server said so.
-        status: HTTP status of the answer; None where there was none, as of a job that failed.
+        message: What went wrong, for people.
+        fields: The fields of the request that are wrong.
+        retry_after_s: When to try again, if the server said so.
+        status: HTTP status of the answer; None if the error is not an HTTP answer, such as a failed job.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class ApiError(ModelmillError):
 
 
 class InvalidRequestError(ApiError):
-    """The request cannot be done as it is (400, 409, 413, 422): sending it again does not help."""
+    """The server cannot carry out this request (400, 409, 413, 422). Sending it again does not help."""
 
 
 class AuthenticationError(ApiError):
-    """No API key, or not a valid one (401)."""
+    """The API key is missing or not valid (401)."""
 
 
 class PermissionDeniedError(ApiError):
@@ -49,23 +49,23 @@ class PermissionDeniedError(ApiError):
 
 
 class NotFoundError(ApiError):
-    """No such task, model, job or file, or it is somebody else's (404)."""
+    """The task, model, job or file does not exist, or belongs to another caller (404)."""
 
 
 class RateLimitError(ApiError):
-    """Too much at once (429): the queue is full, or the key's rate or quota is used up."""
+    """Too many jobs (429): the queue is full, or the key's rate or quota is used up."""
 
 
 class ServerError(ApiError):
-    """The server, or a proxy before it, could not answer (5xx)."""
+    """The server, or a proxy in front of it, could not answer (5xx)."""
 
 
 class ConnectionFailedError(ApiError):
-    """Nobody answered, or the answer broke off."""
+    """The server did not answer, or the answer broke off."""
 
 
 class JobNotFinishedError(ApiError):
-    """The result was asked for, and is not there yet."""
+    """The result of the job is not available yet."""
 
 
 class _EndedJobError(ApiError):
@@ -84,7 +84,7 @@ class _EndedJobError(ApiError):
 
 
 class JobFailedError(_EndedJobError):
-    """The job failed; ``code`` and ``message`` are those of its ``error``, ``document`` is all of it."""
+    """The job failed. ``code`` and ``message`` come from its ``error``; ``document`` is the job document."""
 
 
 class JobCanceledError(_EndedJobError):
@@ -92,7 +92,7 @@ class JobCanceledError(_EndedJobError):
 
 
 class JobTimeoutError(TimeoutError):
-    """A job has not ended in the time that was given. It goes on; ``job_id`` finds it again."""
+    """A job has not ended in the given time. It continues; use ``job_id`` to find it again."""
 
     def __init__(self, job_id: str, status: str, timeout_s: float | None) -> None:
         super().__init__(f"job {job_id} is still {status} after {timeout_s} s")
@@ -108,7 +108,7 @@ def known_code(code: object) -> ErrorCode:
 
 
 def problem(response: httpx.Response) -> ApiError:
-    """The error that an answer, read to its end, tells of."""
+    """The exception for an error answer. The answer must have been read to its end."""
     kind = _kind(response.status_code)
     try:
         body = response.json()
@@ -125,18 +125,18 @@ def problem(response: httpx.Response) -> ApiError:
 
 
 def foreign(response: httpx.Response) -> ApiError:
-    """Not our server answered, or a proxy in between."""
+    """The exception for an answer that does not come from a Modelmill server, but perhaps from a proxy."""
     return _kind(response.status_code)(
         ErrorCode.INTERNAL,
         f"{_shown(response.request.url)} answered {response.status_code} {response.reason_phrase}, "
-        "and not as a Modelmill server does",
+        "but not as a Modelmill server does",
         retry_after_s=retry_after_s(response),
         status=response.status_code,
     )
 
 
 def refused_line(error: Mapping[str, Any]) -> ApiError:
-    """The error of one line of a bulk submit."""
+    """The exception for one refused line of a bulk submit."""
     code = known_code(error.get("code"))
     wait = error.get("retry_after_s")
     return _kind(ModelmillError(code, "").spec.status)(
@@ -147,6 +147,7 @@ def refused_line(error: Mapping[str, Any]) -> ApiError:
 
 
 def unreachable(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailedError:
+    """The exception for a request that got no answer."""
     reason = str(error) or type(error).__name__
     return ConnectionFailedError(
         ErrorCode.STORE_UNAVAILABLE,
@@ -155,7 +156,7 @@ def unreachable(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailed
 
 
 def ended_badly(document: Mapping[str, Any]) -> ApiError:
-    """The error of a job that failed or was canceled."""
+    """The exception for a job that failed or was canceled."""
     if document["status"] == "canceled":
         message = f"The job {document.get('id')} was canceled."
         return JobCanceledError(ErrorCode.JOB_CANCELED, message, document)
@@ -177,7 +178,7 @@ def retry_after_s(response: httpx.Response) -> float | None:
 
 
 def _shown(url: httpx.URL) -> str:
-    """An address without what is secret in it."""
+    """A URL without its user name and password."""
     return f"{url.scheme}://{url.netloc.decode()}{url.path}"
 
 

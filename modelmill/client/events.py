@@ -1,4 +1,4 @@
-"""A job's server-sent events: what was heard, and where to go on after a stream that broke off."""
+"""A job's server-sent events: the events received so far, and where to resume after a broken stream."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Event:
     """Something that happened to a job.
 
     Attributes:
-        id: For ``last_event_id``; empty where the server keeps no events and the job was polled.
-        type: ``started``, ``progress``, ``log``, ``ended``, or what a newer server tells of.
-        data: What the event says; of ``ended`` it is the job document.
+        id: A value for ``last_event_id``; empty if the server has no events and the job was polled.
+        type: ``started``, ``progress``, ``log``, ``ended``, or a type of a newer server.
+        data: The content of the event. For ``ended`` it is the job document.
     """
 
     id: str
@@ -33,17 +33,17 @@ class Event:
 
 @dataclass
 class Cursor:
-    """How far the events of one job were heard, over however many streams.
+    """The position in the events of one job, over one or more streams.
 
     Attributes:
         job_id: The job.
-        last_id: Of the last event; the server replays what came after it.
-        document: The job document, if the last event came.
-        is_over: Whether no event is to come any more.
-        is_supported: False once the server was seen to have no events.
-        is_open: Whether the stream at hand was opened, or the last one was.
-        heard: Events of the stream at hand.
-        retry_s: The pause before the next stream that the server wishes.
+        last_id: The id of the last event. The server replays the events after it.
+        document: The job document, if the last event was received.
+        is_over: Whether no further event will come.
+        is_supported: False if the server turned out to have no events.
+        is_open: Whether the latest stream was opened.
+        received: The number of events of the latest stream.
+        retry_s: The pause before the next stream that the server asks for.
     """
 
     job_id: str
@@ -52,7 +52,7 @@ class Cursor:
     is_over: bool = False
     is_supported: bool = True
     is_open: bool = False
-    heard: int = 0
+    received: int = 0
     retry_s: float | None = None
     _seen: dict[str, Any] = field(default_factory=dict)
 
@@ -62,36 +62,36 @@ class Cursor:
         return {"Accept": MEDIA_TYPE, "Cache-Control": "no-store", **after}
 
     def begin(self) -> None:
-        """Before a stream is opened."""
-        self.is_open, self.heard = False, 0
+        """Call before a stream is opened."""
+        self.is_open, self.received = False, 0
 
     def accept(self, response: httpx.Response) -> bool:
-        """Whether this answer is a stream of events; its body need not be read."""
+        """Whether this answer is a stream of events. Its body need not be read."""
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         self.is_open = response.status_code == 200 and kind == MEDIA_TYPE
         return self.is_open
 
     def refuse(self, response: httpx.Response) -> None:
-        """Takes an answer, read to its end, that is no stream.
+        """Takes an answer that is not a stream. It must have been read to its end.
 
         Raises:
-            ApiError: there is no such job, or the server cannot answer now.
+            ApiError: the job does not exist, or the server cannot answer now.
         """
         if response.status_code == 204:
-            self.is_over = True  # the last event was heard already
+            self.is_over = True  # the last event was received before
             return
         if response.is_success or response.status_code in (405, 406, 501):
             self.is_supported = False
             return
         error = problem(response)
-        # A server that knows no such route says so, or another one in its place does.
+        # A server without this route, or a proxy, answers 404 with another code.
         if isinstance(error, NotFoundError) and error.code is not ErrorCode.JOB_NOT_FOUND:
             self.is_supported = False
             return
         raise error
 
     def take(self, sent: ServerSentEvent) -> Event | None:
-        """The event, or None for what is none."""
+        """The event; None if the message is not an event of a job."""
         if sent.retry is not None:
             self.retry_s = min(max(sent.retry / 1000, 0.0), 60.0)
         self.last_id = sent.id or self.last_id
@@ -103,13 +103,13 @@ class Cursor:
             return None
         if not isinstance(data, dict):
             return None
-        self.heard += 1
+        self.received += 1
         if sent.event == "ended":
             self.document, self.is_over = data, True
         return Event(sent.id, sent.event, data)
 
     def compare(self, document: Mapping[str, Any]) -> list[Event]:
-        """What happened since the last document, for a server without events."""
+        """The events since the last document, for a server without events."""
         events = []
         now = {"started_at": document.get("started_at"), "progress": document.get("progress")}
         if now["started_at"] and now["started_at"] != self._seen.get("started_at"):

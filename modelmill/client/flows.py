@@ -1,4 +1,4 @@
-"""What a client can do, as flows: the same for both kinds."""
+"""The calls of a client, as flows. Both kinds of client run them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from modelmill.client.protocol import (
     Flow,
     Listen,
     Pause,
-    Policy,
+    RetryPolicy,
+    RunBlocking,
     Send,
-    Work,
     parsed,
     parsed_line,
 )
@@ -39,23 +39,24 @@ from modelmill.errors import ErrorCode
 
 TERMINAL = frozenset({"complete", "failed", "canceled"})
 ASK_WAIT_S = 20
-"""What one request asks the server to wait; short enough for the proxies in between."""
+"""How long one request asks the server to wait; short enough for proxies in between."""
 IDLE_S = 60.0
-"""Silence after which a stream of events is taken for dead; servers send comments more often."""
+"""A stream of events without a byte for this long counts as broken; servers send comments more often."""
 MAX_BULK_LINES = 256
-"""Of one request: the server may answer while it still reads; its answers must fit the buffers between."""
+"""The most lines in one request. The server answers while it still reads, so its answers must fit into the
+buffers on the way."""
 MAX_BULK_BYTES = 8 * 1024 * 1024
 MAX_COLLECT = 1000
 MAX_PAGE = 100
 
 Document: TypeAlias = dict[str, Any]
 T = TypeVar("T")
-Source: TypeAlias = Path | bytes | IO[bytes]
+Uploadable: TypeAlias = Path | bytes | IO[bytes]
 
 
 @dataclass
-class Flight:
-    """One submit, so that it can be found and given up by whoever does not know its id yet."""
+class PendingSubmit:
+    """One submit. With it, the job can be canceled before its id is known."""
 
     task: str = ""
     call: Call | None = None
@@ -65,18 +66,18 @@ class Flight:
 
 @dataclass(frozen=True)
 class Flows:
-    """Everything that is asked of one server.
+    """The calls to one server.
 
     Attributes:
-        policy: How often something is tried again.
-        upload_over_bytes: Media beyond this are uploaded first.
+        policy: When a request is sent again.
+        upload_over_bytes: Larger media are uploaded first.
     """
 
-    policy: Policy
+    policy: RetryPolicy
     upload_over_bytes: int
 
     def read(self, *parts: str, **params: Any) -> Flow[Any]:
-        """The JSON at an address."""
+        """The JSON at a path."""
         given = {name: value for name, value in params.items() if value is not None}
         return self.policy.json(Call("GET", _path(*parts), params=given))
 
@@ -98,37 +99,37 @@ class Flows:
         task: str,
         model: str,
         fields: Mapping[str, Any],
-        flight: Flight,
+        pending: PendingSubmit,
         *,
         batched: bool = False,
         wait: bool = False,
         deadline: float | None = None,
     ) -> Flow[Document]:
-        """Submits a job; gives its document, or what is known of it.
+        """Submits a job; returns its document, or the part of it that is known.
 
         Args:
             task: Name of the task.
             model: Name of the model.
             fields: The task's fields.
-            flight: Its key is sent as Idempotency-Key.
+            pending: Its key is sent as Idempotency-Key. The flow fills in the rest.
             batched: Whether it is a batched job.
-            wait: Whether to wait for the end a while, so that a short job takes one request.
-            deadline: Time of ``time.monotonic`` until when to try and to wait.
+            wait: Whether to wait a while for the end, so that a short job takes one request.
+            deadline: When to stop trying and waiting, as a time of ``time.monotonic``.
         """
         body = yield from self.encode(fields)
         path = _path("tasks", task, *(("batched",) if batched else ()), model, "jobs")
         wait_s = _ask_s(deadline) if wait else 0
-        flight.task = task
-        flight.call = Call.with_json("POST", path, body, headers={"Idempotency-Key": flight.key})
+        pending.task = task
+        pending.call = Call.with_json("POST", path, body, headers={"Idempotency-Key": pending.key})
         call = Call.with_json(
-            "POST", path, body, headers={"Idempotency-Key": flight.key, **_prefer(wait_s)}, extra_s=wait_s
+            "POST", path, body, headers={"Idempotency-Key": pending.key, **_prefer(wait_s)}, extra_s=wait_s
         )
         try:
             answer = yield from self.policy.json(call, deadline)
         except InvalidRequestError as error:
             raise _with_hint(error, fields) from None
         document = {"task": task, "model": model, **answer}
-        flight.job_id = str(document["id"])
+        pending.job_id = str(document["id"])
         return document
 
     def run(
@@ -136,15 +137,15 @@ class Flows:
         task: str,
         model: str,
         fields: Mapping[str, Any],
-        flight: Flight,
+        pending: PendingSubmit,
         *,
         batched: bool = False,
         timeout_s: float | None = None,
     ) -> Flow[Any]:
-        """Submits a job, waits, and gives its result."""
+        """Submits a job, waits for its end, and returns its result."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         document = yield from self.submit(
-            task, model, fields, flight, batched=batched, wait=True, deadline=deadline
+            task, model, fields, pending, batched=batched, wait=True, deadline=deadline
         )
         if document["status"] not in TERMINAL:
             document = yield from self.wait(str(document["id"]), deadline, timeout_s)
@@ -152,38 +153,40 @@ class Flows:
             raise ended_badly(document)
         return document["result"]
 
-    def abandon(self, flight: Flight) -> Flow[None]:
-        """Cancels the job of a submit that nobody waits for any more."""
-        if flight.call is None:
+    def abandon(self, pending: PendingSubmit) -> Flow[None]:
+        """Cancels the job of a submit whose result is no longer needed."""
+        if pending.call is None:
             return
-        if flight.job_id is None:
-            # Sent again it is the same job, by its key, and this time the answer comes at once.
-            answer = yield Send(flight.call)
+        if pending.job_id is None:
+            # The key makes it the same job. Without ``Prefer``, the server answers at once.
+            answer = yield Send(pending.call)
             if not answer.is_success:
                 return
-            flight.job_id = str(parsed(answer)["id"])
-        yield Send(Call("POST", _path("tasks", flight.task, "jobs", flight.job_id, "cancel")))
+            pending.job_id = str(parsed(answer)["id"])
+        yield Send(Call("POST", _path("tasks", pending.task, "jobs", pending.job_id, "cancel")))
 
     def wait(
         self, job_id: str, deadline: float | None = None, timeout_s: float | None = None
     ) -> Flow[Document]:
-        """The job's document when it has ended.
+        """Waits for a job's end; returns its document.
 
-        It listens to the job's events for as long as there is time for more than one other request, and else
-        asks the server to answer at the job's end (``Prefer: wait``); where neither is honoured, it polls.
+        The flow listens to the job's events while there is time for more than one other request. Then it asks
+        the server to answer at the job's end (``Prefer: wait``). If the server supports neither, it polls.
 
         Raises:
-            JobTimeoutError: it has not ended by ``deadline``; ``timeout_s`` is for the message.
+            JobTimeoutError: the job has not ended by ``deadline``; ``timeout_s`` is for the message.
         """
-        cursor, pause_s, deaf = Cursor(job_id), 0.01, 0
+        cursor, pause_s, silent_streams = Cursor(job_id), 0.01, 0
         while True:
-            # What ends a stream in time is a comment or an event, so the last stretch is not left to it.
-            if cursor.is_supported and deaf < 3 and (deadline is None or _left_s(deadline) > ASK_WAIT_S):
+            # A stream notices the deadline only when a comment or an event arrives. So the flow does not
+            # listen in the last seconds.
+            has_time = deadline is None or _left_s(deadline) > ASK_WAIT_S
+            if cursor.is_supported and silent_streams < 3 and has_time:
                 until = None if deadline is None else deadline - ASK_WAIT_S
                 yield from self._listen(cursor, until)
                 if cursor.document is not None and cursor.document.get("status") in TERMINAL:
                     return cursor.document
-                deaf = 0 if cursor.heard else deaf + 1
+                silent_streams = 0 if cursor.received else silent_streams + 1
             wait_s, asked_at = _ask_s(deadline), time.monotonic()
             document = yield from self.ask(job_id, wait_s, deadline)
             if document["status"] in TERMINAL:
@@ -191,7 +194,7 @@ class Flows:
             now = time.monotonic()
             if deadline is not None and now >= deadline:
                 raise JobTimeoutError(job_id, document["status"], timeout_s)
-            # Answered early: a server that does not wait, or that is about to stop.
+            # The server answered early: it does not support waiting, or it is stopping.
             if now - asked_at < wait_s / 2 or not wait_s:
                 yield Pause(pause_s if deadline is None else min(pause_s, max(deadline - now, 0.0)))
                 pause_s = min(pause_s * 1.5, 1.0)
@@ -200,13 +203,13 @@ class Flows:
         try:
             yield Listen(cursor, events_call(cursor), until)
         except httpx.TransportError:
-            pass  # the request that follows tells what is wrong, if it is more than a broken stream
+            pass  # if more is wrong than a broken stream, the next request finds out
         except ApiError as error:
             if error.status not in RETRIED:
                 raise
 
     def ask(self, job_id: str, wait_s: int = 0, deadline: float | None = None) -> Flow[Document]:
-        """The job's document, at its end if that comes within ``wait_s``."""
+        """The job's document. The server answers at the job's end, or after ``wait_s``."""
         call = Call("GET", _path("jobs", job_id), headers=_prefer(wait_s), extra_s=wait_s)
         document = yield from self.policy.json(call, deadline)
         return dict(document)
@@ -228,15 +231,15 @@ class Flows:
     # Many
 
     def encode_row(self, row: Mapping[str, Any]) -> Flow[bytes]:
-        """A line of a bulk submit, with a key of its own if it brings none."""
+        """A line of a bulk submit. A row without an idempotency key gets a new one."""
         keyed = row if row.get("idempotency_key") else {**row, "idempotency_key": uuid.uuid4().hex}
         body = yield from self.encode(keyed)
         return body + b"\n"
 
     def bulk(self, task: str, model: str, lines: Sequence[bytes]) -> Flow[list[Document | ApiError]]:
-        """Submits many jobs in one request: one answer a line, in order.
+        """Submits many jobs in one request; returns one answer per line, in order.
 
-        Lines whose answers were lost are sent again, which is safe by their keys.
+        Lines whose answers were lost are sent again. Their keys make that safe.
         """
         answers: list[Document | ApiError] = []
         path, attempt = _path("tasks", task, model, "jobs:bulk"), 0
@@ -245,7 +248,7 @@ class Flows:
             got: list[bytes] = []
             response = yield from self.policy.exchange(call, lines=got)
             if not got:
-                # A server that is about to stop takes no more lines.
+                # A server that is stopping reads no more lines.
                 if (pause_s := self.policy.next_pause(attempt)) is None:
                     raise foreign(response)
                 yield Pause(pause_s)
@@ -255,7 +258,7 @@ class Flows:
         return answers
 
     def collect(self, ids: Iterable[str], wait_s: int, delete: bool) -> Flow[list[Document]]:
-        """The documents of those jobs that have ended; or deletes them all."""
+        """The documents of the jobs that have ended. With ``delete``: deletes all these jobs."""
         wanted = list(ids)
         if len(wanted) > MAX_COLLECT:
             raise ValueError(f"At most {MAX_COLLECT} ids at once; these are {len(wanted)}.")
@@ -272,8 +275,8 @@ class Flows:
 
     # Files
 
-    def upload(self, source: Source, name: str | None = None) -> Flow[File]:
-        """Uploads a file, streamed."""
+    def upload(self, source: Uploadable, name: str | None = None) -> Flow[File]:
+        """Uploads a file as a stream."""
         payload = yield from _work(partial(payload_of, source))
         named = Payload(payload.content, name or payload.name, payload.media_type, payload.size)
         return (yield from self._upload(named))
@@ -291,7 +294,7 @@ class Flows:
         yield from self.policy.exchange(Call("DELETE", _path("files", _file_id(file))))
 
     def encode(self, fields: Mapping[str, Any]) -> Flow[bytes]:
-        """The fields as JSON; what is too large to go within them is uploaded first."""
+        """The fields as JSON. Media that are too large for that are uploaded first."""
         resolved: dict[int, Any] = {}
         inlined = 0
         for where, value in media_in(fields):
@@ -306,7 +309,7 @@ class Flows:
                 if payload.size is None:
                     payload = yield from _work(payload.loaded)
                 size = payload.size or 0
-                # Many small ones together are too large for one request as well.
+                # Many small media together can be too large for one request as well.
                 if size > self.upload_over_bytes or inlined + size > 2 * self.upload_over_bytes:
                     resolved[id(value)] = (yield from self._upload(payload)).id
                 else:
@@ -321,12 +324,12 @@ _NDJSON = {"Content-Type": "application/x-ndjson", "Accept": "application/x-ndjs
 
 
 def events_call(cursor: Cursor) -> Call:
-    """The request for a job's events from where the cursor is."""
+    """The request for a job's events from the position of the cursor."""
     return Call("GET", _path("jobs", cursor.job_id, "events"), headers=cursor.headers, extra_s=IDLE_S)
 
 
 def _work(function: Callable[[], T]) -> Flow[T]:
-    given: T = yield Work(function)
+    given: T = yield RunBlocking(function)
     return given
 
 
@@ -343,7 +346,7 @@ def _left_s(deadline: float) -> float:
 
 
 def _ask_s(deadline: float | None) -> int:
-    """What to ask the server to wait: whole seconds, less than what is left."""
+    """How long to ask the server to wait: whole seconds, less than the time that is left."""
     return ASK_WAIT_S if deadline is None else max(0, int(min(_left_s(deadline), ASK_WAIT_S)))
 
 

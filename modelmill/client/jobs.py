@@ -1,4 +1,4 @@
-"""One job, as a thing to hold: ``Job`` of the blocking client, ``AsyncJob`` of the awaiting one."""
+"""A job on the server as an object: ``Job`` for the blocking client, ``AsyncJob`` for asyncio."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from modelmill.client.wire import AsyncWire, Wire
 from modelmill.errors import ErrorCode
 
 POLL_S = 2
-"""How often a job is looked at where the server has no events."""
+"""How often a job is polled if the server has no events."""
 
 
 class _State:
-    """What is known of a job."""
+    """What the client knows of a job."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document: dict[str, Any] = dict(document)
-        """The job document as last seen; of a job that was just submitted not much of it."""
+        """The job document as last seen. Right after a submit, it has few fields."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} {self.task}/{self.model} {self.status}>"
@@ -55,12 +55,12 @@ class _State:
 
     @property
     def result(self) -> Any:
-        """What the model answered; of a batched job a list.
+        """The answer of the model; for a batched job a list.
 
         Raises:
-            JobNotFinishedError: it had not ended when it was last seen; ``wait()`` waits for it.
-            JobFailedError: it failed.
-            JobCanceledError: it was canceled.
+            JobNotFinishedError: the job had not ended when it was last seen; ``wait()`` waits for its end.
+            JobFailedError: the job failed.
+            JobCanceledError: the job was canceled.
         """
         if not self.has_ended:
             raise JobNotFinishedError(
@@ -71,7 +71,7 @@ class _State:
         if "result" not in self.document:
             raise JobNotFinishedError(
                 ErrorCode.INVALID_INPUT,
-                f"A list holds no results. Read job {self.id} with refresh().",
+                f"A list of jobs has no results. Read job {self.id} with refresh().",
             )
         return self.document["result"]
 
@@ -79,13 +79,13 @@ class _State:
     def _is_whole(self) -> bool:
         return self.has_ended and (self.status != "complete" or "result" in self.document)
 
-    def _see(self, document: Mapping[str, Any]) -> None:
+    def _replace(self, document: Mapping[str, Any]) -> None:
         self.document = {"task": self.task, "model": self.model, **document}
 
-    def _hear(self, event: Event) -> None:
-        """Takes what an event tells into the document."""
+    def _update(self, event: Event) -> None:
+        """Updates the document from an event."""
         if event.type == "ended" and event.data.get("status") in TERMINAL:
-            self._see(event.data)
+            self._replace(event.data)
         elif event.type == "started":
             self.document |= event.data
         elif event.type == "progress":
@@ -93,7 +93,7 @@ class _State:
 
 
 class _Failures:
-    """How often a stream of events could not be opened one after the other, and the pause after each."""
+    """Counts how often in a row a stream of events could not be opened, and gives the pause after each."""
 
     def __init__(self, wire: Wire | AsyncWire) -> None:
         self._wire = wire
@@ -103,12 +103,12 @@ class _Failures:
         """The pause before the next stream.
 
         Raises:
-            ApiError: it could not be opened too often, or not for a reason that passes.
+            ApiError: it failed too often, or for a reason that does not pass.
         """
         policy = self._wire.policy
         if cursor.is_open:
-            # It was there, so it may break off as often as it likes; one that says nothing is given time.
-            self._count = 0 if cursor.heard else min(self._count + 1, 5)
+            # A stream that opened may break off any number of times. After a silent one, pause longer.
+            self._count = 0 if cursor.received else min(self._count + 1, 5)
         elif error is not None:
             failure = error if isinstance(error, ApiError) else unreachable(policy.url, error)
             passes = failure.status is None or failure.status in RETRIED
@@ -121,7 +121,7 @@ class _Failures:
 
 
 class Job(_State):
-    """A job on the server. What it shows is as last seen; ``refresh`` and ``wait`` look again."""
+    """A job on the server, as last seen. ``refresh`` and ``wait`` read it again."""
 
     def __init__(self, wire: Wire, flows: Flows, document: Mapping[str, Any]) -> None:
         super().__init__(document)
@@ -130,47 +130,47 @@ class Job(_State):
 
     def refresh(self) -> Job:
         """Reads the job again."""
-        self._see(self._wire.run(self._flows.ask(self.id)))
+        self._replace(self._wire.run(self._flows.ask(self.id)))
         return self
 
     def wait(self, timeout_s: float | None = None) -> Job:
-        """Waits until it has ended, whatever its end.
+        """Waits until the job has ended: complete, failed or canceled.
 
         Raises:
-            JobTimeoutError: a ``TimeoutError``: it has not ended after ``timeout_s``. It goes on.
+            JobTimeoutError: a ``TimeoutError``: the job has not ended after ``timeout_s``. It continues.
         """
         if not self._is_whole:
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            self._see(self._wire.run(self._flows.wait(self.id, deadline, timeout_s)))
+            self._replace(self._wire.run(self._flows.wait(self.id, deadline, timeout_s)))
         return self
 
     def cancel(self) -> Job:
-        """Cancels it: at once while it waits, between batches or steps while it runs; its status follows.
+        """Cancels the job: at once while it waits, between batches or steps while it runs.
 
         Raises:
-            InvalidRequestError: it has ended already.
+            InvalidRequestError: the job has already ended.
         """
         self.document |= self._wire.run(self._flows.cancel(self.task, self.id))
         return self
 
     def delete(self) -> None:
-        """Cancels it if it has not ended, and removes it with its result."""
+        """Removes the job and its result. If the job has not ended, cancels it first."""
         self._wire.run(self._flows.delete(self.id))
 
     def rerun(self) -> Job:
         """Submits the same request again, as a new job.
 
         Raises:
-            InvalidRequestError: the request is not there any more.
+            InvalidRequestError: the server no longer has the request.
         """
         document = self._wire.run(self._flows.rerun(self.id))
         return Job(self._wire, self._flows, {"task": self.task, "model": self.model, **document})
 
     def events(self, last_event_id: str | None = None) -> Iterator[Event]:
-        """What happens to it until it has ended, from its beginning or from after ``last_event_id``.
+        """The events of the job until its end, from the first one or from after ``last_event_id``.
 
-        A stream that breaks off is taken up again where it stopped. Where the server has no events, the job
-        is polled, and its events have no id.
+        If a stream breaks off, the next one resumes where it stopped. If the server has no events, the job is
+        polled and its events have no id.
         """
         cursor = Cursor(self.id, last_event_id)
         failures = _Failures(self._wire)
@@ -178,7 +178,7 @@ class Job(_State):
             error: httpx.TransportError | ApiError | None = None
             try:
                 for event in self._wire.stream(Listen(cursor, events_call(cursor), None)):
-                    self._hear(event)
+                    self._update(event)
                     yield event
             except (httpx.TransportError, ApiError) as broken:
                 error = broken
@@ -190,14 +190,14 @@ class Job(_State):
     def _polled(self, cursor: Cursor) -> Iterator[Event]:
         while not cursor.is_over:
             asked_at = time.monotonic()
-            self._see(self._wire.run(self._flows.ask(self.id, POLL_S)))
+            self._replace(self._wire.run(self._flows.ask(self.id, POLL_S)))
             yield from cursor.compare(self.document)
             if not cursor.is_over:
                 time.sleep(max(0.0, min(0.5, POLL_S - (time.monotonic() - asked_at))))
 
 
 class AsyncJob(_State):
-    """The same as ``Job``, to be awaited."""
+    """As ``Job``, for asyncio."""
 
     def __init__(self, wire: AsyncWire, flows: Flows, document: Mapping[str, Any]) -> None:
         super().__init__(document)
@@ -206,36 +206,36 @@ class AsyncJob(_State):
 
     async def refresh(self) -> AsyncJob:
         """Reads the job again."""
-        self._see(await self._wire.run(self._flows.ask(self.id)))
+        self._replace(await self._wire.run(self._flows.ask(self.id)))
         return self
 
     async def wait(self, timeout_s: float | None = None) -> AsyncJob:
-        """Waits until it has ended, whatever its end.
+        """Waits until the job has ended: complete, failed or canceled.
 
         Raises:
-            JobTimeoutError: a ``TimeoutError``: it has not ended after ``timeout_s``. It goes on.
+            JobTimeoutError: a ``TimeoutError``: the job has not ended after ``timeout_s``. It continues.
         """
         if not self._is_whole:
             deadline = None if timeout_s is None else time.monotonic() + timeout_s
-            self._see(await self._wire.run(self._flows.wait(self.id, deadline, timeout_s)))
+            self._replace(await self._wire.run(self._flows.wait(self.id, deadline, timeout_s)))
         return self
 
     async def cancel(self) -> AsyncJob:
-        """As of ``Job``."""
+        """As in ``Job``."""
         self.document |= await self._wire.run(self._flows.cancel(self.task, self.id))
         return self
 
     async def delete(self) -> None:
-        """As of ``Job``."""
+        """As in ``Job``."""
         await self._wire.run(self._flows.delete(self.id))
 
     async def rerun(self) -> AsyncJob:
-        """As of ``Job``."""
+        """As in ``Job``."""
         document = await self._wire.run(self._flows.rerun(self.id))
         return AsyncJob(self._wire, self._flows, {"task": self.task, "model": self.model, **document})
 
     async def events(self, last_event_id: str | None = None) -> AsyncGenerator[Event, None]:
-        """As of ``Job``."""
+        """As in ``Job``."""
         cursor = Cursor(self.id, last_event_id)
         failures = _Failures(self._wire)
         while not cursor.is_over:
@@ -243,7 +243,7 @@ class AsyncJob(_State):
             try:
                 async with aclosing(self._wire.stream(Listen(cursor, events_call(cursor), None))) as stream:
                     async for event in stream:
-                        self._hear(event)
+                        self._update(event)
                         yield event
             except (httpx.TransportError, ApiError) as broken:
                 error = broken
@@ -257,7 +257,7 @@ class AsyncJob(_State):
     async def _polled(self, cursor: Cursor) -> AsyncGenerator[Event, None]:
         while not cursor.is_over:
             asked_at = time.monotonic()
-            self._see(await self._wire.run(self._flows.ask(self.id, POLL_S)))
+            self._replace(await self._wire.run(self._flows.ask(self.id, POLL_S)))
             for event in cursor.compare(self.document):
                 yield event
             if not cursor.is_over:

@@ -1,4 +1,4 @@
-"""Many jobs at once with few in flight: what ``map`` and ``submit_many`` of both clients do."""
+"""Many jobs with a limited number in flight: ``map`` and ``submit_many`` of both clients."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flight, Flows
-from modelmill.client.wire import AsyncWire, Options
+from modelmill.client.flows import MAX_BULK_BYTES, MAX_BULK_LINES, Flows, PendingSubmit
+from modelmill.client.wire import AsyncWire, Connection
 
 GIVE_UP_S = 5.0
-"""What canceling one job may take that nobody waits for any more."""
+"""The time limit for canceling a job whose result is no longer needed."""
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the jobs of one ``map`` have in common."""
+    """The settings that all jobs of one ``map`` share."""
 
     task: str
     model: str
@@ -39,18 +39,18 @@ class Batch:
     return_errors: bool
 
     async def run_one(self, wire: AsyncWire, flows: Flows, row: Row) -> Any:
-        """The result of one job. Canceled, it cancels the job too."""
-        flight, fields = take_flight(None, row)
+        """The result of one job. If this coroutine is canceled, it cancels the job."""
+        pending, fields = pending_submit(None, row)
         try:
             return await wire.run(
                 flows.run(
-                    self.task, self.model, fields, flight, batched=self.batched, timeout_s=self.timeout_s
+                    self.task, self.model, fields, pending, batched=self.batched, timeout_s=self.timeout_s
                 )
             )
         except asyncio.CancelledError:
             with suppress(Exception):
                 async with asyncio.timeout(GIVE_UP_S):
-                    await wire.run(flows.abandon(flight))
+                    await wire.run(flows.abandon(pending))
             raise
         except Exception as error:
             if self.return_errors:
@@ -58,12 +58,12 @@ class Batch:
             raise
 
 
-def take_flight(key: str | None, fields: Row) -> tuple[Flight, dict[str, Any]]:
-    """The key of a submit, which may be among its fields, and the other fields."""
+def pending_submit(key: str | None, fields: Row) -> tuple[PendingSubmit, dict[str, Any]]:
+    """A submit with its idempotency key, which may be one of the fields, and the other fields."""
     rest = dict(fields)
-    among = rest.pop("idempotency_key", None)
-    chosen = key or among
-    return (Flight(key=str(chosen)) if chosen else Flight()), rest
+    row_key = rest.pop("idempotency_key", None)
+    chosen = key or row_key
+    return (PendingSubmit(key=str(chosen)) if chosen else PendingSubmit()), rest
 
 
 async def run_many(
@@ -74,7 +74,7 @@ async def run_many(
     concurrency: int,
     ordered: bool,
 ) -> AsyncGenerator[Any, None]:
-    """The results of all rows, ``concurrency`` of which are in flight or wait to be taken."""
+    """The results of all rows. At most ``concurrency`` rows are in flight or wait to be yielded."""
     source = aiter(rows) if isinstance(rows, AsyncIterable) else _awaited(rows)
     tasks: dict[asyncio.Task[Any], int] = {}  # in the order of the rows
     count, more = 0, True
@@ -105,13 +105,13 @@ async def run_many(
 
 
 def run_many_blocking(
-    options: Options, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
+    connection: Connection, batch: Batch, rows: Iterable[Row], concurrency: int, ordered: bool
 ) -> Iterator[Any]:
-    """The same for a blocking caller, who takes the rows in a thread of his own."""
+    """``run_many`` for a blocking caller. The rows are taken in the caller's thread."""
     source = iter(rows)
     waiting: deque[tuple[int, concurrent.futures.Future[Any]]] = deque()
     count, more = 0, True
-    with _Loop(options) as loop:
+    with _Loop(connection) as loop:
         while True:
             while more and len(waiting) < max(1, concurrency):
                 try:
@@ -135,20 +135,20 @@ def run_many_blocking(
 
 
 class _Loop:
-    """An event loop in a thread, with a connection of its own. Leaving cancels what runs in it."""
+    """An event loop in a thread, with its own connection. Leaving the context cancels what runs in it."""
 
     wire: AsyncWire
     flows: Flows
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="modelmill-map", daemon=True)
 
     def __enter__(self) -> _Loop:
         self._thread.start()
         self.wire = self.start(self._connect()).result()
-        self.flows = Flows(self.wire.policy, self._options.upload_over_bytes)
+        self.flows = Flows(self.wire.policy, self._connection.upload_over_bytes)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +165,7 @@ class _Loop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _connect(self) -> AsyncWire:
-        return AsyncWire(self._options)
+        return AsyncWire(self._connection)
 
     async def _finish(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -184,13 +184,13 @@ async def _awaited(rows: Iterable[Row]) -> AsyncIterator[Row]:
 
 @dataclass
 class Lines:
-    """Lines of a bulk submit, cut into requests that are neither too long nor too large."""
+    """Groups the lines of a bulk submit into requests of limited length and size."""
 
     _lines: list[bytes] = field(default_factory=list)
     _bytes: int = 0
 
     def add(self, line: bytes) -> list[bytes]:
-        """Takes a line; gives those that are to be sent before it, if it does not fit with them."""
+        """Adds a line. If it does not fit with the earlier ones, returns these: send them now."""
         full = len(self._lines) >= MAX_BULK_LINES or self._bytes + len(line) > MAX_BULK_BYTES
         due = self.rest() if full else []
         self._lines.append(line)
@@ -198,6 +198,6 @@ class Lines:
         return due
 
     def rest(self) -> list[bytes]:
-        """Those that were not given yet."""
+        """The lines that were not returned yet."""
         due, self._lines, self._bytes = self._lines, [], 0
         return due

@@ -1,7 +1,7 @@
-"""Values of Python as the wire carries them: files, bytes, images and arrays become data URLs.
+"""Converts Python values for the wire: files, bytes, images and arrays become data URLs.
 
-A string goes as it is and is never taken for a path: text of a caller must not read local files.
-Pillow and numpy are not imported to look whether a value is theirs; where there is such a value, they are.
+A string is sent as it is and never read as a path, because a caller's text must not read local files.
+This module does not import Pillow or numpy to check types: if a value is theirs, they are imported already.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_PATH_LENGTH = 1024
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file that was uploaded. As the value of a media field, and as ``str``, it is its ``file:`` id."""
+    """An uploaded file. As the value of a media field, and as ``str``, it stands for its ``file:`` id."""
 
     id: str
     bytes: int = 0
@@ -45,11 +45,11 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Bytes that are sent: held in memory, or in a file that is read when it is sent.
+    """Bytes to send: in memory, or in a file that is read when it is sent.
 
     Attributes:
         name: File name for an upload.
-        size: Bytes; None where only reading tells.
+        size: In bytes; None if it is unknown until the file has been read.
     """
 
     content: bytes | Path | IO[bytes]
@@ -58,7 +58,7 @@ class Payload:
     size: int | None
 
     def read(self) -> bytes:
-        """All of it; an open file from its start, where it can go back there."""
+        """All bytes. An open file is read from its start if it is seekable."""
         if isinstance(self.content, bytes):
             return self.content
         if isinstance(self.content, Path):
@@ -71,7 +71,7 @@ class Payload:
         return content
 
     def loaded(self) -> Payload:
-        """The same, held in memory."""
+        """The same payload, in memory."""
         content = self.read()
         return Payload(content, self.name, self.media_type, len(content))
 
@@ -79,24 +79,24 @@ class Payload:
         return f"data:{self.media_type};base64,{base64.b64encode(self.read()).decode()}"
 
     def open(self) -> IO[bytes]:
-        """A stream of it. What was not open before is for the caller to close."""
+        """A stream of the bytes. The caller closes it, unless ``is_borrowed``."""
         if isinstance(self.content, bytes):
             return io.BytesIO(self.content)
         return self.content.open("rb") if isinstance(self.content, Path) else self.content
 
     @property
     def is_borrowed(self) -> bool:
-        """Whether the stream is the user's own."""
+        """Whether the stream belongs to the user, who closes it."""
         return not isinstance(self.content, bytes | Path)
 
 
 def data_url(source: Path | bytes) -> str:
-    """A file or its bytes as a data URL. The server looks at the bytes: the media type is a courtesy."""
+    """A file or its bytes as a data URL. The server detects the media type from the bytes."""
     return payload_of(source).data_url()
 
 
 def media_in(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """All values that JSON has no form for, with where they stand, such as ``messages.0.image``."""
+    """All values that JSON cannot hold, each with its place, such as ``messages.0.image``."""
     if value is None or isinstance(value, str | bool | int | float):
         return
     if isinstance(value, Mapping):
@@ -104,7 +104,7 @@ def media_in(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from media_in(inner, f"{where}.{key}" if where else str(key))
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            # Long lists of numbers are common, and hold no media.
+            # Skip numbers and texts: long lists of numbers are common and hold no media.
             if not isinstance(inner, float | int | str):
                 yield from media_in(inner, f"{where}.{index}" if where else str(index))
     else:
@@ -112,10 +112,10 @@ def media_in(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def payload_of(value: Any, where: str = "") -> Payload:
-    """A media value as what is sent. Images and arrays become PNG, which takes a while.
+    """The payload for a media value. Images and arrays become PNG, which takes a while.
 
     Raises:
-        TypeError: it is nothing that can be sent; names ``where``.
+        TypeError: the value cannot be sent; the message names ``where``.
     """
     if isinstance(value, Path):
         return Payload(value, value.name, _media_type(value.name), value.stat().st_size)
@@ -132,18 +132,18 @@ def payload_of(value: Any, where: str = "") -> Payload:
         name = Path(str(getattr(value, "name", "data"))).name
         return Payload(value, name, _media_type(name), _size_of(value))
     raise TypeError(
-        f"{_at(where)}A {type(value).__name__} cannot be sent. Media are given as pathlib.Path, bytes, an "
-        "open binary file, an image of Pillow, an array of numpy, or modelmill.client.File."
+        f"{_at(where)}A {type(value).__name__} cannot be sent. Pass media as pathlib.Path, bytes, an open "
+        "binary file, a Pillow image, a numpy array, or modelmill.client.File."
     )
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy as one of Python; None for what is no such number."""
+    """A number of numpy as a number of Python; None for any other value."""
     return value.item() if _is_of(value, "numpy", "generic") else None
 
 
 def to_json(value: Any, resolved: Mapping[int, Any]) -> bytes:
-    """JSON, compact; values that are not JSON's are looked up in ``resolved`` by their ``id()``."""
+    """Compact JSON. Values that JSON cannot hold are looked up in ``resolved`` by their ``id()``."""
     return json.dumps(
         value,
         ensure_ascii=False,
@@ -154,9 +154,10 @@ def to_json(value: Any, resolved: Mapping[int, Any]) -> bytes:
 
 
 def path_hint(fields: Mapping[str, Any], where: str) -> str:
-    """What to say where a refused media field holds the text of a path; empty where it does not.
+    """A hint for the error message if a refused media field holds a path as text; otherwise empty.
 
-    The file is not looked for: the sentence may reach whoever sent the text, and would tell them.
+    This function does not check whether the file exists. The message may reach the sender of the text, who
+    must not learn that.
     """
     value: Any = fields
     for part in where.split("."):
@@ -166,14 +167,14 @@ def path_hint(fields: Mapping[str, Any], where: str) -> str:
             return ""
     if not isinstance(value, str) or len(value) > MAX_PATH_LENGTH:
         return ""
-    # Base64 knows no dot, and a data URL is refused for what it holds.
+    # Base64 has no dots, and a data URL is refused for its content.
     if not re.fullmatch(r"(?!data:)[^\r\n]*[^\r\n./\\]\.[A-Za-z0-9]{1,5}", value) or "://" in value:
         return ""
-    return " A string is never read as a file: for a file's contents, pass pathlib.Path(…)."
+    return " A string is never read as a file. To send a file's contents, pass pathlib.Path(…)."
 
 
 def _is_of(value: Any, module: str, name: str) -> bool:
-    # Whoever has such a value has imported its module.
+    # If such a value exists, its module is imported.
     loaded = sys.modules.get(module)
     kind = getattr(loaded, name, None)
     return isinstance(kind, type) and isinstance(value, kind)
@@ -200,14 +201,14 @@ def _size_of(file: IO[bytes]) -> int | None:
 
 def _png(image: Any) -> Payload:
     if image.mode in ("F", "RGBX", "I;16B"):
-        raise TypeError(f"An image of mode {image.mode} has no PNG that shows the same: convert it first.")
+        raise TypeError(f"PNG cannot hold an image of mode {image.mode} without loss. Convert it first.")
     orientation = image.getexif().get(ORIENTATION_TAG)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBa", "La", "PA"):
         image = image.convert("RGBA" if image.mode in ("RGBa", "La", "PA") else "RGB")
     buffer = io.BytesIO()
     options: dict[str, Any] = {}
     if orientation not in (None, 1):
-        # The server turns it as it would turn the file that it came from.
+        # The PNG keeps the orientation tag, so the server turns the image as it would turn the original file.
         options["exif"] = image.getexif()
         options["exif"][ORIENTATION_TAG] = orientation
     image.save(buffer, "PNG", compress_level=1, **options)
@@ -218,10 +219,10 @@ def _image_of_array(array: Any, where: str) -> Any:
     shape = tuple(array.shape)
     is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3, 4))
     if str(array.dtype) != "uint8" or not is_image or 0 in shape:
-        held = f"{array.dtype} of {' × '.join(map(str, shape)) or 'no dimension'}"
+        found = f"{array.dtype} of {' × '.join(map(str, shape)) or 'no dimension'}"
         raise TypeError(
-            f"{_at(where)}An array is sent as an image when it holds uint8 of height × width, or height × "
-            f"width × 1, 3 or 4; this one holds {held}. For numbers, pass array.tolist()."
+            f"{_at(where)}An array is sent as an image if it holds uint8 of height × width, or height × "
+            f"width × 1, 3 or 4. This one holds {found}. For numbers, pass array.tolist()."
         )
     try:
         from PIL import Image

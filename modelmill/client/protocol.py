@@ -1,8 +1,8 @@
-"""What both clients share, without doing any of it: requests as data, and what to do with answers.
+"""The logic that both clients share, without input and output: requests as data, and decisions on answers.
 
-A *flow* is a generator that yields steps and is sent what each step gave: ``Send`` an ``httpx.Response``, and
-so on. ``Wire`` and ``AsyncWire`` carry the steps out, one by blocking and the other by awaiting, so that
-whatever is decided is decided here, once.
+A *flow* is a generator. It yields steps and is sent the result of each: for ``Send`` an ``httpx.Response``,
+and so on. ``Wire`` carries the steps out by blocking, ``AsyncWire`` by awaiting. So the code makes each
+decision in one place.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from modelmill.client.media import Payload
 BACKOFF_S = 0.25
 MAX_BACKOFF_S = 8.0
 MAX_RETRY_AFTER_S = 60.0
-"""A server that asks for a longer pause is believed, and left to the caller."""
+"""If a server asks for a longer pause, the client does not retry, and the caller gets the error."""
 RETRIED = frozenset({429, 502, 503, 504})
 REFUSING = frozenset({429, 503})
-"""Of these, what was sent has surely not been done."""
+"""With these statuses the server has certainly not carried out the request."""
 
 T = TypeVar("T")
 
@@ -38,8 +38,8 @@ class Call:
 
     Attributes:
         content: The body; a sequence is streamed piece by piece.
-        extra_s: How long the server was asked to wait before it answers.
-        repeatable: Whether sending it again is safe although the first may have been done.
+        extra_s: How long the request asks the server to wait before it answers.
+        repeatable: Whether it can be sent again when the server may have carried it out already.
         payload: A file, sent as multipart.
     """
 
@@ -60,14 +60,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Send:
-    """To be sent; gives the ``httpx.Response``, read to its end. Raises ``httpx.TransportError``."""
+    """Sends a call. Result: the ``httpx.Response``, read to its end. Raises ``httpx.TransportError``."""
 
     call: Call
 
 
 @dataclass(frozen=True)
 class SendLines:
-    """To be sent; gives the response, and puts the lines of an NDJSON answer into ``lines``.
+    """Sends a call and puts the lines of an NDJSON answer into ``lines``. Result: the response.
 
     Raises ``httpx.TransportError`` if the answer breaks off before its first line.
     """
@@ -78,23 +78,23 @@ class SendLines:
 
 @dataclass(frozen=True)
 class Pause:
-    """To be waited out."""
+    """Waits."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Work:
-    """To be called where it holds up nobody; gives what it returns."""
+class RunBlocking:
+    """Calls a slow function, outside the event loop if there is one. Result: what the function returns."""
 
     function: Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Listen:
-    """A stream of events, to be read into the cursor until the job has ended, or until ``until``.
+    """Reads a stream of events into the cursor until the job has ended, or until ``until``.
 
-    ``until`` is a time of ``time.monotonic``; it is looked at whenever something comes.
+    ``until`` is a time of ``time.monotonic``. It is checked each time that data arrives.
     """
 
     cursor: Cursor
@@ -102,39 +102,38 @@ class Listen:
     until: float | None
 
 
-Step: TypeAlias = Send | SendLines | Pause | Work | Listen
+Step: TypeAlias = Send | SendLines | Pause | RunBlocking | Listen
 Flow: TypeAlias = Generator[Step, Any, T]
 
 
 @dataclass(frozen=True)
-class Policy:
-    """How often and how long something is tried again.
+class RetryPolicy:
+    """When a request is sent again.
 
     Attributes:
-        url: Where the server is, for messages.
-        max_retries: After the first attempt.
+        url: The server's address, for messages.
+        max_retries: The most attempts after the first one.
     """
 
     url: httpx.URL
     max_retries: int
 
     def pause_s(self, attempt: int, asked_s: float | None = None) -> float:
-        """The pause before retry number ``attempt``, counted from 0: doubling, with jitter."""
-        backoff = min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S) * random.uniform(0.5, 1.0)  # noqa: S311
-        return float(max(backoff, asked_s or 0.0))
+        """The pause before retry number ``attempt``, counted from 0."""
+        return growing_pause_s(attempt, asked_s, first_s=BACKOFF_S, longest_s=MAX_BACKOFF_S)
 
     def exchange(
         self, call: Call, deadline: float | None = None, lines: list[bytes] | None = None
     ) -> Flow[httpx.Response]:
-        """Sends, and sends again where that can help; gives an answer of success.
+        """Sends a call, again if that can help, and returns the successful answer.
 
         Args:
             call: What to send.
-            deadline: Time of ``time.monotonic`` after which nothing is tried again.
-            lines: Where the lines of an NDJSON answer go; not all have come when it breaks off after some.
+            deadline: The time of ``time.monotonic`` after which no attempt begins.
+            lines: Receives the lines of an NDJSON answer. If the answer breaks off, the last are missing.
 
         Raises:
-            ApiError: what the server, or nobody, answered in the end.
+            ApiError: the last attempt was refused or got no answer.
         """
         attempt = 0
         while True:
@@ -146,7 +145,7 @@ class Policy:
                 cause: Exception | None = error
                 again = may_repeat(error, call)
             else:
-                # What a first attempt has deleted is not there for the second; only the answer was lost.
+                # The first attempt deleted it and its answer was lost, so the second one finds nothing.
                 is_gone = attempt and call.method == "DELETE" and response.status_code == 404
                 if response.is_success or is_gone:
                     return response
@@ -162,23 +161,29 @@ class Policy:
     def next_pause(
         self, attempt: int, asked_s: float | None = None, deadline: float | None = None
     ) -> float | None:
-        """The pause before another attempt; None when there shall be none."""
+        """The pause before another attempt; None if there is no further attempt."""
         if attempt >= self.max_retries or (asked_s or 0.0) > MAX_RETRY_AFTER_S:
             return None
         pause_s = self.pause_s(attempt, asked_s)
         return None if deadline is not None and time.monotonic() + pause_s >= deadline else pause_s
 
     def json(self, call: Call, deadline: float | None = None) -> Flow[Any]:
-        """The same as ``exchange``; gives the answer's JSON."""
+        """As ``exchange``; returns the JSON of the answer."""
         response = yield from self.exchange(call, deadline)
         return parsed(response)
+
+
+def growing_pause_s(attempt: int, asked_s: float | None, *, first_s: float, longest_s: float) -> float:
+    """A pause that doubles with each attempt and varies at random; at least what the server asked for."""
+    longest = min(first_s * 2.0 ** min(attempt, 60), longest_s)
+    return max(longest * random.uniform(0.5, 1.0), asked_s or 0.0)  # noqa: S311
 
 
 def parsed(response: httpx.Response) -> Any:
     """The JSON of an answer.
 
     Raises:
-        ApiError: it is none, so that somebody else has answered.
+        ApiError: the answer is not JSON, so it does not come from a Modelmill server.
     """
     try:
         return response.json()
@@ -208,34 +213,14 @@ def should_retry(response: httpx.Response, call: Call) -> bool:
 
 
 def may_repeat(error: httpx.TransportError, call: Call) -> bool:
-    """Whether sending again can help, and is safe, after no answer came."""
+    """Whether a call that got no answer can be sent again: that is safe and can help."""
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return False
     if call.payload is not None and call.payload.size is None:
-        return False  # what was read of it is gone
+        return False  # the part that was read cannot be read again
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return False
         cause = cause.__cause__ or cause.__context__
     return call.repeatable or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-
-
-class LineBuffer:
-    """Cuts bytes into lines at newlines only: JSON may hold other characters that end lines elsewhere."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that ``data`` completes; empty ones are left out."""
-        if b"\n" not in data:
-            self._rest += data
-            return []
-        *lines, rest = (bytes(self._rest) + data).split(b"\n")
-        self._rest = bytearray(rest)
-        return [line for line in lines if line.strip()]
-
-    def end(self) -> list[bytes]:
-        """What came after the last newline."""
-        return [bytes(self._rest)] if self._rest.strip() else []

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modelmill.client.errors import ApiError
-from modelmill.client.flows import Document, Flows, Source
+from modelmill.client.flows import Document, Flows, Uploadable
 from modelmill.client.jobs import Job
-from modelmill.client.many import Batch, Lines, run_many_blocking, take_flight
+from modelmill.client.many import Batch, Lines, pending_submit, run_many_blocking
 from modelmill.client.media import File
 from modelmill.client.protocol import Flow
-from modelmill.client.wire import MIB, Options, Wire
+from modelmill.client.wire import MIB, Connection, Wire
 
 if TYPE_CHECKING:
-    from modelmill.backfill import How, Input, Summary
+    from modelmill.client.backfill import Input, Summary
 
 T = TypeVar("T")
 
@@ -25,11 +25,11 @@ class Client:
     """A connection to one Modelmill server. May be used by several threads.
 
     Args:
-        url: Where the API answers; ``MODELMILL_URL``, or else port 8000 of this machine, when not given.
-        api_key: Sent as ``Authorization: Bearer``; ``MODELMILL_API_KEY`` when not given.
-        timeout_s: For one request, not for a job.
-        max_retries: How often a request is sent again after its first time, where that is safe and can help.
-        upload_over_bytes: Media beyond this are uploaded first and sent as ``file:`` ids.
+        url: Where the API answers. If None: ``MODELMILL_URL``, or else port 8000 of this machine.
+        api_key: Sent as ``Authorization: Bearer``. If None: ``MODELMILL_API_KEY``.
+        timeout_s: The limit for one request, not for a job.
+        max_retries: How often a request is sent again if that is safe and can help.
+        upload_over_bytes: Larger media are uploaded first and sent as ``file:`` ids.
     """
 
     def __init__(
@@ -41,8 +41,14 @@ class Client:
         max_retries: int = 4,
         upload_over_bytes: int = 8 * MIB,
     ) -> None:
-        self._options = Options.make(url, api_key, timeout_s, max_retries, upload_over_bytes)
-        self._wire = Wire(self._options)
+        self._connection = Connection.make(
+            url,
+            api_key=api_key,
+            timeout_s=timeout_s,
+            max_retries=max_retries,
+            upload_over_bytes=upload_over_bytes,
+        )
+        self._wire = Wire(self._connection)
         self._flows = Flows(self._wire.policy, upload_over_bytes)
 
     def __enter__(self) -> Client:
@@ -54,7 +60,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes its connections. Jobs go on."""
+        """Closes its connections. Jobs continue."""
         self._wire.http.close()
 
     def run(
@@ -69,24 +75,24 @@ class Client:
         idempotency_key: str | None = None,
         **fields: Any,
     ) -> Any:
-        """Submits a job, waits, and gives its result.
+        """Submits a job, waits for its end, and returns its result.
 
         Args:
             task: Name of the task.
             model: Name of the model.
-            inputs: The task's fields; those that are also given by name count by name. Values may be of
-                any kind that ``docs/client.md`` lists under media, also within lists and mappings.
-            timeout_s: How long to wait for the job's end; for ever when not given.
-            batched: Whether it is a batched job, whose batched fields are lists and whose result is one.
-            idempotency_key: Sending again with the same key gives the same job.
-            fields: The task's fields.
+            inputs: The task's fields. Values may be of any kind that ``docs/client.md`` lists under media,
+                also inside lists and mappings.
+            timeout_s: How long to wait for the job's end; without a limit if None.
+            batched: Whether it is a batched job. Its batched fields and its result are lists.
+            idempotency_key: A second submit with the same key returns the same job.
+            fields: The task's fields, by name. They take precedence over ``inputs``.
 
         Raises:
-            ModelmillError: it was refused, it failed, or it was canceled; ``code`` says why.
-            JobTimeoutError: a ``TimeoutError``: it has not ended after ``timeout_s``. It goes on.
+            ModelmillError: the job was refused, failed or was canceled; ``code`` says why.
+            JobTimeoutError: a ``TimeoutError``: the job has not ended after ``timeout_s``. It continues.
         """
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._do(self._flows.run(task, model, merged, flight, batched=batched, timeout_s=timeout_s))
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._do(self._flows.run(task, model, merged, pending, batched=batched, timeout_s=timeout_s))
 
     def submit(
         self,
@@ -99,9 +105,9 @@ class Client:
         idempotency_key: str | None = None,
         **fields: Any,
     ) -> Job:
-        """Submits a job, and does not wait. Arguments are those of ``run``."""
-        flight, merged = take_flight(idempotency_key, {**(inputs or {}), **fields})
-        return self._job(self._do(self._flows.submit(task, model, merged, flight, batched=batched)))
+        """Submits a job and does not wait. It takes the arguments of ``run``."""
+        pending, merged = pending_submit(idempotency_key, {**(inputs or {}), **fields})
+        return self._job(self._do(self._flows.submit(task, model, merged, pending, batched=batched)))
 
     def map(
         self,
@@ -117,47 +123,48 @@ class Client:
         batched: bool = False,
         **shared: Any,
     ) -> Iterator[Any]:
-        """Runs a job for each row, many at once, and gives the results as they are asked for.
+        """Runs a job for each row, many at once, and yields the results.
 
-        Rows are taken as places become free: at most ``concurrency`` are taken and not yet given back, so any
-        number of them fits in memory. Whoever stops early, or meets an error, cancels what is in flight.
+        At most ``concurrency`` rows are taken and not yet yielded, so any number of rows fits in memory. If
+        you stop early, or if a job raises an error, the jobs in flight are canceled.
 
         Args:
             task: Name of the task.
             model: Name of the model.
-            rows: The fields of each job. A row may bring an ``idempotency_key``.
-            concurrency: How many at once.
-            ordered: Results in the order of the rows; else ``(index, result)`` as they come.
-            return_errors: An exception stands in its item's place, and the others go on.
-            timeout_s: For each job.
+            rows: The fields of each job. A row may have an ``idempotency_key``.
+            concurrency: How many jobs run at once.
+            ordered: Yield the results in the order of the rows; otherwise ``(index, result)`` as jobs end.
+            return_errors: Yield an exception in place of a result, and continue with the other rows.
+            timeout_s: The limit for each job.
             batched: Whether they are batched jobs.
-            shared: Fields that all rows have; a row's own value counts.
+            shared: Fields of all rows. The value of a row takes precedence.
         """
         batch = Batch(task, model, timeout_s, batched, return_errors)
         fields = ({**shared, **row} for row in rows)
-        return run_many_blocking(self._options, batch, fields, concurrency, ordered)
+        return run_many_blocking(self._connection, batch, fields, concurrency, ordered)
 
     def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **how: Unpack[How]
+        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
     ) -> Summary:
-        """Sends every row of an input through a model, into a folder; resumable. See docs/backfill.md.
+        """Sends every row of an input through a model, into a folder. See docs/backfill.md.
 
-        ``how`` are the further arguments of ``modelmill.backfill.backfill_async``.
+        ``options`` are the fields of ``modelmill.client.backfill.BackfillOptions``.
         """
-        from modelmill.backfill import backfill
+        from modelmill.client.backfill import BackfillOptions, backfill
 
-        return backfill(self._options, task, model, input, output=output, **how)
+        how = BackfillOptions(**options)
+        return backfill(self._connection, task, model, input, output=output, options=how)
 
     def submit_many(
         self, task: str, model: str, rows: Iterable[Mapping[str, Any]], /, **shared: Any
     ) -> list[Job | ApiError]:
-        """Submits many jobs in few requests, and does not wait; what is refused is an error in its place.
+        """Submits many jobs in few requests and does not wait. A refused row is an error in its place.
 
         Args:
             task: Name of the task.
             model: Name of the model.
-            rows: The fields of each job. A row may bring an ``idempotency_key``.
-            shared: Fields that all rows have; a row's own value counts.
+            rows: The fields of each job. A row may have an ``idempotency_key``.
+            shared: Fields of all rows. The value of a row takes precedence.
         """
         answers: list[Document | ApiError] = []
         lines = Lines()
@@ -168,14 +175,14 @@ class Client:
         return [answer if isinstance(answer, ApiError) else self._job(answer) for answer in answers]
 
     def collect(self, ids: Iterable[str], *, wait_s: float = 20, delete: bool = False) -> list[Document]:
-        """The documents of those of many jobs that have ended, as soon as at least one has.
+        """Waits until at least one of the jobs has ended; returns the documents of all that have.
 
-        A job that does not exist has a document with the status None and an ``error``.
+        If a job does not exist, its document has the status None and an ``error``.
 
         Args:
-            ids: Of at most 1000 jobs.
-            wait_s: How long to wait for the first; maybe none has ended by then.
-            delete: Deletes all of them instead, ended or not, and gives nothing.
+            ids: The ids of at most 1000 jobs.
+            wait_s: How long to wait for the first end. If no job ends in this time, the list is empty.
+            delete: Delete all these jobs instead, ended or not, and return an empty list.
         """
         return self._do(self._flows.collect(ids, int(wait_s), delete))
 
@@ -183,7 +190,7 @@ class Client:
         """A job by its id, as it is now.
 
         Raises:
-            NotFoundError: there is none, it was forgotten, or it is somebody else's.
+            NotFoundError: the job does not exist, has expired, or belongs to another caller.
         """
         return self._job(self._do(self._flows.ask(job_id)))
 
@@ -196,7 +203,7 @@ class Client:
         tag: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
-        """One's own jobs, newest first, without their results; ``limit`` of them, or all."""
+        """Your jobs, newest first, without their results; at most ``limit``."""
         wanted, cursor = {"task": task, "model": model, "status": status, "tag": tag}, None
         left = limit
         while left is None or left > 0:
@@ -207,17 +214,17 @@ class Client:
             if not cursor:
                 return
 
-    def upload(self, source: Source, name: str | None = None) -> File:
-        """Uploads a file, as a stream, to be used in any number of jobs.
+    def upload(self, source: Uploadable, name: str | None = None) -> File:
+        """Uploads a file as a stream. Any number of jobs can use it.
 
         Args:
             source: A path, bytes, or a file open in binary mode, which is read from its start.
-            name: Its name; that of the file when not given.
+            name: Its name on the server; the name of the file if None.
         """
         return self._do(self._flows.upload(source, name))
 
     def download(self, file: File | str) -> bytes:
-        """The bytes of an uploaded file, or of a result that is a file."""
+        """The bytes of an uploaded file or of a result that is a file."""
         return self._do(self._flows.download(file))
 
     def delete_file(self, file: File | str) -> None:
@@ -238,19 +245,19 @@ class Client:
         return list(self._do(self._flows.read("models", model, "tasks")))
 
     def model_status(self, model: str) -> Document:
-        """Where ``model`` stands on the workers that serve it."""
+        """The status of ``model`` on the workers that serve it."""
         return dict(self._do(self._flows.read("models", model, "status")))
 
     def start_model(self, model: str) -> Document:
-        """Asks the workers to load a model; gives its status."""
+        """Asks the workers to load a model; returns its status."""
         return dict(self._do(self._flows.post("models", model, "start")))
 
     def stop_model(self, model: str) -> Document:
-        """Asks the workers to unload a model; gives its status."""
+        """Asks the workers to unload a model; returns its status."""
         return dict(self._do(self._flows.post("models", model, "stop")))
 
     def ready(self) -> Document:
-        """The readiness document; its ``models`` counts live workers by model."""
+        """The readiness document. Its ``models`` holds the number of live workers per model."""
         return dict(self._do(self._flows.ready()))
 
     def _do(self, flow: Flow[T]) -> T:

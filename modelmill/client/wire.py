@@ -1,4 +1,4 @@
-"""Carries out the steps of flows: over ``httpx.Client`` by blocking, ``httpx.AsyncClient`` by awaiting."""
+"""Carries out the steps of flows, by blocking (``httpx.Client``) or by awaiting (``httpx.AsyncClient``)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from modelmill.client.events import Event
 from modelmill.client.protocol import (
     Call,
     Flow,
-    LineBuffer,
     Listen,
     Pause,
-    Policy,
+    RetryPolicy,
+    RunBlocking,
     Send,
     Step,
-    Work,
 )
+from modelmill.ndjson import LineSplitter
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 MIB = 1024 * 1024
@@ -34,8 +34,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a client was made with, filled up from the environment."""
+class Connection:
+    """The arguments of a client, completed from the environment."""
 
     url: str
     api_key: str | None = field(repr=False)
@@ -45,41 +45,47 @@ class Options:
 
     @classmethod
     def make(
-        cls, url: str | None, api_key: str | None, timeout_s: float, max_retries: int, upload_over_bytes: int
-    ) -> Options:
+        cls,
+        url: str | None,
+        *,
+        api_key: str | None = None,
+        timeout_s: float,
+        max_retries: int = 0,
+        upload_over_bytes: int = 0,
+    ) -> Connection:
         key = (os.environ.get("MODELMILL_API_KEY") if api_key is None else api_key) or ""
         key = key.strip()
         if not all(33 <= ord(character) < 127 for character in key):
-            raise ValueError("The API key holds a character that no key has.")
+            raise ValueError("The API key holds a character that is not allowed in a key.")
         where = url or os.environ.get("MODELMILL_URL") or DEFAULT_URL
         return cls(where, key or None, timeout_s, max(0, max_retries), upload_over_bytes)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What both kinds of httpx client take."""
+        """The arguments of both kinds of httpx client."""
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return {
             "base_url": self.url,
             "headers": {"User-Agent": f"modelmill-python/{__version__}", **key},
             "timeout": self.timeout_s,
-            # How many at once is the caller's choice: who has to wait for a connection would time out.
+            # The caller chooses how many requests run at once. With a limit, waiting requests would time out.
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
 
-    def policy(self, url: httpx.URL) -> Policy:
-        return Policy(url, self.max_retries)
+    def policy(self, url: httpx.URL) -> RetryPolicy:
+        return RetryPolicy(url, self.max_retries)
 
 
 class Wire:
-    """The blocking kind. May be used by several threads."""
+    """Carries out steps by blocking. Several threads may use it."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.http = httpx.Client(**options.arguments)
-        self.policy = options.policy(self.http.base_url)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.http = httpx.Client(**connection.arguments)
+        self.policy = connection.policy(self.http.base_url)
 
     def run(self, flow: Flow[T]) -> T:
-        """Runs a flow to its end, and gives what it returns."""
+        """Runs a flow to its end, and returns its result."""
         try:
             step = next(flow)
             while True:
@@ -95,13 +101,13 @@ class Wire:
             flow.close()
 
     def stream(self, step: Listen) -> Iterator[Event]:
-        """The events of one stream; the cursor tells how it ended.
+        """The events of one stream. Afterwards, the cursor says how it ended.
 
         Raises:
-            httpx.TransportError: it broke off, or ``until`` is over.
+            httpx.TransportError: the stream broke off, or ``until`` has passed.
         """
         step.cursor.begin()
-        with self.http.stream(**_arguments(step.call, self.options, step.until)) as response:
+        with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
             if not step.cursor.accept(response):
                 response.read()
                 step.cursor.refuse(response)
@@ -116,14 +122,14 @@ class Wire:
     def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return time.sleep(step.seconds)
-        if isinstance(step, Work):
+        if isinstance(step, RunBlocking):
             return step.function()
         if isinstance(step, Listen):
             for _ in self.stream(step):
                 pass
             return None
         with ExitStack() as opened:
-            arguments = _arguments(step.call, self.options, opened=opened)
+            arguments = _arguments(step.call, self.connection, opened=opened)
             if isinstance(step, Send):
                 return self.http.request(**arguments)
             with self.http.stream(**arguments) as response:
@@ -134,27 +140,27 @@ class Wire:
         if not response.is_success:
             response.read()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             for data in response.iter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 class AsyncWire:
-    """The awaiting kind, for asyncio."""
+    """Carries out steps by awaiting, for asyncio."""
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.http = httpx.AsyncClient(**options.arguments)
-        self.policy = options.policy(self.http.base_url)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.http = httpx.AsyncClient(**connection.arguments)
+        self.policy = connection.policy(self.http.base_url)
 
     async def run(self, flow: Flow[T]) -> T:
-        """Runs a flow to its end, and gives what it returns."""
+        """Runs a flow to its end, and returns its result."""
         try:
             step = next(flow)
             while True:
@@ -170,13 +176,13 @@ class AsyncWire:
             flow.close()
 
     async def stream(self, step: Listen) -> AsyncGenerator[Event, None]:
-        """The events of one stream; the cursor tells how it ended.
+        """The events of one stream. Afterwards, the cursor says how it ended.
 
         Raises:
-            httpx.TransportError: it broke off, or ``until`` is over.
+            httpx.TransportError: the stream broke off, or ``until`` has passed.
         """
         step.cursor.begin()
-        async with self.http.stream(**_arguments(step.call, self.options, step.until)) as response:
+        async with self.http.stream(**_arguments(step.call, self.connection, step.until)) as response:
             if not step.cursor.accept(response):
                 await response.aread()
                 step.cursor.refuse(response)
@@ -192,7 +198,7 @@ class AsyncWire:
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
-        if isinstance(step, Work):
+        if isinstance(step, RunBlocking):
             return await asyncio.to_thread(step.function)
         if isinstance(step, Listen):
             async with aclosing(self.stream(step)) as events:
@@ -200,7 +206,7 @@ class AsyncWire:
                     pass
             return None
         with ExitStack() as opened:
-            arguments = _arguments(step.call, self.options, opened=opened)
+            arguments = _arguments(step.call, self.connection, opened=opened)
             if isinstance(step.call.content, list | tuple):
                 arguments["content"] = _pieces(step.call.content)
             if isinstance(step, Send):
@@ -213,22 +219,22 @@ class AsyncWire:
         if not response.is_success:
             await response.aread()
             return
-        buffer = LineBuffer()
+        splitter = LineSplitter()
         try:
             async for data in response.aiter_bytes():
-                lines.extend(buffer.feed(data))
+                lines.extend(filter(None, splitter.feed(data)))
         except httpx.TransportError:
             if not lines:
                 raise
         else:
-            lines.extend(buffer.end())
+            lines.extend(filter(None, splitter.end()))
 
 
 def _arguments(
-    call: Call, options: Options, until: float | None = None, opened: ExitStack | None = None
+    call: Call, connection: Connection, until: float | None = None, opened: ExitStack | None = None
 ) -> dict[str, Any]:
-    """The arguments of httpx for a call; what had to be opened for it is left to ``opened``."""
-    read_s = options.timeout_s + call.extra_s
+    """The arguments of httpx for a call. ``opened`` closes the files that are opened for it."""
+    read_s = connection.timeout_s + call.extra_s
     if until is not None:
         read_s = min(read_s, max(until - time.monotonic(), 0.1))
     arguments: dict[str, Any] = {
@@ -236,7 +242,7 @@ def _arguments(
         "url": call.path,
         "params": dict(call.params) or None,
         "headers": dict(call.headers),
-        "timeout": httpx.Timeout(options.timeout_s, read=read_s),
+        "timeout": httpx.Timeout(connection.timeout_s, read=read_s),
     }
     if call.payload is not None:
         stream = call.payload.open()
@@ -254,7 +260,7 @@ async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
 
 
 class _Timed:
-    """What ``EventSource`` uses of a response, over at ``until``: comments alone would keep it going."""
+    """The parts of a response that ``EventSource`` uses. It ends at ``until``, even if comments arrive."""
 
     def __init__(self, response: httpx.Response, until: float) -> None:
         self.headers = response.headers
@@ -274,7 +280,7 @@ class _Timed:
 
     def _check(self) -> None:
         if time.monotonic() >= self._until:
-            raise httpx.ReadTimeout("The time for listening is over.")
+            raise httpx.ReadTimeout("The time limit for listening has passed.")
 
 
 def _timed(response: httpx.Response, until: float | None) -> httpx.Response:

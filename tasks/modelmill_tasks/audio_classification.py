@@ -1,4 +1,4 @@
-"""Audio classification: what is to be heard, among the classes the model was trained on?"""
+"""Audio classification: which sounds does the recording hold, among the classes that the model knows?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.image_classification import Class
 from modelmill_tasks.shared.audio import Audio
 from modelmill_tasks.shared.examples import SPEECH
@@ -14,7 +14,7 @@ from modelmill_tasks.shared.fields import TopK
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     top_k: TopK = Field(5, description="How many classes to return.")
 
@@ -22,10 +22,10 @@ class Config(TaskConfig):
 class Input(TaskInput):
     audio: Annotated[Audio, Batched] = Field(
         description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
-        "or its URL where the server fetches from that host. What is longer than the model's window, and of "
-        "any recording what follows its first minute, is not heard."
+        "or its URL, if the server fetches from that host. The model hears no more than its window, and at "
+        "most the first minute."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -34,7 +34,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="audio-classification",
-    summary="What is to be heard, among the classes that the model knows?",
+    group=TaskGroup.SOUND,
+    summary="Which sounds does the recording hold, among the classes that the model knows?",
     input=Input,
     output=Output,
     example=Example(

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
 from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Usage
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 MAX_MESSAGES = 1000
 MAX_PARTS = 100
@@ -21,7 +21,7 @@ class Role(StrEnum):
     """Who says a message."""
 
     SYSTEM = "system"
-    """Says how the assistant shall behave."""
+    """Says how the assistant must behave."""
     USER = "user"
     ASSISTANT = "assistant"
 
@@ -58,7 +58,7 @@ class Message(Part):
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
@@ -70,7 +70,7 @@ class Input(TaskInput):
         description="The conversation, oldest first. The last message is the user's; a system message, if "
         "any, is the first. A conversation that fills the model's window is refused."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
     @field_validator("messages")
     @classmethod
@@ -122,6 +122,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="chat-completion",
+    group=TaskGroup.TEXT,
     summary="The assistant's next message in a conversation, which may show images.",
     input=Input,
     output=Output,

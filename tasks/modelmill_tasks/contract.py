@@ -1,8 +1,8 @@
-"""The contract of a task, short enough to read standing.
+"""The contract of a task. This file is short: read it first.
 
-A task is declared once, for a single item: a pydantic ``Input``, its batched fields marked with
-``Batched``, and an ``Output``. Everything else follows: the request of a batched job (lists), how it
-falls apart into items, what makes items compatible, the OpenAPI schemas and the documentation.
+A task is declared once, for a single item: a pydantic ``Input``, whose batched fields are marked with
+``Batched``, and an ``Output``. The rest follows: the request of a batched job (lists), how it is split
+into items, which items may share a batch, the OpenAPI schemas and the documentation.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cached_property
 from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
@@ -31,34 +32,35 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ErrorCode, FieldError, ModelmillError, invalid_field
 from modelmill.states import Lane
+from modelmill_tasks.limits import MediaLimits
 
 MAX_ITEMS = 1024
 """Items that one batched job may hold."""
 MAX_EXPIRES_IN_S = 30 * 86_400
 """The longest ``expires_in``, and the longest ``result_ttl``."""
 MAX_METADATA_BYTES = 4096
-"""Of ``metadata``, as JSON."""
+"""Size of ``metadata`` as JSON."""
 
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
 
 JobEvent = Literal["started", "progress", "ended"]
-"""What a webhook can tell of."""
+"""The events that a webhook can report."""
 
 _CODES = frozenset(code.value for code in ErrorCode)
 
 MAX_KEYS = 50_000
 """Keys that a request body may hold, on all levels together."""
 
-SHARED, EACH = "one value for all", "one value an item"
+SHARED, EACH = "one value for all", "one value per item"
 
 
 class Sources(Protocol):
-    """Looks up the media that a request only names: see ``modelmill_tasks.shared.sources``."""
+    """Looks up the media that a request names but does not hold: see ``modelmill_tasks.shared.sources``."""
 
     def take(self, value: str, kind: str) -> str:
-        """What stands for ``value``, a URL or ``file:`` id of an ``image`` or ``audio``.
+        """The text to use for ``value``, a URL or ``file:`` id of an ``image`` or ``audio``.
 
         Raises:
             MediaError: it cannot be used.
@@ -71,7 +73,7 @@ class Batched:
 
 
 def _strict_json(value: Any, info: ValidationInfo) -> Any:
-    """Refuses NaN and infinities, which the parser reads and which are no JSON."""
+    """Refuses NaN and infinities: the parser reads them, but JSON does not have them."""
     waiting = [] if (info.context or {}).get("trusted") else [value]
     while waiting:
         part = waiting.pop()
@@ -89,13 +91,13 @@ STRICT_JSON = AfterValidator(_strict_json)
 
 
 class TaskConfig(BaseModel):
-    """Base of a task's ``config``: what tunes the model. Unknown keys are refused by name."""
+    """Base class of a task's ``config``, the options of the model. Unknown keys are refused by name."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class RequestOptions(BaseModel):
-    """``options`` at top level: reserved for protocols that have it; accepted and ignored."""
+    """``options`` at top level: reserved for protocols that have this field; accepted and ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -104,7 +106,7 @@ class RequestOptions(BaseModel):
 
 
 class TaskInput(BaseModel):
-    """Base of a task's input. The fields declared here concern the job and not the model."""
+    """Base class of a task's input. The fields that are declared here concern the job, not the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -123,29 +125,32 @@ class TaskInput(BaseModel):
         ge=1,
         le=MAX_EXPIRES_IN_S,
         strict=True,
-        description="Seconds for which the job can be read after its end, at most 30 days; the server's own "
-        "time when not set.",
+        description="Seconds for which the job can be read after its end, at most 30 days. If it is not "
+        "set, the server's own time.",
     )
     metadata: Annotated[dict[str, Any] | None, STRICT_JSON] = Field(
-        None, description=f"Anything of yours, at most {MAX_METADATA_BYTES} bytes as JSON; echoed back."
+        None,
+        description=f"An object of your own, at most {MAX_METADATA_BYTES} bytes as JSON. The job shows it.",
     )
     tags: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
-        default=[], max_length=16, description="Words of yours, to find the job by; echoed back."
+        default=[],
+        max_length=16,
+        description="Words of your own, by which you can find the job. The job shows them.",
     )
     webhook: str | None = Field(
         None,
         max_length=2048,
         pattern=r"^https?://[^\s]+$",
-        description="Where to tell of the job: an http(s) URL, which is sent a POST by Standard Webhooks.",
+        description="An http(s) URL that gets a POST for each event of the job, as Standard Webhooks say.",
     )
     webhook_events: list[JobEvent] = Field(
-        default=["ended"], min_length=1, max_length=3, description="What to tell of."
+        default=["ended"], min_length=1, max_length=3, description="The events to report."
     )
     idempotency_key: str | None = Field(
         None,
         max_length=255,
         pattern=IDEMPOTENCY_KEY,
-        description="The same as the header Idempotency-Key, for requests that are a line of many.",
+        description="The same as the header Idempotency-Key, for a request that is one line of many.",
     )
     options: RequestOptions | None = Field(None, description="Reserved; accepted and ignored.")
 
@@ -158,35 +163,47 @@ class TaskInput(BaseModel):
 
 
 class TaskOutput(BaseModel):
-    """Base of a task's result for one item."""
+    """Base class of a task's result for one item."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A request that works when pasted, and what it really answered once."""
+    """A request that works as it is, and the answer that it got."""
 
     input: dict[str, Any]
     output: dict[str, Any]
     model: str
     """The catalogued model that the example asks."""
     real: bool = True
-    """Whether ``output`` is what that model really answered. If not, it shows the form of an answer."""
+    """Whether ``output`` is the real answer of that model. If not, it shows only the form of an answer."""
+
+
+class TaskGroup(StrEnum):
+    """The headings under which the README lists the tasks."""
+
+    IMAGES = "Images"
+    IMAGES_AND_TEXT = "Images and text"
+    TEXT = "Text"
+    SOUND = "Sound"
+    OWN = "Your own"
+    """Tasks whose questions and answers you define yourself, as those of plugins."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of question with a fixed contract.
+    """A kind of question, with its contract.
 
     Attributes:
         name: The slug in the path, such as ``image-classification``.
         summary: One sentence for the documentation.
-        input: What one item takes.
-        output: What one item gives.
+        input: The request for one item.
+        output: The result for one item.
         example: A runnable example.
-        samples: Makes that many unequal items for the conformance suite, as JSON. Left out where other texts,
-            images and sounds in the example's batched fields will do.
+        group: The heading under which the README lists the task.
+        samples: Makes that many unequal items for the conformance suite, as JSON. Without it, the suite puts
+            other texts, images and sounds into the batched fields of the example.
     """
 
     name: str
@@ -194,10 +211,11 @@ class Task:
     input: type[TaskInput]
     output: type[TaskOutput]
     example: Example
+    group: TaskGroup = TaskGroup.OWN
     samples: Callable[[int], Sequence[dict[str, Any]]] | None = None
 
     def with_config_keys(self, config_keys: Sequence[str]) -> Task:
-        """This task, with further keys in its ``config``, which a model's runner declares and reads."""
+        """This task, with further keys in its ``config``, which a model's entry lists."""
         keys = tuple(config_keys)
         if keys and keys not in self._extended_by:
             self._extended_by[keys] = self._extended(keys)
@@ -210,7 +228,7 @@ class Task:
     def _extended(self, keys: tuple[str, ...]) -> Task:
         config: Any = self.input.model_fields["config"]
         if not isinstance(config.annotation, type) or not issubclass(config.annotation, BaseModel):
-            # A free object, as that of the task custom, takes every key as it is.
+            # A free object, as in the task custom, accepts every key already.
             return self
         more: Any = dict.fromkeys(keys, (Annotated[Any, STRICT_JSON], None))
         wider = create_model(config.annotation.__name__, __base__=config.annotation, **more)
@@ -236,7 +254,7 @@ class Task:
 
     @cached_property
     def batched_input(self) -> type[TaskInput]:
-        """The request of a batched job: batched fields as lists, every other one a single value or a list."""
+        """The request of a batched job: batched fields are lists, other fields single values or lists."""
         fields: dict[str, Any] = {}
         for name in self.batched_fields:
             field = self.input.model_fields[name]
@@ -246,7 +264,7 @@ class Task:
             ]
             fields[name] = (
                 Annotated[list[items], Field(min_length=1, max_length=MAX_ITEMS)],
-                Field(description=f"{field.description or name}, one an item"),
+                Field(description=f"{field.description or name}, one per item"),
             )
         for name in self.shared_fields:
             field = self.input.model_fields[name]
@@ -268,23 +286,26 @@ class Task:
         batched: bool = False,
         trusted: bool = False,
         sources: Sources | None = None,
+        limits: MediaLimits | None = None,
     ) -> TaskInput:
         """Validates a JSON request body.
 
         Args:
             body: The JSON text.
             batched: Whether it is the body of a batched job.
-            trusted: It was accepted before, so that media headers need no second look.
-            sources: Where media are looked up that the request only names; without it they are refused.
+            trusted: The API accepted this body before, so its media are not checked again.
+            sources: Looks up media that the request names; without it, such media are refused.
+            limits: The limits of media in the request; without it, those of this process's environment.
 
         Raises:
-            ModelmillError: ``invalid_input`` or a media code, naming the fields, echoing no values.
+            ModelmillError: ``invalid_input`` or a media code. It names the fields and holds no values.
         """
         if not trusted:
-            _bound_keys(body)
+            _limit_keys(body)
         model = self.batched_input if batched else self.input
+        context = {"trusted": trusted, "sources": sources, "limits": limits}
         try:
-            request = model.model_validate_json(body, context={"trusted": trusted, "sources": sources})
+            request = model.model_validate_json(body, context=context)
         except ValidationError as error:
             raise _invalid(error) from None
         if batched:
@@ -292,55 +313,51 @@ class Task:
         return request
 
     def items(self, request: TaskInput) -> list[TaskInput]:
-        """The items of a parsed request: itself if it is a plain job's, else one input an item."""
+        """The items of a parsed request: for a plain job, the request itself; else one input per item."""
         if isinstance(request, self.input):
             return [request]
         count = len(getattr(request, self.batched_fields[0]))
         columns = {name: getattr(request, name) for name in self.batched_fields}
         for name in self.shared_fields:
             value = getattr(request, name)
-            columns[name] = value if self.is_one_an_item(name, value) else [value] * count
+            columns[name] = value if self.has_one_value_per_item(name, value) else [value] * count
         return [
             self.input.model_construct(**{name: column[index] for name, column in columns.items()})
             for index in range(count)
         ]
 
-    def is_one_an_item(self, name: str, value: Any) -> bool:
-        """Whether a value of field ``name`` is a list of one value an item, and not one value.
+    def has_one_value_per_item(self, name: str, value: Any) -> bool:
+        """Whether a value of field ``name`` is a list with one value per item, and not one value for all.
 
-        Of a field that is a list itself, only a list of lists is that.
+        If the field itself is a list, only a list of lists has one value per item.
         """
         return _nesting_of(self.input.model_fields[name])(value) == EACH
 
     def group_key(self, item: TaskInput) -> Hashable:
-        """What must be equal for two items to share a forward pass, by default: all non-batched fields."""
+        """Two items with equal keys may share a forward pass. The key is all fields that are not batched."""
         return item.model_dump_json(include=set(self.shared_fields))
 
     def _same_lengths(self, request: TaskInput) -> None:
         count = len(getattr(request, self.batched_fields[0]))
         for name in (*self.batched_fields[1:], *self.shared_fields):
             value = getattr(request, name)
-            if name in self.shared_fields and not self.is_one_an_item(name, value):
+            if name in self.shared_fields and not self.has_one_value_per_item(name, value):
                 continue
             if len(value) != count:
                 message = f"has {len(value)} values, but {self.batched_fields[0]} has {count}"
-                raise ModelmillError(
-                    ErrorCode.INVALID_INPUT,
-                    f"Lists of a batched job must be of one length: {name} {message}.",
-                    fields=[FieldError(name, message)],
-                )
+                raise invalid_field(name, message)
 
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 
 
-def _bound_keys(body: bytes | str) -> None:
-    """Refuses a body of very many keys before it is parsed.
+def _limit_keys(body: bytes | str) -> None:
+    """Refuses a body with too many keys before it is parsed.
 
     Each unknown key becomes an error of its own: two million of them took 2 GiB and 13 s.
     """
     data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
-    # No more keys than colons, and those are counted in a moment.
+    # A body has at most as many keys as colons, and colons are counted fast.
     if data.count(b":") > MAX_KEYS and next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
         raise ModelmillError(
             ErrorCode.INVALID_INPUT, f"The body holds more than {MAX_KEYS} keys; no task needs so many."
@@ -365,7 +382,7 @@ def _type_of(field: FieldInfo) -> Any:
 
 
 def _nesting_of(field: FieldInfo) -> Callable[[Any], str]:
-    """Tells of a shared field's value in a batched job whether it is ``SHARED`` or ``EACH``."""
+    """A function that says whether a field's value in a batched job is ``SHARED`` or ``EACH``."""
     kinds = (field.annotation, *get_args(field.annotation))
     return _nested if any(get_origin(kind) is list for kind in kinds) else _listed
 
@@ -375,12 +392,12 @@ def _listed(value: Any) -> str:
 
 
 def _nested(value: Any) -> str:
-    # The field is a list itself, so only a list of lists can mean one value an item.
+    # The field itself is a list, so only a list of lists can mean one value per item.
     return EACH if isinstance(value, list) and value and isinstance(value[0], list) else SHARED
 
 
 def _invalid(error: ValidationError) -> ModelmillError:
-    """Flattens pydantic's report: field paths and messages, never the input."""
+    """Makes one error of pydantic's report: field paths and messages, never the input."""
     fields: list[FieldError] = []
     code = ErrorCode.INVALID_INPUT
     problems: Sequence[Any] = error.errors(include_input=False, include_url=False)
@@ -388,7 +405,7 @@ def _invalid(error: ValidationError) -> ModelmillError:
         path = ".".join(str(part) for part in problem["loc"] if part not in (SHARED, EACH))
         if problem["type"] in _CODES:
             code = ErrorCode(problem["type"])
-        # An unknown field's name is the caller's own text: keep what a person can read.
+        # An unknown field's name is the caller's own text, so its length is limited.
         fields.append(FieldError(path[:200] or "body", problem["msg"]))
     first = fields[0]
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -396,6 +413,6 @@ def _invalid(error: ValidationError) -> ModelmillError:
 
 
 def field_problem(code: ErrorCode, message: str) -> PydanticCustomError:
-    """For validators: a problem of one field that carries a code of ours to the caller."""
-    # The message is passed as a value, since pydantic would read braces in a template.
+    """For validators: a problem of one field, which reaches the caller with this code."""
+    # The message is a value of the template, since pydantic would interpret braces in the template itself.
     return PydanticCustomError(code.value, "{message}", {"message": message})

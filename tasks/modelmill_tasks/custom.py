@@ -1,4 +1,7 @@
-"""Custom: whatever your own function takes and gives, for what no other task fits."""
+"""Custom: a function of your own answers, with any JSON as input and output.
+
+Use it for questions that no other task fits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from modelmill_tasks.contract import STRICT_JSON, Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import STRICT_JSON, Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 
 
 class Input(TaskInput):
@@ -16,12 +19,12 @@ class Input(TaskInput):
     )
     config: Annotated[dict[str, Any], STRICT_JSON] = Field(
         default_factory=dict,
-        description="Any JSON object; the function gets it as it is. Items of equal config share a call.",
+        description="Any JSON object; the function gets it as it is. Items with equal config share a call.",
     )
 
 
 class Output(TaskOutput):
-    output: dict[str, Any] = Field(description="What the function gave for this item.")
+    output: dict[str, Any] = Field(description="The function's answer for this item.")
 
 
 def _samples(count: int) -> Sequence[dict[str, Any]]:
@@ -37,7 +40,8 @@ def _samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="custom",
-    summary="Whatever your own function takes and gives.",
+    group=TaskGroup.OWN,
+    summary="A function of your own answers, with any JSON as input and output.",
     input=Input,
     output=Output,
     example=Example(

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(TaskConfig):
@@ -17,7 +17,7 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -37,6 +37,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="depth-estimation",
+    group=TaskGroup.IMAGES,
     summary="How far away is each pixel of the image?",
     input=Input,
     output=Output,

@@ -1,4 +1,7 @@
-"""Face embedding: where faces are, and for each a vector that lies near those of the same person."""
+"""Face embedding: where are the faces in the image?
+
+Each face has a vector near other vectors of the same person.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,26 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Box
 
 
 class Config(EmbeddingConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
-    threshold: Score = Field(0.7, description="Faces of which the detector is less sure are left out.")
+    threshold: Score = Field(0.7, description="Faces with a lower score of the detector are left out.")
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Face(Part):
-    """A face; its vector says who, its score how sure the detector is that it is one."""
+    """A face. Its vector identifies the person; its score says how sure the detector is that it is a face."""
 
     score: Score
     box: Box = Field(description="In pixels of the oriented image; may reach beyond its edges.")
@@ -33,17 +36,18 @@ class Face(Part):
 
 
 class Output(TaskOutput):
-    faces: list[Face] = Field(description="The surest first; empty where there are none.")
+    faces: list[Face] = Field(description="Highest score first; empty if there are none.")
 
 
 TASK = Task(
     name="face-embedding",
-    summary="Where faces are in the image, and a vector of each that lies near those of the same person.",
+    group=TaskGroup.IMAGES,
+    summary="Where are the faces in the image? Each face has a vector near other vectors of the same person.",
     input=Input,
     output=Output,
     example=Example(
         input={"image": CAT, "config": {"threshold": 0.7}},
-        # The form of an answer, abridged: the first 4 of 128 numbers. A cat's face is none.
+        # The form of an answer, abridged: the first 4 of 128 numbers. The detector finds no cats' faces.
         output={
             "faces": [
                 {

@@ -7,30 +7,29 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score, Text, TopK
 
 MASKS = ("[MASK]", "<mask>")
-"""Spellings of the gap that every model takes, beside its own."""
+"""Spellings of the gap that every model takes, besides its own."""
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     top_k: TopK = Field(5, description="How many fillings to return at most.")
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="The text, with the gap written as the model's own mask token or, where that does not "
-        "occur, as [MASK] or <mask>; exactly one. What is longer than the model's window is cut off, around "
-        "the gap.",
+        description="The text with exactly one gap, written as the model's own mask token, [MASK] or <mask>. "
+        "Text beyond the model's window is cut off, on both sides of the gap.",
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Filling(Part):
-    """What may stand in the gap."""
+    """A text that may stand in the gap."""
 
     score: Score
     token: int = Field(ge=0, description="The token's number in the model's vocabulary.")
@@ -58,6 +57,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="fill-mask",
+    group=TaskGroup.TEXT,
     summary="Which words fit into the gap of the text?",
     input=Input,
     output=Output,

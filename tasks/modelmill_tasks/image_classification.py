@@ -1,4 +1,4 @@
-"""Image classification: what does the image show, among the classes the model was trained on?"""
+"""Image classification: what does the image show, among the classes that the model knows?"""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(TaskConfig):
@@ -17,7 +17,7 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Class(TaskOutput):
@@ -31,6 +31,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-classification",
+    group=TaskGroup.IMAGES,
     summary="What does the image show, among the classes that the model knows?",
     input=Input,
     output=Output,

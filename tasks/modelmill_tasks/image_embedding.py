@@ -1,4 +1,4 @@
-"""Image embedding: a vector that lies near the vectors of images that show the like."""
+"""Image embedding: a vector. Images that show similar things have vectors near each other."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(EmbeddingConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -27,7 +27,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-embedding",
-    summary="A vector that lies near the vectors of images that show the like.",
+    group=TaskGroup.IMAGES,
+    summary="A vector; images that show similar things have vectors near each other.",
     input=Input,
     output=Output,
     example=Example(

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Label
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import PngMask, Threshold
 
 
@@ -18,28 +18,30 @@ class Subtask(StrEnum):
     """What counts as a segment."""
 
     PANOPTIC = "panoptic"
-    """Every pixel is in one segment at most; countable things have one segment each."""
+    """Every pixel is in at most one segment; countable things have one segment each."""
     INSTANCE = "instance"
     """Objects only, each by itself; their masks may overlap."""
     SEMANTIC = "semantic"
-    """One segment a label, without scores."""
+    """One segment per label, without scores."""
 
 
 class Config(TaskConfig):
     threshold: Threshold = Field(
-        0.9, description="Segments with a lower score are left out. Semantic segments have none and all stay."
+        0.9,
+        description="Segments with a lower score are left out. Semantic segments have no scores, so "
+        "all stay.",
     )
     subtask: Subtask | None = Field(
         None,
         description="panoptic: all of the image, things and background. instance: objects only, each by "
-        "itself; masks may overlap. semantic: one segment a label, without scores. "
-        "When not set, the first of these that the model can do.",
+        "itself; masks may overlap. semantic: one segment per label, without scores. "
+        "If it is not set, the first of these that the model can do.",
     )
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Segment(Label):
@@ -56,6 +58,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-segmentation",
+    group=TaskGroup.IMAGES,
     summary="The image cut into labelled segments, each with its mask.",
     input=Input,
     output=Output,

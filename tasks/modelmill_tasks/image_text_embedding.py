@@ -1,4 +1,4 @@
-"""Image-text embedding: one vector for an image together with a text, and each one's own."""
+"""Image-text embedding: one vector for an image together with a text, and one for each of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Text
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(EmbeddingConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     normalize: bool | None = Field(
         None,
-        description="Scale image_embedding and text_embedding to length 1; the model's own way when not set. "
+        description="Scale image_embedding and text_embedding to length 1; the model's own way if not set. "
         "The embedding of both always has length 1.",
     )
 
@@ -25,15 +25,15 @@ class Config(EmbeddingConfig):
 class Input(TaskInput):
     image: Annotated[Image, Batched]
     text: Annotated[Text, Batched] = Field(
-        description="What goes with the image. What is longer than the model's window is cut off."
+        description="The text that goes with the image. Text beyond the model's window is cut off."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
     embedding: list[float] = Field(
-        description="Of both: the image's vector, then the text's, each of length 1, together scaled to "
-        "length 1, so that the dot product of two is the mean of the images' and the texts' cosine."
+        description="The image's vector, then the text's: each is scaled to length 1, then both together. "
+        "So the dot product of two such vectors is the mean of the images' and the texts' cosine."
     )
     image_embedding: list[float]
     text_embedding: list[float] = Field(description="In the same space as the image's.")
@@ -41,7 +41,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-text-embedding",
-    summary="One vector for an image together with a text, and the vectors of each.",
+    group=TaskGroup.IMAGES_AND_TEXT,
+    summary="One vector for an image together with a text, and one for each of them.",
     input=Input,
     output=Output,
     example=Example(

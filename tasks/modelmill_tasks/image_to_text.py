@@ -1,4 +1,4 @@
-"""Image to text: a caption, or what is written on the image, as the model was trained for."""
+"""Image to text: a caption of the image or the text on it, depending on the model."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    # Not marked as batched, so that it can be left out: a batched job gives one for all, or one an item.
+    # Not marked as batched, so that callers may leave it out. A batched job gives one text, or one per item.
     text: Text | None = Field(
         None,
-        description="How the text begins, such as 'a photo of'; the model goes on from there. A model that "
-        "takes none refuses it. One that fills the model's window is refused.",
+        description="The beginning of the text, such as 'a photo of'; the model continues it. Models that "
+        "cannot do this refuse it. A text that fills the model's window is refused.",
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
     text: str = Field(
-        description="The first text, where num_return_sequences asks for several; with its given beginning."
+        description="The text with its given beginning; the first one if num_return_sequences asks "
+        "for several."
     )
     usage: Usage
     created: Created
@@ -38,7 +39,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="image-to-text",
-    summary="A caption, or what is written on the image, as the model was trained for.",
+    group=TaskGroup.IMAGES_AND_TEXT,
+    summary="A caption of the image or the text on it, depending on the model.",
     input=Input,
     output=Output,
     example=Example(

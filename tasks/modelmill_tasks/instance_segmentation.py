@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import PixelBox, Rle, Size, Threshold
 
 
@@ -19,7 +19,7 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Instance(Part):
@@ -33,11 +33,12 @@ class Instance(Part):
 
 
 class Output(TaskOutput):
-    objects: list[Instance] = Field(description="Best first; empty where nothing was found.")
+    objects: list[Instance] = Field(description="Best first; empty if the model found none.")
 
 
 TASK = Task(
     name="instance-segmentation",
+    group=TaskGroup.IMAGES,
     summary="Which objects does the image show, and which pixels belong to each?",
     input=Input,
     output=Output,

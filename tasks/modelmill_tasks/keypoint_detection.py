@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Box, Threshold
 
 
@@ -21,7 +21,7 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Keypoint(Part):
@@ -32,25 +32,27 @@ class Keypoint(Part):
     )
     y: float = Field(description="Pixels from the upper edge.")
     v: Score = Field(description="How sure the model is of the point, 0 to 1.")
-    name: str | None = Field(None, description="What the point is, where the model says so.")
+    name: str | None = Field(None, description="The name of the point; null if the model has none.")
 
 
 class KeypointObject(Part):
-    """One person, or whatever the model knows the keypoints of."""
+    """One person, or another object of which the model knows the keypoints."""
 
     score: Score = Field(
-        description="How sure the detector is of the object; without a detector the mean of its keypoints' v."
+        description="How sure the detector is of the object; without a detector, the mean of its "
+        "keypoints' v."
     )
     box: Box = Field(description="Around the object, within the image.")
     keypoints: list[Keypoint] = Field(description="In the model's own order.")
 
 
 class Output(TaskOutput):
-    objects: list[KeypointObject] = Field(description="Best first; empty where nothing was found.")
+    objects: list[KeypointObject] = Field(description="Best first; empty if the model found none.")
 
 
 TASK = Task(
     name="keypoint-detection",
+    group=TaskGroup.IMAGES,
     summary="Where are the joints, eyes and ears of each person in the image?",
     input=Input,
     output=Output,

@@ -1,4 +1,4 @@
-"""Multimodal embedding: vectors of texts and of images in one space, so that each finds the other."""
+"""Multimodal embedding: vectors of texts and images in one space, so that each finds the other kind."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import EmbeddingConfig, Part, Text
-from modelmill_tasks.shared.media import Image, open_image
+from modelmill_tasks.shared.images import Image, open_image
 
 
 class Config(EmbeddingConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Content(Part):
     """A text or an image."""
 
-    text: Text | None = Field(None, description="What is longer than the model's window is cut off.")
+    text: Text | None = Field(None, description="Text beyond the model's window is cut off.")
     image: Image | None = None
 
     @model_validator(mode="after")
@@ -35,7 +35,7 @@ class Input(TaskInput):
     input: Annotated[Content, Batched] = Field(
         description="A text or an image, exactly one of them. A batched job may mix both."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -69,7 +69,8 @@ def samples(count: int) -> list[dict[str, Any]]:
 
 TASK = Task(
     name="multimodal-embedding",
-    summary="Vectors of texts and of images in one space, so that each finds the other.",
+    group=TaskGroup.IMAGES_AND_TEXT,
+    summary="Vectors of texts and images in one space, so that each finds the other kind.",
     input=Input,
     output=Output,
     example=Example(

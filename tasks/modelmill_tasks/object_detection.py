@@ -1,4 +1,4 @@
-"""Object detection: which objects does the image show, among those the model was trained on, and where?"""
+"""Object detection: which objects does the image show, among those that the model knows, and where?"""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import DetectedObject, Threshold, TopObjects
 
 
@@ -19,15 +19,16 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
-    objects: list[DetectedObject] = Field(description="Best first; empty where nothing was found.")
+    objects: list[DetectedObject] = Field(description="Best first; empty if the model found none.")
 
 
 TASK = Task(
     name="object-detection",
+    group=TaskGroup.IMAGES,
     summary="Which objects does the image show, among those that the model knows, and where?",
     input=Input,
     output=Output,

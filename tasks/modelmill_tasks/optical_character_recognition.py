@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Box
 
 LanguageCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")]
@@ -20,30 +20,30 @@ LanguageCode = Annotated[str, StringConstraints(pattern=r"^[A-Za-z]{2,3}([-_][A-
 class Config(TaskConfig):
     languages: Annotated[list[LanguageCode], Field(min_length=1, max_length=20)] | None = Field(
         None,
-        description="Languages of the text, by ISO 639 codes; all that the model reads when not set. "
-        "One that it does not read is refused.",
+        description="Languages of the text, by ISO 639 codes; all that the model reads if not set. "
+        "A language that the model does not read is refused.",
         examples=[["en", "de"]],
     )
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class TextObject(Part):
-    """A piece of text that stands together: a line, or a part of one."""
+    """A piece of text: a line, or a part of a line."""
 
     text: str
-    score: Score | None = Field(description="0 to 1; null where the model gives none.")
+    score: Score | None = Field(description="0 to 1; null if the model gives none.")
     box: Box = Field(description="Upright rectangle around it, in pixels of the oriented image.")
 
 
 class Output(TaskOutput):
     text: str = Field(
-        description="All of it in reading order: lines from top to bottom, separated by newlines; pieces "
-        "that stand on one line from left to right, separated by spaces; columns of prose one after the "
-        "other, where the model tells them apart. Empty where nothing is written."
+        description="The whole text in reading order: lines from top to bottom, separated by newlines; "
+        "the pieces of a line from left to right, separated by spaces; columns of prose one after the "
+        "other, if the model recognises them. Empty if the image holds no text."
     )
     objects: list[TextObject] = Field(description="The pieces, in the same order.")
 
@@ -94,6 +94,7 @@ def samples(count: int) -> list[dict[str, Any]]:
 
 TASK = Task(
     name="optical-character-recognition",
+    group=TaskGroup.IMAGES,
     summary="What is written in the image, and where?",
     input=Input,
     output=Output,

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from modelmill.errors import ErrorCode
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput, field_problem
+from modelmill_tasks.contract import (
+    Batched,
+    Example,
+    Task,
+    TaskConfig,
+    TaskGroup,
+    TaskInput,
+    TaskOutput,
+    field_problem,
+)
 from modelmill_tasks.shared.fields import Part, Score, Text, TopK
 
 MAX_HISTORY = 100
@@ -16,7 +25,7 @@ MAX_HISTORY = 100
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     top_k: TopK = Field(1, description="How many answers to return at most.")
     max_answer_length: int = Field(
@@ -26,13 +35,13 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     question: Annotated[Text, Batched] = Field(
-        description="The question. What is longer than half of the model's window is cut off."
+        description="The question. Text beyond half of the model's window is cut off."
     )
     # Not marked as batched, so that a batched job may ask many questions of one context.
     context: Text | None = Field(
         None,
-        description="The text that holds the answer. Models that find answers in a text need it, and read "
-        "what is longer than their window in windows that overlap.",
+        description="The text that holds the answer. Models that find answers in a text need it. They read a "
+        "longer text in overlapping parts of the length of their window.",
     )
     prev_q: list[Text] = Field(
         default_factory=list,
@@ -43,9 +52,9 @@ class Input(TaskInput):
         default_factory=list,
         max_length=MAX_HISTORY,
         validate_default=True,
-        description="The answers to prev_q, one a question.",
+        description="The answers to prev_q, one per question.",
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
     @field_validator("prev_a")
     @classmethod
@@ -56,31 +65,32 @@ class Input(TaskInput):
 
 
 class Answer(Part):
-    """An answer and where it stands."""
+    """An answer, and its place in the context."""
 
     answer: str
-    score: Score | None = Field(description="0 to 1; null where the model gives none.")
+    score: Score | None = Field(description="0 to 1; null if the model gives none.")
     start: int | None = Field(
         ge=0,
-        description="Code points of the context before the answer; null where it does not come from there.",
+        description="Code points of the context before the answer; null if the answer is not from the "
+        "context.",
     )
     end: int | None = Field(
-        ge=0, description="Code points of the context up to the answer's end; null as start is."
+        ge=0, description="Code points of the context up to the answer's end; null if start is null."
     )
 
 
 class Output(TaskOutput):
-    answers: list[Answer] = Field(description="Best first; each place once.")
+    answers: list[Answer] = Field(description="Best first; each place of the context at most once.")
 
 
 def history_problem(prev_q: Sequence[str], prev_a: Sequence[str]) -> str | None:
-    """What is wrong with ``prev_a``, in words.
+    """The message for a ``prev_a`` that does not match ``prev_q``; None if they match.
 
-    The contract asks it of a plain job, and a runner that uses them once more of a batched job's item.
+    The contract checks plain jobs. A runner that uses both fields also checks the items of batched jobs.
     """
     if len(prev_q) == len(prev_a):
         return None
-    return f"has {len(prev_a)} values, but prev_q has {len(prev_q)}; give one answer a question"
+    return f"has {len(prev_a)} values, but prev_q has {len(prev_q)}; give one answer per question"
 
 
 def samples(count: int) -> Sequence[dict[str, Any]]:
@@ -106,6 +116,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="question-answering",
+    group=TaskGroup.TEXT,
     summary="What does the text say about the question?",
     input=Input,
     output=Output,

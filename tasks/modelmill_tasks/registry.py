@@ -1,6 +1,6 @@
-"""Finds the tasks: every module of this package that defines ``TASK``, and installed plugins.
+"""Finds the tasks: every module of this package that defines ``TASK``, and those of installed plugins.
 
-A third party adds one by an entry point in the group ``modelmill.tasks`` that names a ``Task``.
+A plugin adds a task by an entry point in the group ``modelmill.tasks`` that names a ``Task``.
 """
 
 from __future__ import annotations

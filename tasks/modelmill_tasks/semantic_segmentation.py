@@ -1,4 +1,4 @@
-"""Semantic segmentation: what does each pixel of the image belong to: sky, road, cat?"""
+"""Semantic segmentation: which label does each pixel have, such as sky, road or cat?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Part
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import Rle, Size
 
 
@@ -19,7 +19,7 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Stuff(Part):
@@ -38,7 +38,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="semantic-segmentation",
-    summary="What does each pixel of the image belong to, among the labels that the model knows?",
+    group=TaskGroup.IMAGES,
+    summary="Which label does each pixel of the image have, among those that the model knows?",
     input=Input,
     output=Output,
     example=Example(

@@ -6,24 +6,25 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_CLASSES, Text
 
 Cosine = Annotated[float, Field(ge=-1, le=1)]
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     source_sentence: Annotated[Text, Batched] = Field(
-        description="What the sentences are compared with. What is longer than the model's window is cut off."
+        description="The sentence with which the others are compared. Text beyond the model's window "
+        "is cut off."
     )
     sentences: Annotated[list[Text], Field(min_length=1, max_length=MAX_CLASSES)] = Field(
-        description="The sentences to compare. What is longer than the model's window is cut off."
+        description="The sentences to compare. Text beyond the model's window is cut off."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -34,6 +35,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="sentence-similarity",
+    group=TaskGroup.TEXT,
     summary="How near in meaning is each of these sentences to the source sentence?",
     input=Input,
     output=Output,

@@ -1,4 +1,4 @@
-"""Summarization: a shorter text that keeps what matters."""
+"""Summarization: a shorter text with the main points."""
 
 from __future__ import annotations
 
@@ -6,31 +6,34 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="What to summarise. What is longer than the model's window is cut off."
+        description="The text to summarise. Text beyond the model's window is cut off."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
-    summary_text: str = Field(description="The first summary, where num_return_sequences asks for several.")
+    summary_text: str = Field(
+        description="The summary; the first one if num_return_sequences asks for several."
+    )
     usage: Usage
     created: Created
 
 
 TASK = Task(
     name="summarization",
-    summary="A shorter text that keeps what matters.",
+    group=TaskGroup.TEXT,
+    summary="A shorter text with the main points.",
     input=Input,
     output=Output,
     example=Example(

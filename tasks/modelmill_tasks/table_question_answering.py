@@ -8,7 +8,16 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from modelmill.errors import ErrorCode
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput, field_problem
+from modelmill_tasks.contract import (
+    Batched,
+    Example,
+    Task,
+    TaskConfig,
+    TaskGroup,
+    TaskInput,
+    TaskOutput,
+    field_problem,
+)
 from modelmill_tasks.shared.fields import Text
 
 MAX_COLUMNS = 100
@@ -48,27 +57,28 @@ Table = Annotated[
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     query: Annotated[Text, Batched] = Field(
-        description="The question. What is longer than half of the model's window is cut off."
+        description="The question. Text beyond half of the model's window is cut off."
     )
     table: Table = Field(
         description="The table by columns: each header with its cells, texts or numbers, all columns equally "
         "long. Rows that do not fit into the model's window are left out, the last ones first.",
         examples=[{"tree": ["beech", "yew"], "years": ["300", "2000"]}],
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
     answer: str = Field(
-        description="The cells that answer, joined by commas; after the aggregator and > where there is one."
+        description="The cells that answer, joined by commas. If there is an aggregator, it stands "
+        "before them with >."
     )
     aggregator: str | None = Field(
-        None, description="What is to be done with the cells, such as SUM; null where the model does not say."
+        None, description="The operation on the cells, such as SUM; null if the model does not give one."
     )
     cells: list[str] | None = Field(None, description="The cells that answer, row by row.")
     coordinates: list[tuple[int, int]] | None = Field(
@@ -99,6 +109,7 @@ def samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="table-question-answering",
+    group=TaskGroup.TEXT,
     summary="Which cells of the table answer the question?",
     input=Input,
     output=Output,

@@ -1,4 +1,4 @@
-"""Text classification: which of the labels that the model was trained on fits the text?"""
+"""Text classification: which of the labels that the model knows fits the text?"""
 
 from __future__ import annotations
 
@@ -6,31 +6,28 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Text, TopK
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     top_k: TopK = Field(5, description="How many labels to return at most.")
 
 
 class Input(TaskInput):
-    text: Annotated[Text, Batched] = Field(
-        description="The text. What is longer than the model's window is cut off."
-    )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    text: Annotated[Text, Batched] = Field(description="The text. Text beyond the model's window is cut off.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Result(Part):
-    """A label with how sure the model is of it."""
+    """A label, and how sure the model is of it."""
 
     label: str
     score: float | None = Field(
         allow_inf_nan=False,
-        description="0 to 1; null where the model gives none. A regression model's own number, whatever its "
-        "range.",
+        description="0 to 1; null if the model gives none. A regression model's number may be in any range.",
     )
 
 
@@ -40,6 +37,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-classification",
+    group=TaskGroup.TEXT,
     summary="Which of the labels that the model knows fits the text?",
     input=Input,
     output=Output,

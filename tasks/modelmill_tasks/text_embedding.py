@@ -1,4 +1,4 @@
-"""Text embedding: a vector that lies near the vectors of texts with a like meaning."""
+"""Text embedding: a vector. Texts with a similar meaning have vectors near each other."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import EmbeddingConfig, Text
 
 
 class Config(EmbeddingConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     prompt_name: str | None = Field(
         None, max_length=100, description="One of the model's own prompts, put before the text."
@@ -19,10 +19,8 @@ class Config(EmbeddingConfig):
 
 
 class Input(TaskInput):
-    text: Annotated[Text, Batched] = Field(
-        description="The text. What is longer than the model's window is cut off."
-    )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    text: Annotated[Text, Batched] = Field(description="The text. Text beyond the model's window is cut off.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -31,7 +29,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-embedding",
-    summary="A vector that lies near the vectors of texts with a like meaning.",
+    group=TaskGroup.TEXT,
+    summary="A vector; texts with a similar meaning have vectors near each other.",
     input=Input,
     output=Output,
     example=Example(

@@ -6,35 +6,35 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
 from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Usage
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     return_full_text: bool = Field(False, description="Put the prompt before each text of the answer.")
     system_message: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_TEXT,
-        description="How the model shall behave. The text then becomes a user's message after it, in the "
-        "form of the model's chat template; a model without one refuses it. When not set, the text is "
-        "continued as it is.",
+        description="How the model must behave. The text then follows it as a user's message, in the form "
+        "of the model's chat template; a model without a template refuses it. If it is not set, the model "
+        "continues the text as it is.",
     )
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="The prompt. One that fills the model's window is refused."
+        description="The prompt. A prompt that fills the model's window is refused."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Choice(Part):
     index: int
-    text: str = Field(description="What the model wrote, without the prompt unless that was asked for.")
+    text: str = Field(description="The text of the model; with the prompt only if return_full_text is true.")
     finish_reason: FinishReason
 
 
@@ -46,6 +46,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-generation",
+    group=TaskGroup.TEXT,
     summary="Continues a text, or answers a prompt.",
     input=Input,
     output=Output,

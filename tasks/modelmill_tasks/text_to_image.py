@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Part, Text
 from modelmill_tasks.shared.generation import MAX_SEED
 
 MIN_SIDE, MAX_SIDE = 64, 2048
 """Bounds of an image's width and height, in pixels."""
 MAX_ASPECT = 4
-"""How many times longer one side may be than the other, where an aspect ratio is asked."""
+"""How many times longer one side may be than the other, if the request gives an aspect ratio."""
 
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 
@@ -25,43 +25,43 @@ class Finish(StrEnum):
 
     SUCCESSFUL = "successful"
     CONTENT_FILTERED = "content_filtered"
-    """The model's own safety checker withheld it: what is returned is black."""
+    """The model's own safety checker withheld the image: the answer holds a black one."""
 
 
 class Config(TaskConfig):
-    """What tunes the model. What is not set is the model's own default."""
+    """Options of the model. If one is not set, the model uses its own default."""
 
     negative_prompt: Text | None = Field(
         None,
-        description="What the image should not show. Takes effect where the guidance is above 1.",
+        description="Things that the image must not show. It has an effect only if the guidance is above 1.",
         examples=["blurry, text"],
     )
-    num_images: int = Field(1, ge=1, le=8, description="Images to make of one prompt.")
+    num_images: int = Field(1, ge=1, le=8, description="Images to make for one prompt.")
     seed: int | None = Field(
         None,
         ge=0,
         le=MAX_SEED,
-        description="Of the first image; the next ones count up from it. Drawn at random when not set. "
-        "The same seed makes the same image, whatever else runs in the batch.",
+        description="Seed of the first image; the next ones count up from it. Random if not set. The same "
+        "seed makes the same image, also beside other items of a batch.",
     )
     aspect_ratio: str | None = Field(
         None,
         pattern=r"^[1-9]\d{0,3}:[1-9]\d{0,3}$",
-        description="Width to height, in place of width and height: an image of that form and of about as "
-        f"many pixels as the model's own size. From 1:{MAX_ASPECT} to {MAX_ASPECT}:1.",
+        description="Width to height, instead of width and height: an image of this form, with about as many "
+        f"pixels as the model's own size. From 1:{MAX_ASPECT} to {MAX_ASPECT}:1.",
         examples=["16:9"],
     )
     width: Side | None = Field(
-        None, description="In pixels, a multiple of 8; the model's own when not set, whatever the height."
+        None, description="In pixels, a multiple of 8; the model's own if not set, also if height is set."
     )
     height: Side | None = Field(
-        None, description="In pixels, a multiple of 8; the model's own when not set, whatever the width."
+        None, description="In pixels, a multiple of 8; the model's own if not set, also if width is set."
     )
     num_inference_steps: int | None = Field(
         None, ge=1, le=200, description="Steps from noise to image; more take longer."
     )
     guidance_scale: float | None = Field(
-        None, ge=0, le=50, description="How closely to follow the prompt; 1 and below is no guidance."
+        None, ge=0, le=50, description="How closely to follow the prompt; 1 and below mean no guidance."
     )
     output_format: Literal["png", "jpeg", "webp"] = Field(
         "png", description="File format of the images: png is lossless, jpeg and webp are smaller."
@@ -69,7 +69,7 @@ class Config(TaskConfig):
 
     @field_validator("aspect_ratio")
     @classmethod
-    def _moderate(cls, value: str | None) -> str | None:
+    def _within_max_aspect(cls, value: str | None) -> str | None:
         if value is not None:
             width, height = (int(side) for side in value.split(":"))
             if max(width, height) > MAX_ASPECT * min(width, height):
@@ -85,22 +85,22 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     prompt: Annotated[Text, Batched] = Field(
-        description="What the image shows. What is longer than the model's window is cut off; "
-        "with CLIP, that is 77 tokens."
+        description="A description of the image. Text beyond the model's window is cut off; with CLIP, "
+        "the window has 77 tokens."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class GeneratedImage(Part):
-    """One image of a prompt."""
+    """One image for a prompt."""
 
     image: str = Field(
-        description="The file as a data URL; black where it was withheld.",
+        description="The file as a data URL; black if the safety checker withheld the image.",
         examples=["data:image/png;base64,iVBORw0K…"],
     )
-    seed: int = Field(description="What it was drawn from: with num_images 1, this seed makes it again.")
+    seed: int = Field(description="Seed of this image: with num_images 1, the same seed makes it again.")
     finish_reason: Finish = Field(
-        description="content_filtered where the model's safety checker withheld it."
+        description="content_filtered if the model's safety checker withheld the image."
     )
 
 
@@ -110,7 +110,7 @@ class Output(TaskOutput):
 
 
 def _samples(count: int) -> Sequence[dict[str, Any]]:
-    """Unequal prompts, each with a seed of its own: without one, no answer is like another."""
+    """Unequal prompts, each with its own seed: without a seed, no two answers are equal."""
     subjects = (
         "a red mill by a river",
         "a cat",
@@ -130,6 +130,7 @@ def _samples(count: int) -> Sequence[dict[str, Any]]:
 
 TASK = Task(
     name="text-to-image",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="Pictures of what a prompt describes.",
     input=Input,
     output=Output,

@@ -1,4 +1,4 @@
-"""Text to speech: a recording of the text, spoken."""
+"""Text to speech: a recording of the spoken text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created
 from modelmill_tasks.shared.generation import MAX_SEED
 
@@ -15,16 +15,16 @@ MAX_SPOKEN = 2000
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     speaker: int | None = Field(
-        None, ge=0, description="Number of the voice, from 0, for models with several; 0 when not set."
+        None, ge=0, description="Number of the voice, from 0, for models with several; 0 if not set."
     )
     seed: int | None = Field(
         None,
         ge=0,
         le=MAX_SEED,
-        description="Another seed speaks the text a little differently; 0 when not set. The same seed gives "
+        description="Another seed gives a slightly different speech; 0 if not set. The same seed gives "
         "the same speech on one kind of device.",
     )
 
@@ -33,10 +33,10 @@ class Input(TaskInput):
     text: Annotated[str, Batched] = Field(
         min_length=1,
         max_length=MAX_SPOKEN,
-        description="The text; send a longer one as several items. Characters that the model cannot speak "
-        "are left out.",
+        description="The text; send a longer one as several items. The model leaves out characters that it "
+        "cannot speak.",
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -51,7 +51,8 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="text-to-speech",
-    summary="The text, spoken.",
+    group=TaskGroup.SOUND,
+    summary="A recording of the spoken text.",
     input=Input,
     output=Output,
     example=Example(

@@ -1,4 +1,4 @@
-"""Token classification: which words of the text are names of persons, places, or whatever the model marks?"""
+"""Token classification: which words of the text are names, places, or other things that the model marks?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Part, Score, Text
 
 
@@ -15,9 +15,9 @@ class AggregationStrategy(StrEnum):
     """How the tags of tokens become entities."""
 
     NONE = "none"
-    """They do not: each token has its raw tag, such as ``B-PER``."""
+    """They stay tokens: each has its raw tag, such as ``B-PER``."""
     SIMPLE = "simple"
-    """Neighbours of one tag are joined, be they words or parts of one."""
+    """Neighbours with the same tag are joined. They may be words or parts of words."""
     FIRST = "first"
     """Joined by words; a word has the tag of its first token."""
     AVERAGE = "average"
@@ -27,28 +27,29 @@ class AggregationStrategy(StrEnum):
 
 
 class Config(TaskConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     aggregation_strategy: AggregationStrategy = Field(
         AggregationStrategy.SIMPLE,
-        description="How tokens become entities. none: not at all, entity_group holds each token's raw tag. "
-        "simple: neighbours of one tag are joined. first, average, max: the same by whole words, a word's "
-        "tag being that of its first token, of its tokens' average, or of its surest token.",
+        description="How tokens become entities. none: they stay tokens, entity_group holds each token's "
+        "raw tag. simple: neighbours with the same tag are joined. first, average, max: whole words with "
+        "the same tag are joined; a word has the tag of its first token, of its tokens' average, or of "
+        "its token with the highest score.",
     )
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="The text. What is longer than the model's window is read in windows that overlap."
+        description="The text. The model reads a long text in overlapping parts of the length of its window."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Entity(Part):
-    """A piece of the text and what it is."""
+    """A piece of the text, and its label."""
 
     entity_group: str = Field(
-        description="The model's label, such as PER; with its prefix where tokens are not joined."
+        description="The model's label, such as PER; with its prefix if tokens are not joined."
     )
     score: Score
     word: str = Field(description="The piece as it stands in the text.")
@@ -58,13 +59,14 @@ class Entity(Part):
 
 class Output(TaskOutput):
     results: list[Entity] = Field(
-        description="In the order of the text. What the model tags as nothing, O, is left out."
+        description="In the order of the text. Pieces with the tag O, which means nothing, are left out."
     )
 
 
 TASK = Task(
     name="token-classification",
-    summary="Which words of the text are names, places, or whatever else the model marks?",
+    group=TaskGroup.TEXT,
+    summary="Which words of the text are names, places, or other things that the model marks?",
     input=Input,
     output=Output,
     example=Example(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Created, Text
 from modelmill_tasks.shared.generation import GenerationConfig, Usage
 
@@ -14,31 +14,32 @@ Language = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1,
 
 
 class Config(GenerationConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
     source_language: Language | None = Field(
         None,
         description="Language of the text, as the model calls it: English or en for T5, eng_Latn for NLLB, "
-        "en_XX for mBART. The model's own default when not set.",
+        "en_XX for mBART. The model's own default if not set.",
         examples=["en"],
     )
     target_language: Language | None = Field(
         None,
-        description="Language to translate into, likewise. A model that knows many refuses to guess it.",
+        description="Language to translate into, in the same form. If a model knows many languages, "
+        "it is required.",
         examples=["de"],
     )
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="What to translate. What is longer than the model's window is cut off."
+        description="The text to translate. Text beyond the model's window is cut off."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
     translation_text: str = Field(
-        description="The first translation, where num_return_sequences asks for several."
+        description="The translation; the first one if num_return_sequences asks for several."
     )
     usage: Usage
     created: Created
@@ -46,6 +47,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="translation",
+    group=TaskGroup.TEXT,
     summary="The same text in another language.",
     input=Input,
     output=Output,

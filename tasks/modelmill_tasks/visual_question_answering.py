@@ -1,4 +1,4 @@
-"""Visual question answering: what an image shows, asked in words."""
+"""Visual question answering: answers a question about an image."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Created, Part, Score, Text
 from modelmill_tasks.shared.generation import GenerationConfig
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(GenerationConfig):
-    """What tunes the model.
+    """Options of the model.
 
-    A model that chooses among fixed answers reads ``num_answers`` only; one that writes its answer reads the
-    others, and gives as many answers as ``num_return_sequences``.
+    A model that chooses among fixed answers reads only ``num_answers``. A model that writes its answer reads
+    the other options, and gives ``num_return_sequences`` answers.
     """
 
     num_answers: int = Field(5, ge=1, le=100, description="Answers to give at most, best first.")
@@ -26,14 +26,14 @@ class Config(GenerationConfig):
 class Input(TaskInput):
     image: Annotated[Image, Batched]
     question: Annotated[Text, Batched] = Field(
-        description="The question. One that is longer than the model's window is refused."
+        description="The question. A question that is longer than the model's window is refused."
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Answer(Part):
     answer: str
-    score: Score | None = Field(description="0 to 1; null where the model writes its answer.")
+    score: Score | None = Field(description="0 to 1; null if the model writes its answer.")
 
 
 class Output(TaskOutput):
@@ -43,6 +43,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="visual-question-answering",
+    group=TaskGroup.IMAGES_AND_TEXT,
     summary="Answers a question about an image.",
     input=Input,
     output=Output,

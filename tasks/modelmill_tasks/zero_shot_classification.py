@@ -1,4 +1,4 @@
-"""Zero-shot classification: which of the caller's own classes does the text belong to?"""
+"""Zero-shot classification: which of the classes that you name does the text belong to?"""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import Classes, Score, Text, ZeroShotConfig
 
 
 class Config(ZeroShotConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
-    text: Annotated[Text, Batched] = Field(
-        description="The text. What is longer than the model's window is cut off."
-    )
+    text: Annotated[Text, Batched] = Field(description="The text. Text beyond the model's window is cut off.")
     classes: Classes = Field(description="The classes to choose from.")
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -28,6 +26,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="zero-shot-classification",
+    group=TaskGroup.TEXT,
     summary="Which of the classes that you name does the text belong to?",
     input=Input,
     output=Output,

@@ -1,4 +1,4 @@
-"""Zero-shot image classification: which of the caller's own classes does the image show?"""
+"""Zero-shot image classification: which of the classes that you name does the image show?"""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Classes, ZeroShotConfig
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 
 
 class Config(ZeroShotConfig):
-    """What tunes the model."""
+    """Options of the model."""
 
 
 class Input(TaskInput):
     image: Annotated[Image, Batched]
     classes: Classes = Field(description="The classes to choose from.")
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
@@ -28,6 +28,7 @@ class Output(TaskOutput):
 
 TASK = Task(
     name="zero-shot-image-classification",
+    group=TaskGroup.IMAGES,
     summary="Which of the classes that you name does the image show?",
     input=Input,
     output=Output,

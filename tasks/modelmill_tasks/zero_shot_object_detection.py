@@ -1,4 +1,4 @@
-"""Zero-shot object detection: where in the image is what you name in your own words?"""
+"""Zero-shot object detection: where in the image are the things that you name?"""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
+from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.shared.fields import Classes
-from modelmill_tasks.shared.media import Image
+from modelmill_tasks.shared.images import Image
 from modelmill_tasks.shared.regions import DetectedObject, Threshold, TopObjects
 
 
@@ -21,23 +21,25 @@ class Config(TaskConfig):
 class Input(TaskInput):
     image: Annotated[Image, Batched]
     classes: Classes = Field(
-        description="What to look for, each a word or a phrase, such as: a photo of a cat. "
-        "What is longer than the model's window is cut off (16 tokens for OWL-ViT and OWLv2).",
+        description="The things to look for, each a word or a phrase, such as: a photo of a cat. Text "
+        "beyond the model's window is cut off (16 tokens for OWL-ViT and OWLv2).",
         examples=[["cat", "remote control"]],
     )
-    config: Config = Field(default_factory=Config, description="What tunes the model.")
+    config: Config = Field(default_factory=Config, description="Options of the model.")
 
 
 class Output(TaskOutput):
     objects: list[DetectedObject] = Field(
-        description="Best first; empty where nothing was found. Each class is judged by itself, so one place "
-        "may be returned under several classes. A label is the class as the caller wrote it."
+        description="Best first; empty if the model found none. The model judges each class by itself, so "
+        "one place may be in the answer under several classes. A label is the class as the caller wrote "
+        "it."
     )
 
 
 TASK = Task(
     name="zero-shot-object-detection",
-    summary="Where in the image is what you name?",
+    group=TaskGroup.IMAGES,
+    summary="Where in the image are the things that you name?",
     input=Input,
     output=Output,
     example=Example(

@@ -21,7 +21,6 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.store import WorkerStore, keys
-from modelmill_api.routes.bulk import LineSplitter
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import BODY, TASK, finish
 from tests.support.processes import wait_until
@@ -198,26 +197,6 @@ def test_a_server_that_stops_answers_what_it_has_read(settings: Settings, tmp_pa
             assert read_until(connection, b"0\r\n\r\n") == b"0\r\n\r\n"
         assert process.wait(timeout=5) in (0, -signal.SIGTERM)
     assert "Error" not in (tmp_path / "api.log").read_text()
-
-
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_lines_come_out_whole_however_they_come_in(size: int) -> None:
-    text = b"one\n\n  \ntwo two two\r\n" + b"x" * 50 + b"\nlast"
-    splitter = LineSplitter(20)
-    found: list[bytes | None] = []
-    for start in range(0, len(text), size):
-        found += splitter.feed(text[start : start + size])
-    assert [*found, *splitter.end()] == [b"one", b"two two two", None, b"last"]
-    assert list(splitter.end()) == []
-
-
-def test_a_line_of_the_limit_is_one_and_a_longer_one_is_not_held() -> None:
-    splitter = LineSplitter(10)
-    assert list(splitter.feed(b"x" * 10 + b"\n")) == [b"x" * 10]
-    for _ in range(1000):
-        assert list(splitter.feed(b"x" * 1000)) == []
-    assert len(splitter._begun) <= 10
-    assert list(splitter.feed(b"\nnext\n")) == [None, b"next"]
 
 
 # Collecting

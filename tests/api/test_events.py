@@ -412,7 +412,7 @@ def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
         async_store = ApiStore(settings)
         watch = JobNews(settings, async_store)
         await watch.start()
-        state = cast("Any", SimpleNamespace(store=async_store, ends=watch))
+        state = cast("Any", SimpleNamespace(store=async_store, news=watch))
         may_go, stands = asyncio.Event(), asyncio.Event()
 
         async def receive() -> Message:

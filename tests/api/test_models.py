@@ -119,7 +119,7 @@ def test_an_order_that_the_broker_does_not_take_is_refused(
         answers.wait(30)
         return 0
 
-    monkeypatch.setattr("modelmill_api.state.ORDER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("modelmill_api.bells.ORDER_TIMEOUT_S", 0.2)
     for broken in (fail, hang):
         monkeypatch.setattr(Bells, "_waiting", broken)
         refused = api.post("/api/models/noop/start")

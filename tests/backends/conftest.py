@@ -1,4 +1,4 @@
-"""Models for the tests of this room: real ones from wheels, tiny ones made once a session."""
+"""Models for the tests of this folder: real ones from wheels, tiny ones made once per session."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def context_of(settings: Settings, catalogue: Catalogue) -> Callable[..., LoadCo
 
 @pytest.fixture(scope="session")
 def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
-    """Loads a model once a session, by name or entry."""
+    """Loads a model once per session, by name or entry."""
     kept: dict[str, LoadedModel] = {}
 
     def load(model: str | ModelEntry) -> LoadedModel:
@@ -58,7 +58,7 @@ def open_model(context_of: Callable[..., LoadContext]) -> Iterator[OpenModel]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made when first asked for."""
+    """``tiny("clip", logit_scale=3.0)``: the folder of a tiny model, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
@@ -73,7 +73,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``exported("clip")``: the tiny model in ONNX form, as Optimum lays it out."""
+    """``exported("clip")``: the tiny model in ONNX form, in Optimum's layout."""
     kept: dict[str, Path] = {}
 
     def make(kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""Decoding."""
+"""Decoding of audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fixtures.sounds import RATE, encoded, sound_url, speech, tone
 
 
 def flac_of_unknown_length(data: bytes) -> bytes:
-    """As a program writes it that cannot go back to the header: STREAMINFO's number of samples is 0."""
+    """A FLAC from a program that cannot go back to the header: STREAMINFO's number of samples is 0."""
     head = int.from_bytes(data[18:26], "big") >> 36 << 36
     return data[:18] + head.to_bytes(8, "big") + data[26:]
 
@@ -39,7 +39,7 @@ def test_lossy_formats_keep_the_sound(kind: str, subtype: str | None) -> None:
     found = open_audio(encoded(speech(), RATE, kind, subtype), RATE)
 
     assert found.size == pytest.approx(speech().size, rel=0.02)
-    # The sound, wherever an encoder shifts it by some milliseconds.
+    # An encoder may shift the sound by some milliseconds.
     one, other = (np.abs(np.fft.rfft(samples, 2**16))[:8000].astype(float) for samples in (found, speech()))
     assert np.corrcoef(one, other)[0, 1] > 0.97
 
@@ -88,7 +88,7 @@ def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(
 ) -> None:
     samples = np.stack([np.concatenate([np.zeros(rate, np.float32), tone(8, rate)])] * channels, axis=1)
     data = encoded(samples, rate, "MP3")
-    # Its first frame, which tells the length, ends where the next begins.
+    # The first frame, which states the length, ends where the next frame begins.
     bare = data[data.index(data[:2], 4) :]
     assert b"Xing" not in bare
     assert b"Info" not in bare
@@ -122,7 +122,7 @@ def test_a_flac_that_was_streamed_is_read_to_its_end() -> None:
 
 def test_what_does_not_tell_its_length_is_bounded_while_it_is_decoded() -> None:
     limit_s = get_settings().max_audio_s
-    # Half an hour and a second of silence is a FLAC of some kilobytes.
+    # A FLAC of half an hour and one second of silence has a few kilobytes.
     data = encoded(np.zeros(int((limit_s + 1) * 4000), np.int16), 4000, "FLAC")
 
     assert refusal(flac_of_unknown_length(data)) == ErrorCode.MEDIA_TOO_LARGE

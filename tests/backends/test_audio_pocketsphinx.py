@@ -46,7 +46,7 @@ def test_real_speech_is_understood_in_any_form(
     found = heard(sphinx, audio)["text"]
 
     if rate == 8000:
-        # The upper half of the spectrum, in which it was trained, is not there.
+        # The recording lacks the upper half of the spectrum, which the model was trained with.
         assert found.startswith("go forward")
     else:
         assert found == SAID
@@ -109,7 +109,7 @@ def test_no_sound_card_is_looked_for() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_an_item_that_nobody_wants_is_not_decoded(sphinx: LoadedModel) -> None:
+def test_a_canceled_item_is_not_decoded(sphinx: LoadedModel) -> None:
     progress = Watched(0)
 
     found = watched(sphinx, progress, speech(), speech())

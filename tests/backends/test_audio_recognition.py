@@ -24,7 +24,7 @@ Tiny = Callable[..., LoadedModel]
 
 @pytest.fixture(scope="module")
 def tiny(open_model: OpenModel, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """``tiny("whisper", timed=False)``: that tiny model, loaded."""
+    """``tiny("whisper", timed=False)``: the tiny model with this name, loaded."""
     kept: dict[str, Path] = {}
 
     def load(kind: str, dtype: str = "auto", **settings: Any) -> LoadedModel:
@@ -37,16 +37,16 @@ def tiny(open_model: OpenModel, tmp_path_factory: pytest.TempPathFactory) -> Tin
     return load
 
 
-# Whisper, against the library.
+# Whisper, compared with the library.
 
 
 def filled() -> Any:
-    """Speech that fills the tiny model's window."""
+    """Speech as long as the tiny model can hear at once."""
     return speech()[RATE // 4 :][: tiny_audio.WINDOW_S * RATE]
 
 
 def library(model: LoadedModel, samples: Any, **settings: Any) -> Any:
-    """The segments of the library's own loop, told the task and language."""
+    """The segments of the library's own loop, with the task and language set."""
     import torch
 
     weights = model.runner(TASK).weights
@@ -71,7 +71,7 @@ def test_segments_are_those_of_the_librarys_own_loop(tiny: Tiny) -> None:
     wanted = []
     for segment in library(model, filled()):
         tokens = [token for token in segment["tokens"].tolist() if token not in specials]
-        # At the window's end there is nothing that could be said.
+        # The end of the input leaves no time for speech.
         if segment["start"] < tiny_audio.WINDOW_S and (text := tokenizer.decode(tokens).strip()):
             wanted.append((text, float(segment["end"])))
 
@@ -117,7 +117,7 @@ def test_a_longer_recording_is_the_sum_of_its_pieces(tiny: Tiny) -> None:
 
     assert len(parts) > 5
     alone = [heard(model, part, language="en")["text"] for part in parts]
-    # Each text is stripped of the white space at its ends.
+    # White space at both ends of each text is removed.
     assert "".join(whole.split()) == "".join("".join(alone).split())
 
 
@@ -251,7 +251,7 @@ def test_a_fragment_is_refused(tiny: Tiny) -> None:
     assert "shorter than" in message
 
 
-# Both.
+# Both recognisers.
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -263,7 +263,9 @@ def test_half_precision_answers(tiny: Tiny, kind: str, made: dict[str, Any], dty
 
 
 def test_a_model_that_hears_nothing_does_not_load(open_model: OpenModel, tmp_path: Path) -> None:
-    with pytest.raises(ModelmillError, match="ViTForImageClassification is no recogniser") as raised:
+    with pytest.raises(
+        ModelmillError, match="ViTForImageClassification is not supported for speech recognition"
+    ) as raised:
         open_model(folder_entry(tiny_vit(tmp_path), TASK))
 
     assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED

@@ -1,4 +1,4 @@
-"""Voices."""
+"""Text to speech."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import soundfile
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 from tests.support.models import OpenModel, folder_entry
 
@@ -75,7 +75,7 @@ def test_a_text_sounds_the_same_among_others(load: Load) -> None:
     assert together[1] == together[3]
 
 
-def test_nobody_elses_random_numbers_are_touched(load: Load) -> None:
+def test_random_numbers_of_other_code_stay_the_same(load: Load) -> None:
     import torch
 
     model = load()

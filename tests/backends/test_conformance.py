@@ -1,4 +1,4 @@
-"""Every runner passes the suite that plugins pass, on specimens of ``tests/fixtures/specimens``."""
+"""Every built-in runner passes the checks for plugins, on the specimens in ``tests/fixtures/specimens``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from modelmill.catalogue import ModelEntry
 from modelmill.settings import Settings
-from modelmill_backends.conformance import CHECKS, Bench, SkippedError, Specimen
+from modelmill_backends.conformance import CHECKS, LoadedSpecimen, SkippedError, Specimen
 from modelmill_backends.device import Device
 from modelmill_backends.registry import all_runners, find_runner
 from tests.fixtures.specimens import all_specimens
@@ -19,31 +19,31 @@ SPECIMENS = all_specimens()
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, ModelEntry]:
-    """The entries of the specimens that were built, by their names."""
+    """The entries of the built specimens, by the names of the specimens."""
     return {}
 
 
 @pytest.fixture(scope="module", params=SPECIMENS, ids=lambda specimen: f"{specimen.task}-{specimen.name}")
-def bench(
+def loaded(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     settings: Settings,
     built: dict[str, ModelEntry],
-) -> Iterator[Bench]:
+) -> Iterator[LoadedSpecimen]:
     specimen: Specimen = request.param
-    # One thread: such small models only lose time by more.
-    bench = Bench(specimen, tmp_path_factory.mktemp(specimen.name), settings, Device("cpu", 1))
-    yield bench
-    built[specimen.name] = bench.entry
-    bench.close()
-    # What its libraries brought along is not looked at again when the next one is closed.
+    # One thread: more threads make such small models slower.
+    loaded = LoadedSpecimen(specimen, tmp_path_factory.mktemp(specimen.name), settings, Device("cpu", 1))
+    yield loaded
+    built[specimen.name] = loaded.entry
+    loaded.close()
+    # The garbage collector then skips the objects of this specimen's libraries when the next one is closed.
     gc.freeze()
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_conforms(bench: Bench, check: Callable[[Bench], None]) -> None:
+def test_conforms(loaded: LoadedSpecimen, check: Callable[[LoadedSpecimen], None]) -> None:
     try:
-        check(bench)
+        check(loaded)
     except SkippedError as reason:
         pytest.skip(str(reason))
 

@@ -14,7 +14,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.onnx.conse import Options
+from modelmill_backends.onnx.conse import ConseOptions
 from modelmill_tasks.zero_shot_image_classification import TASK as CONTRACT
 from tests.fixtures.photos import SUBJECTS, data_url, photo
 from tests.support.models import ZERO_SHOT, OpenModel
@@ -121,7 +121,7 @@ def test_multi_label_judges_each_class_by_itself(open_model: OpenModel) -> None:
 def test_a_bad_image_fails_alone_and_before_the_device(open_model: OpenModel) -> None:
     runner = open_model("conse-lite0").runner(ZERO_SHOT)
     whole = data_url(photo("chelsea"))
-    # Trusted: a header that is right gets an image past the door; its pixels are read here.
+    # A correct header is enough for the API; the runner is the first to read the pixels.
     good, bad = (
         CONTRACT.parse(json.dumps({"image": image, "classes": ["cat", "dog"]}), trusted=True)
         for image in (whole, whole[: whole.index(",") + 1 + 4000])
@@ -160,7 +160,7 @@ def test_wrong_options_are_named(
 
 
 def test_the_catalogue_sets_what_was_measured(context_of: Callable[..., LoadContext]) -> None:
-    options = Options.model_validate(context_of("conse-lite0").entry.options)
+    options = ConseOptions.model_validate(context_of("conse-lite0").entry.options)
 
     assert (options.top, options.scale) == (10, 20.0)
 

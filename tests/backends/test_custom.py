@@ -1,4 +1,4 @@
-"""Functions and classes of users as models of the task ``custom``; and further keys of a runner's config."""
+"""Users' functions and classes as models of the task ``custom``; and additional config keys of a runner."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import Claimed
 from modelmill_backends.contract import Prepared
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.noop import NoopRunner
+from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
 from modelmill_tasks.zero_shot_image_classification import Input
-from modelmill_worker.drain.batches import form_batches, item_json, open_job, preprocess, run_batch
+from modelmill_worker.drain.batches import form_batches, preprocess, run_batch
+from modelmill_worker.drain.jobs import item_json, open_job
 from tests.fixtures.callables import Scaler
 from tests.support.models import ZERO_SHOT, OpenModel
 
@@ -39,7 +40,7 @@ def ask(model: LoadedModel, *inputs: Any, **config: Any) -> list[dict[str, Any]]
 
 
 def in_worker(model: LoadedModel, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """A batched job's result, as a worker makes it."""
+    """The result of a batched job, as a worker makes it."""
     runner = model.runner(TASK)
     claimed = Claimed("job", "fence", TASK, batched=True, bytes=0, deliveries=1, queued_s=0.0)
     job = open_job(claimed, json.dumps(body).encode())
@@ -115,17 +116,17 @@ def test_tuples_become_lists(open_model: OpenModel) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"what": "a number"}, "gave int for this input, and not a dict"),
-        ({"what": "none"}, "gave NoneType for this input, and not a dict"),
-        ({"what": "an array"}, "gave output.vector of type ndarray, which is not JSON"),
-        ({"what": "a numpy number"}, "gave output.score of type float64, which is not JSON"),
-        ({"what": "not a number"}, "gave output.deep[0].score = nan, which JSON does not have"),
-        ({"what": "bytes"}, "gave output.data of type bytes, which is not JSON"),
-        ({"what": "a number as key"}, "gave output.scores a key of type int, and not a text"),
-        ({"what": "nothing", "whole": True}, "was given 1 inputs and gave 0 outputs"),
-        ({"what": "two", "whole": True}, "was given 1 inputs and gave 2 outputs"),
-        ({"what": "a dict", "whole": True}, "gave dict, and not a list with one dict for each input"),
-        ({"what": "none", "whole": True}, "gave NoneType, and not a list with one dict for each input"),
+        ({"what": "a number"}, "returned int for this input, not a dict"),
+        ({"what": "none"}, "returned NoneType for this input, not a dict"),
+        ({"what": "an array"}, "returned output.vector of type ndarray, which JSON cannot express"),
+        ({"what": "a numpy number"}, "returned output.score of type float64, which JSON cannot express"),
+        ({"what": "not a number"}, "returned output.deep[0].score = nan, which JSON cannot express"),
+        ({"what": "bytes"}, "returned output.data of type bytes, which JSON cannot express"),
+        ({"what": "a number as key"}, "returned output.scores with a key of type int, not a text"),
+        ({"what": "nothing", "whole": True}, "got 1 inputs and returned 0 outputs"),
+        ({"what": "two", "whole": True}, "got 1 inputs and returned 2 outputs"),
+        ({"what": "a dict", "whole": True}, "returned dict, not a list with one dict per input"),
+        ({"what": "none", "whole": True}, "returned NoneType, not a list with one dict per input"),
     ],
 )
 def test_a_wrong_answer_is_told_with_what_is_wrong(
@@ -141,10 +142,10 @@ def test_a_wrong_answer_is_told_with_what_is_wrong(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (entry("default"), 'name your function or class, as runner = "package.module:object"'),
+        (entry("default"), 'name your function or class as runner = "package.module:object"'),
         (entry("no_such_module:f"), "No module named 'no_such_module'"),
         (entry("no_such_function"), "no attribute 'no_such_function'"),
-        (entry("NOT_CALLABLE"), "is no runner for custom"),
+        (entry("NOT_CALLABLE"), "is not a runner for custom"),
         (entry("echo", options={"factor": 2}), "is a function and takes no options"),
         (entry("WithoutCall"), "has no __call__(self, inputs, config)"),
         (entry("Scaler"), "KeyError: 'factor'"),
@@ -164,7 +165,7 @@ def test_what_cannot_be_called_is_told_when_it_is_loaded(
 def test_only_the_backend_custom_calls_functions(context_of: Any) -> None:
     other = entry("echo").model_copy(update={"backend": "transformers"})
 
-    with pytest.raises(ModelmillError, match="is no runner for custom"):
+    with pytest.raises(ModelmillError, match="is not a runner for custom"):
         LoadedModel(context_of(other)).load()
 
 

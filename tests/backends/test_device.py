@@ -1,4 +1,4 @@
-"""What a process knows of its device, also while a runtime is being imported or cannot use it."""
+"""A process knows its device, also while a runtime is imported or cannot use the device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_torch_has_allocated_is_what_is_used_of_a_gpu(monkeypatch: pytest.M
 
 
 def test_a_torch_for_cpus_only_is_not_asked_about_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Anything else that is asked of it would raise, as it does in such a build.
+    # Any other attribute raises an error, as in such a build.
     pretend_torch(monkeypatch, is_available=False)
     assert torch_with_cuda() is None
     assert used_bytes(GPU) == 0
@@ -72,7 +72,7 @@ def test_a_torch_that_is_being_imported_is_not_asked_about_a_gpu(
     importer.start()
     try:
         assert half.wait(30)
-        # As the heartbeat does meanwhile.
+        # The heartbeat does the same meanwhile.
         assert used_bytes(GPU) == 0
         whole.set()
         importer.join(30)

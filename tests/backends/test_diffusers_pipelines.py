@@ -132,7 +132,7 @@ def test_a_pipeline_loads_from_the_local_cache_of_the_hub(
     commit = "0" * 40
     snapshot = tmp_path / "models--someone--paints" / "snapshots" / commit
     make: Any = StableDiffusionPipeline
-    # Other weights than the full ones, so that it shows which are read.
+    # Weights that differ from the full ones, so that the test can tell which are read.
     half = make.from_pretrained(tiny_folder, use_safetensors=True)
     with torch.no_grad():
         half.vae.decoder.conv_out.bias.add_(0.5)

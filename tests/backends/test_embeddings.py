@@ -102,7 +102,7 @@ def test_photos_find_their_sentences_in_one_space(open_model: OpenModel) -> None
 
     images, texts = found[: len(SENTENCES)], found[len(SENTENCES) :]
     assert (images @ texts.T).argmax(axis=1).tolist() == list(range(len(SENTENCES)))
-    # And the other way round.
+    # And the reverse.
     assert (texts @ images.T).argmax(axis=1).tolist() == list(range(len(SENTENCES)))
 
 
@@ -195,7 +195,7 @@ def test_a_dual_encoder_normalises_unless_told_otherwise(clip: LoadedModel) -> N
     np.testing.assert_allclose(unit(refused), own, atol=1e-5)
 
 
-def test_a_pair_is_of_length_one_whatever_its_parts_are(clip: LoadedModel) -> None:
+def test_a_pair_has_length_one_for_parts_of_any_length(clip: LoadedModel) -> None:
     item = {"image": data_url(photo("coffee")), "text": "a cup", "config": {"normalize": False}}
     (output,) = clip.answer(PAIR, item)
 
@@ -219,7 +219,7 @@ def test_features_of_a_classifier_keep_their_length_unless_asked(open_model: Ope
 
 
 def test_text_beyond_the_window_is_cut_off(clip: LoadedModel) -> None:
-    # Letters are tokens here; two of the 77 are the beginning and the end.
+    # Each letter is a token here; two of the 77 tokens are the beginning and the end.
     whole, cut, shorter = vectors(clip, TEXT, *({"text": "mills " * count} for count in (400, 15, 14)))
 
     np.testing.assert_allclose(whole, cut, atol=1e-5)
@@ -273,7 +273,7 @@ def test_a_pooler_without_weights_is_not_used(
     image = {"image": data_url(photo("chelsea"))}
     found = []
     for seed in (1, 2):
-        # The library fills what is missing at random.
+        # The library fills missing weights at random.
         torch.manual_seed(seed)
         model = LoadedModel(context_of(folder_entry(tiny("vit"), IMAGE))).load()
         found.append(vectors(model, IMAGE, image)[0])
@@ -283,7 +283,7 @@ def test_a_pooler_without_weights_is_not_used(
     np.testing.assert_array_equal(found[0], found[1])
     trained = LoadedModel(context_of(folder_entry(tiny_vit_with_pooler(tmp_path), IMAGE))).load()
     assert trained.runner(IMAGE).weights._pools
-    # Its last step is a hyperbolic tangent.
+    # The last step of the pooler is a hyperbolic tangent.
     assert abs(vectors(trained, IMAGE, image)).max() < 1
 
 

@@ -10,11 +10,11 @@ import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.onnx import export
 from modelmill_backends.onnx.export import open_exported
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 from tests.support.models import CPU, OpenModel
 
 
@@ -134,7 +134,7 @@ def test_a_missing_module_of_the_export_names_the_extra(
 ) -> None:
     source = tmp_path / "weights.pth"
     source.touch()
-    # A maker of another package, which needs what is not there.
+    # A maker from another package, which needs a module that is not installed.
     (tmp_path / "makers.py").write_text("def to_export(source):\n    import torch_of_mars\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 

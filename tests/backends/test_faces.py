@@ -1,4 +1,4 @@
-"""Face embedding: OpenCV's own readers of the same networks are the independent path."""
+"""Face embedding. OpenCV's own readers of the same networks compute the expected results."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def recogniser(folder: Path) -> Any:
     return create(str(folder / "recognizer.onnx"), "")
 
 
-# Not of any photo: OpenCV cuts boxes to whole pixels before it compares them, so that of two that overlap by
-# just the limit it may keep another one.
+# These photos only: OpenCV cuts boxes to whole pixels before it compares them. If the overlap of two boxes is
+# exactly the limit, it may keep the other one.
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket", "retina"])
 def test_faces_and_vectors_are_those_of_opencv(model: LoadedModel, folder: Path, name: str) -> None:
     image = photo(name)
@@ -62,7 +62,7 @@ def test_faces_and_vectors_are_those_of_opencv(model: LoadedModel, folder: Path,
         assert list(face["box"].values()) == pytest.approx(in_image[:4].tolist(), abs=1e-2)
         assert face["score"] == pytest.approx(float(row[14]), abs=1e-5)
         wanted = recogniser(folder).feature(recogniser(folder).alignCrop(pixels, in_image))[0]
-        # Not equal: OpenCV places pixels between pixels by 32nds.
+        # Not exactly equal: OpenCV rounds positions between pixels to 1/32.
         assert np.dot(face["embedding"], wanted / np.linalg.norm(wanted)) > 0.9995
 
 
@@ -124,7 +124,7 @@ def test_the_recognisers_range_can_be_that_of_arcface(
     found, wide = (faces(one, image, normalize=False)[0]["embedding"] for one in (other, model))
 
     (name,) = [item.name for item in other.runner(TASK).weights.recognizer.get_inputs()]
-    # The network is linear, so the vector of the shift is that of an image of ones.
+    # The network is linear, so the shift of the input adds the vector of an image of ones.
     (ones,) = other.runner(TASK).weights.recognizer.run(
         None, {name: np.ones((1, 3, 112, 112), dtype=np.float32)}
     )
@@ -137,7 +137,7 @@ def test_the_recognisers_range_can_be_that_of_arcface(
         ({"detector": "yunet.onnx", "recognizer": "recognizer.onnx"}, "holds no yunet.onnx"),
         (
             {"detector": "recognizer.onnx", "recognizer": "recognizer.onnx"},
-            "is no YuNet: it gives no bbox_16",
+            "is not a YuNet: it has no output bbox_16",
         ),
         (OPTIONS | {"input_range": "0..1"}, "'input_range'"),
     ],

@@ -13,8 +13,8 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.transformers.decoding import DecodingSettings
 from modelmill_backends.transformers.generation import Request, plan
 from modelmill_tasks.text_generation import Input
 from tests.fixtures.tiny import generation as tiny
@@ -22,7 +22,7 @@ from tests.fixtures.tiny import generation as tiny
 TEXT = "text-generation"
 PROMPTS = ("The wheel", "When Anna came back from Berlin she", "A", "Owls in the loft of the mill, and rain")
 ENDLESS = {"max_new_tokens": 24, "min_new_tokens": 24}
-"""Goes on to the last token: random weights end their texts at random."""
+"""Forces the full number of tokens: with random weights, texts end at random."""
 
 
 Load = Callable[[Path], LoadedModel]
@@ -30,7 +30,7 @@ Load = Callable[[Path], LoadedModel]
 
 @pytest.fixture(scope="module")
 def load(context_of: Callable[..., LoadContext]) -> Iterator[Load]:
-    """Loads a folder; on one core, since several wait for each other at each of the many small steps."""
+    """Loads a folder, on one core: several cores would wait for each other at each of many small steps."""
     models: list[LoadedModel] = []
 
     def open_folder(folder: Path) -> LoadedModel:
@@ -64,7 +64,7 @@ def asked(text: str, **config: Any) -> dict[str, Any]:
 
 
 def ask(model: LoadedModel, *items: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answers to all items in one batch, without the time."""
+    """The answers to all items in one batch, without ``created``."""
     return [output.model_dump(mode="json", exclude={"created"}) for output in model.answer(TEXT, *items)]
 
 
@@ -77,7 +77,7 @@ def reasons(answer: dict[str, Any]) -> list[str]:
 
 
 def drawn(folder: Path, prompt: str, config: dict[str, Any], number: int = 0) -> tuple[str, int]:
-    """A plain loop over single tokens, without a cache: the text and how many tokens it has."""
+    """The text and its number of tokens, from a simple loop over single tokens without a cache."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,9 +113,7 @@ SAMPLING: Sequence[dict[str, Any]] = (
 )
 
 
-def test_a_seeded_text_is_that_of_a_plain_loop_whatever_shares_its_batch(
-    llama: LoadedModel, folder: Path
-) -> None:
+def test_a_seeded_text_is_that_of_a_plain_loop_in_any_batch(llama: LoadedModel, folder: Path) -> None:
     items = [asked(PROMPTS[index % 4], **config) for index, config in enumerate(SAMPLING)]
 
     answers = ask(llama, *items)
@@ -197,7 +195,7 @@ def test_a_text_ends_with_the_last_token_that_was_asked_for(llama: LoadedModel) 
 
 
 def test_a_text_that_the_model_ends_says_so_and_not_before_its_least_length(llama: LoadedModel) -> None:
-    # Nearly uniform draws meet the token that ends a text sooner or later.
+    # Nearly uniform draws reach the token that ends a text at some point.
     config = {"max_new_tokens": 60, "temperature": 100, "top_k": 0}
     answers = ask(llama, *(asked("The", **config, seed=seed) for seed in range(20)))
     counts = [answer["usage"]["completion_tokens"] for answer in answers]
@@ -221,7 +219,7 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it(llama: Loaded
 
     assert texts(answer) == [text[: text.index(stop)]]
     assert reasons(answer) == ["stop"]
-    # It went on no further than the token with the stop string's end.
+    # Generation stopped after the token that completes the stop string.
     assert answer["usage"]["completion_tokens"] <= 9 + length
 
 
@@ -235,7 +233,7 @@ def test_a_stop_string_at_the_end_of_the_prompt_does_not_count(llama: LoadedMode
 
 
 def test_a_special_token_can_be_a_stop_string(llama: LoadedModel) -> None:
-    # Uniform draws meet each of the hundred tokens soon.
+    # Uniform draws soon reach each of the hundred tokens.
     config = {"temperature": 100, "top_k": 0, "seed": 3, "max_new_tokens": 400, "min_new_tokens": 400}
 
     (answer,) = ask(llama, asked("The", **config, stop=["<|im_start|>"]))
@@ -327,19 +325,19 @@ def test_a_long_prompt_beside_a_long_answer_stays_within_the_window(gpt2: Loaded
 
 def test_passes_are_as_few_as_the_window_allows() -> None:
     def request(prompt: int, new: int, **more: Any) -> Request:
-        return Request(Settings(max_new_tokens=new, **more), [0] * prompt)
+        return Request(DecodingSettings(max_new_tokens=new, **more), [0] * prompt)
 
     requests = [request(10, 20), request(90, 10), request(5, 95), request(80, 20), request(10, 90)]
 
     assert plan(requests, None) == [[0, 1, 2, 3, 4]]
-    # Begun with the longest text; 80 + 20 and 90 + 10 tokens fill the window, but not 90 + 20.
+    # The longest text comes first. 80 + 20 and 90 + 10 tokens fit into the window, 90 + 20 do not.
     assert plan(requests, 100) == [[2], [0, 4], [3], [1]]
     assert plan([request(5, 9, beams=2), request(5, 9), request(6, 9, beams=2)], 100) == [[0, 2], [1]]
     assert plan([request(5, 9, beams=2), request(5, 8, beams=2)], 100) == [[0], [1]]
 
 
-class Recorder(Progress):
-    """Remembers what it was told; cancels one item after some tokens."""
+class Recorder(ProgressSink):
+    """Keeps the reports; cancels one item after some tokens."""
 
     def __init__(self, cancel: int | None = None, after: int = 0) -> None:
         self.told: list[tuple[int, int, int, str]] = []
@@ -353,15 +351,15 @@ class Recorder(Progress):
         return index == self._cancel and len([one for one in self.told if one[0] == index]) >= self._after
 
 
-def run(model: LoadedModel, progress: Progress, *items: dict[str, Any]) -> list[list[Any]]:
-    """The rows of each item, as ``forward`` gives them."""
+def run(model: LoadedModel, progress: ProgressSink, *items: dict[str, Any]) -> list[list[Any]]:
+    """The rows of each item, from ``forward``."""
     runner = model.runner(TEXT)
     runner.progress = progress
     try:
         prepared = [runner.preprocess(Input.model_validate(item)) for item in items]
         return list(runner.forward(prepared))
     finally:
-        runner.progress = Progress()
+        runner.progress = ProgressSink()
 
 
 def test_each_token_is_reported_with_its_item(llama: LoadedModel) -> None:
@@ -390,7 +388,7 @@ def test_a_canceled_item_stops_between_two_tokens(llama: LoadedModel, beams: int
 
 
 def test_a_canceled_item_does_not_stop_the_others(llama: LoadedModel) -> None:
-    (alone,) = run(llama, Progress(), asked("A", **ENDLESS))
+    (alone,) = run(llama, ProgressSink(), asked("A", **ENDLESS))
 
     found = run(
         llama,

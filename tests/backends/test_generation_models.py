@@ -1,4 +1,4 @@
-"""Chats, summaries, translations, captions and answers: what each kind of model takes and refuses."""
+"""Chats, summaries, translations, captions and answers: the inputs that each kind takes and refuses."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ask(model: LoadedModel, task: str, **item: Any) -> dict[str, Any]:
 
 
 def refusal(model: LoadedModel, task: str, **item: Any) -> tuple[str, str]:
-    """The field that is named, and the message."""
+    """The field that the error names, and the message."""
     with pytest.raises(ModelmillError) as caught:
         model.answer(task, item)
     assert caught.value.code is ErrorCode.INVALID_INPUT
@@ -182,7 +182,7 @@ def test_what_is_longer_than_the_window_is_cut_off(load: Load) -> None:
 def test_a_task_has_the_defaults_that_its_model_names_for_it(load: Load) -> None:
     model = load("t5", SUMMARY, TRANSLATION)
 
-    # max_length 14 and 12 count the token that the decoder starts with.
+    # max_length 14 and 12 include the token that the decoder starts with.
     summary = ask(model, SUMMARY, text="The mill", config={"min_new_tokens": 13})
     translation = ask(
         model, TRANSLATION, text="The mill", config={"target_language": "fr", "min_new_tokens": 11}
@@ -251,10 +251,10 @@ def test_a_code_that_nllb_does_not_know_is_refused_with_those_it_knows(load: Loa
 
     field, said = refusal(model, TRANSLATION, text="Hello", config={"target_language": "fra_Latin"})
     assert field == "config.target_language"
-    assert "near it are fra_Latn" in said
+    assert "similar codes: fra_Latn" in said
     field, said = refusal(model, TRANSLATION, text="Hello")
     assert field == "config.target_language"
-    assert said == "name it; the model knows deu_Latn, eng_Latn, fra_Latn"
+    assert said == "set it; the model knows deu_Latn, eng_Latn, fra_Latn"
     config = {"source_language": "xx", "target_language": "fra_Latn"}
     assert refusal(model, TRANSLATION, text="Hello", config=config)[0] == "config.source_language"
 
@@ -283,9 +283,9 @@ def test_marian_is_told_the_language_by_a_mark_before_the_text() -> None:
 
     assert marked.way(None, "fra") == marked.way("en", "fra") == Way(prefix=">>fra<< ")
     for names, said in (
-        ((None, None), "config.target_language: name it; it knows deu, fra"),
+        ((None, None), "config.target_language: set it; it knows deu, fra"),
         ((None, "ita"), "config.target_language: the model has no such code; it knows deu, fra"),
-        (("de", "fra"), "config.source_language: the model knows en only"),
+        (("de", "fra"), "config.source_language: the model knows only en"),
     ):
         with pytest.raises(ModelmillError, match=said):
             marked.way(*names)
@@ -320,7 +320,7 @@ def test_a_chat_with_images_begins_as_its_tokenizer_begins_texts(load: Load) -> 
 def test_a_caption_goes_on_from_its_beginning(load: Load) -> None:
     found = ask(load("blip", CAPTION), CAPTION, image=CAT, text="two cats", config=SHORT)
 
-    # The tiny tokenizer's words are letters.
+    # In the tiny tokenizer each letter is a word.
     assert found["text"].startswith("two cats")
     assert found["usage"]["completion_tokens"] == 12
     assert found["usage"]["prompt_tokens"] > 1
@@ -330,7 +330,7 @@ def test_a_model_that_begins_by_itself_refuses_a_beginning(load: Load) -> None:
     model = load("captioner", CAPTION)
 
     assert refusal(model, CAPTION, image=CAT, text="a photo of")[0] == "text"
-    # max_length 12 counts the token that the decoder starts with.
+    # max_length 12 includes the token that the decoder starts with.
     assert ask(model, CAPTION, image=CAT, config={"min_new_tokens": 11})["usage"]["completion_tokens"] == 11
 
 
@@ -339,7 +339,7 @@ def test_a_model_that_chats_is_no_captioner(context_of: Callable[..., LoadContex
     entry = ModelEntry(name="tiny-model", backend="transformers", source=source, tasks=(CAPTION,))
 
     with pytest.raises(
-        ModelmillError, match=r'chat-completion with an image, by runner = "vision"'
+        ModelmillError, match=r'chat-completion with an image, and set runner = "vision"'
     ) as caught:
         LoadedModel(context_of(entry, Device("cpu", 1))).load()
 
@@ -396,7 +396,7 @@ def test_a_text_goes_on_with_the_space_that_it_begins_with() -> None:
     words = {1: "The", 2: "▁cat", 3: "▁sat"}
 
     def decode(tokens: Any) -> str:
-        # As SentencePiece: the space before the first word is not written.
+        # As in SentencePiece, the space before the first word is not written.
         return "".join(words[token] for token in tokens).replace("▁", " ").removeprefix(" ")
 
     assert continuation(decode, [1, 2], [3]) == " sat"

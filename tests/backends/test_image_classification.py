@@ -1,4 +1,4 @@
-"""Image classifiers of ``transformers``; EfficientNet-Lite0 has a file of its own."""
+"""Image classifiers of ``transformers``; EfficientNet-Lite0 has its own file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def classes(model: LoadedModel, *names: str) -> list[list[dict[str, Any]]]:
 def test_equals_the_pipeline(open_model: OpenModel, folder: Path) -> None:
     import transformers
 
-    make: Any = transformers.pipeline  # its overloads know no variable
+    make: Any = transformers.pipeline  # the overloads do not take a variable
     pipeline = make(TASK, model=str(folder), device="cpu")
 
     for name, got in zip(PHOTOS, classes(open_model(folder_entry(folder, TASK)), *PHOTOS), strict=True):

@@ -1,4 +1,4 @@
-"""Steps of image processors, read from their files or from the library's own objects."""
+"""Steps of image processors, read from their files or from the library's objects."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_filter_is_the_files_or_else_the_classs(config: dict[str, Any], resa
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({**HALF, "image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor; known here are"),
+        ({**HALF, "image_processor_type": "Siglip2ImageProcessor"}, "Siglip2ImageProcessor; supported are"),
         ({**VIT, "do_pad": True}, "padding"),
         ({**VIT, "size": {"shortest_edge": 20, "longest_edge": 30}}, "a size by shortest_edge, longest_edge"),
         ({**VIT, "size": {"longest_edge": 30}}, "a size by longest_edge"),

@@ -1,4 +1,4 @@
-"""What the device is given by the runners of ``transformers``, against the library's own processors."""
+"""The device inputs of the runners on ``transformers``, compared with the library's own processors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = [(640, 426), (426, 640), (31, 33), (333, 77), (32, 32), (65, 32), (1, 1)
 
 
 def picture(size: tuple[int, int]) -> Any:
-    """A photo of that size in whose middle every pixel is another colour, so that a shift by one is seen."""
+    """A photo with this size. Each pixel in its middle has another colour, so a shift by one pixel shows."""
     image = photo("chelsea").resize(size)
     noise = np.random.default_rng(size).integers(0, 256, (size[1] // 2, size[0] // 2, 3), dtype=np.uint8)
     if noise.size:
@@ -36,7 +36,7 @@ def picture(size: tuple[int, int]) -> Any:
 
 
 def original(folder: Path) -> Callable[[Any], Any]:
-    """The library's processor as it is loaded from the folder."""
+    """The library's processor, loaded from the folder."""
     from transformers import AutoImageProcessor
 
     processor: Any = AutoImageProcessor
@@ -45,7 +45,7 @@ def original(folder: Path) -> Callable[[Any], Any]:
 
 
 def direct(model: LoadedModel, task: str, pixels: Any) -> Any:
-    """What the model makes of pixel values, without our code."""
+    """The model's result for pixel values, without the runner's code."""
     network = model.runner(task).weights.model
     with torch.inference_mode():
         if task == CLASSIFICATION:
@@ -55,7 +55,7 @@ def direct(model: LoadedModel, task: str, pixels: Any) -> Any:
 
 
 def raw(model: LoadedModel, task: str, images: list[Any]) -> Any:
-    """What the runner makes of images in one batch: vectors or probabilities."""
+    """The runner's result for images in one batch: vectors or probabilities."""
     runner: Any = model.runner(task)
     if task == CLASSIFICATION:
         contract = [{"image": data_url(image, "PNG")} for image in images]
@@ -78,7 +78,7 @@ def test_a_batch_of_many_sizes_equals_the_librarys_processor_and_the_model(
 
     wanted = np.concatenate([direct(model, task, processed(image)) for image in images])
     np.testing.assert_allclose(got, wanted, atol=1e-4, rtol=0)
-    # Else the comparison would not tell one image from another.
+    # Otherwise the comparison could not tell one image from another.
     assert np.ptp(wanted, axis=0).max() > 0.05
 
 
@@ -127,13 +127,13 @@ def test_the_models_type_is_that_of_its_inputs(
 
     assert seen[0].dtype == torch.bfloat16
     wanted = original(folder)(picture((65, 32)))
-    # Half a step of its eight bits, at values below 4.
+    # Half a step of eight bits, for values below 4.
     torch.testing.assert_close(seen[0].float(), wanted, atol=2**-7 + 1e-4, rtol=0)
 
 
 @pytest.fixture(params=["other steps", "code of its own"])
 def unknown(request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path: Path) -> Path:
-    """A classifier whose processor we do not know."""
+    """A classifier with an unknown processor."""
     folder = tmp_path / "model"
     shutil.copytree(tiny("vit"), folder)
     file = folder / "preprocessor_config.json"
@@ -141,7 +141,7 @@ def unknown(request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path:
     if request.param == "other steps":
         config["image_processor_type"] = "BlipImageProcessor"
     else:
-        # It is called like one that is known, and turns every image upside down.
+        # The class has a known name, but turns every image upside down.
         config["auto_map"] = {"AutoImageProcessor": "own.ViTImageProcessor"}
         (folder / "own.py").write_text(
             "from transformers import ViTImageProcessorPil\n\n\n"
@@ -176,7 +176,7 @@ def test_a_processor_that_is_not_known_does_its_own_work(
 
 @pytest.fixture(scope="module")
 def shapeless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier that takes images of any shape: only their short side is scaled."""
+    """A classifier that takes images of any shape: it scales only their short side."""
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessorPil
 
     folder = tmp_path_factory.mktemp("resnet")

@@ -31,7 +31,7 @@ CAT = ROOT / "modelmill" / "data" / "chelsea.jpg"
 
 
 class LettersRunner(Runner[Input, list[list[str]]]):
-    """Embeds a text as its length; its weights remember the batches. Some words are too much for it."""
+    """Embeds a text as its length; its weights keep the batches. It fails on some words."""
 
     backend = "test"
     task = "text-embedding"
@@ -61,7 +61,7 @@ class LettersRunner(Runner[Input, list[list[str]]]):
 
 @pytest.fixture
 def letters(context_of: Callable[..., LoadContext]) -> Callable[..., LoadedModel]:
-    """The model of ``LettersRunner``, which takes up to 4 items at once."""
+    """The model of ``LettersRunner``, with a ``max_batch`` of 4."""
 
     def make(**options: Any) -> LoadedModel:
         entry = ModelEntry(
@@ -198,7 +198,8 @@ def test_a_model_of_several_tasks_wants_one_named(context_of: Callable[..., Load
     error = refusal(lambda: LoadedModel(context_of(entry)).run(text="x"))
 
     assert error.message == (
-        "Model both answers several tasks; name one first: text-embedding, image-classification."
+        "Model both answers several tasks; name one as the first argument: "
+        "text-embedding, image-classification."
     )
 
 
@@ -237,7 +238,7 @@ def test_a_pillow_image_is_turned_upright_as_a_file_would_be(open_model: OpenMod
     model = partial(open_model("efficientnet-lite0").run, "image-classification")
     on_its_side = photo("chelsea").rotate(90, expand=True)
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # viewers turn it by 90 degrees clockwise
     buffer = io.BytesIO()
     on_its_side.save(buffer, "PNG", exif=exif)
 
@@ -273,7 +274,7 @@ def test_other_fields_are_shared_or_one_an_item(open_model: OpenModel) -> None:
         (
             {"image": CAT, "classes": object()},
             ErrorCode.INVALID_INPUT,
-            "The inputs hold what has no form in JSON",
+            "The inputs hold a value that JSON cannot express",
         ),
         ({"image": CAT, "config": {"top": 3}}, ErrorCode.INVALID_INPUT, "config.top: "),
     ],
@@ -303,7 +304,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_a_sound_may_be_samples_with_their_rate() -> None:
     import soundfile
 
-    from modelmill_tasks.shared.media import source_bytes
+    from modelmill_tasks.shared.sources import source_bytes
 
     samples = np.sin(np.linspace(0, 100, 8000, dtype=np.float32))
     task = find_task("audio-classification")
@@ -392,9 +393,9 @@ def test_a_gguf_file_is_a_model_too(tmp_path: Path) -> None:
         (
             ROOT / "docs",
             {"backend": "tensorflow"},
-            "backend: no runner is of backend 'tensorflow'; there are ",
+            "backend: there is no backend 'tensorflow'; choose one of ",
         ),
-        ("minilm", {"backend": "transformers"}, "backend: that of model minilm is onnx"),
+        ("minilm", {"backend": "transformers"}, "backend: model minilm has the backend onnx"),
         ("minilm", {"revision": "abc"}, "revision: model minilm does not come from a hub."),
         ("minilm", {"options": {"dtpye": "x"}}, "unknown option 'dtpye'"),
     ],

@@ -15,7 +15,7 @@ from pycocotools import mask as coco
 
 from modelmill_backends.shared.masks import decode_rle, encode_rle, png_map, png_mask, tight_box
 
-# pycocotools' own, about numpy's arrays.
+# A warning of pycocotools about numpy's arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))

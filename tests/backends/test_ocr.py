@@ -1,4 +1,4 @@
-"""Optical character recognition by RapidOCR's networks: real weights on drawn and on photographed text."""
+"""Optical character recognition by RapidOCR's networks: real weights on drawn text and on photos."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def model(context_of: Callable[..., LoadContext]) -> Iterator[LoadedModel]:
-    # Real networks, and ONNX Runtime: here two threads help.
+    # With real networks on ONNX Runtime, two threads help.
     with LoadedModel(context_of("rapidocr", Device("cpu", 2))).load() as loaded:
         yield loaded
 
@@ -43,7 +43,7 @@ def model(context_of: Callable[..., LoadContext]) -> Iterator[LoadedModel]:
 def page(
     lines: list[str], size: int = 24, places: list[tuple[int, int]] | None = None, width: int = 480
 ) -> tuple[Any, list[tuple[float, float, float, float]]]:
-    """Black text on white, and where each line's ink is: left, top, right, bottom."""
+    """Black text on white, and the box of each line's ink: left, top, right, bottom."""
     places = places or [(20, 20 + index * 2 * size) for index in range(len(lines))]
     image = Image.new("RGB", (width, max(top for _, top in places) + 3 * size), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size)
@@ -53,7 +53,7 @@ def page(
 
 
 def accented_font() -> Any:
-    """Pillow's own font has no accents; of the system's, one of those that are mostly there."""
+    """A common font of the system, because Pillow's own font has no accents."""
     for name in ("DejaVuSans.ttf", "LiberationSans-Regular.ttf", "Arial.ttf"):
         try:
             return ImageFont.truetype(name, 36)
@@ -144,7 +144,7 @@ def test_a_narrow_strip_is_read_with_its_padding_taken_off(model: LoadedModel, t
     (found,) = read(model, image)
 
     assert found["text"] == LINES[2]
-    # Boxes stand a little off the ink, which tells where the ink is but a line high.
+    # Boxes are a little larger than the ink.
     assert overlap(found["objects"][0]["box"], ink) > 0.4
 
 
@@ -170,7 +170,7 @@ def test_the_camera_held_sideways_is_seen_in_the_file(model: LoadedModel) -> Non
 
 
 def test_a_photographed_page_is_read(model: LoadedModel) -> None:
-    # scikit-image's photo of a printed page; its fifth line of seven is too blurred for this model.
+    # scikit-image's photo of a printed page. The fifth of its seven lines is too blurred for this model.
     (found,) = read(model, photo("page"))
 
     lines = found["text"].splitlines()
@@ -379,7 +379,7 @@ class TestReadingOrder:
         assert sorted(found.splitlines()) == sorted(["A one", "two"])
 
     def test_columns_of_prose_are_read_one_after_the_other(self) -> None:
-        # The right column stands half a line lower, and a title and a caption span both.
+        # The right column is half a line lower; a title and a caption span both columns.
         found = self.order(
             ("title", 0, 0, 800, 30),
             *((f"right{row}", 420, 60 + 30 * row, 790, 80 + 30 * row) for row in range(4)),

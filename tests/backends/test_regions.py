@@ -1,4 +1,4 @@
-"""Runners that find regions: what their options do, and edges where regions go wrong."""
+"""Runners that find regions: their options, and edge cases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Make = Callable[..., LoadedModel]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> Make:
-    """``model("detr", "object-detection")``: a tiny one, made and loaded once."""
+    """``model("detr", "object-detection")``: a tiny model, made and loaded once."""
     kept: dict[str, LoadedModel] = {}
 
     def make(kind: str, *tasks: str) -> LoadedModel:
@@ -95,7 +95,7 @@ class TestDetection:
     def test_an_image_is_seen_as_its_orientation_says(self, model: Make) -> None:
         upright = photo("astronaut").crop((0, 0, 400, 300)).resize((96, 72))
         exif = Image.Exif()
-        exif[0x0112] = 6  # stored lying on its left side: to be turned by 90° clockwise
+        exif[0x0112] = 6  # stored on its left side: viewers turn it by 90° clockwise
         turned = data_url(upright.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)
         yolos = model("yolos", "object-detection")
 
@@ -171,7 +171,7 @@ class TestSegmentation:
     ) -> None:
         entry = entry_of(tmp_path, "segformer", "instance-segmentation")
 
-        assert "does not tell instances apart" in refusal(LoadContext(entry, CPU, Catalogue({}), settings))
+        assert "does not separate instances" in refusal(LoadContext(entry, CPU, Catalogue({}), settings))
 
 
 class TestKeypoints:
@@ -227,9 +227,7 @@ class TestKeypoints:
             ]
             assert np.allclose(flat[0], flat[1], atol=1e-2)
 
-    def test_nobody_is_found_where_the_detector_finds_nobody(
-        self, tmp_path: Path, settings: Settings
-    ) -> None:
+    def test_there_are_no_people_if_the_detector_finds_none(self, tmp_path: Path, settings: Settings) -> None:
         loaded = self.load(tmp_path, settings, detector="finder", person_label="cup")
 
         assert ask(loaded, "keypoint-detection", threshold=1) == {"objects": []}

@@ -1,4 +1,4 @@
-"""The segments that are cut one at a time are those of the library's processors, which scale all at once."""
+"""Segments that are cut one at a time equal those of the library's processors, which scale all at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZES = [(61, 83), (9, 200), (30, 31)]
 
 
 def answer_of(kind: str, seed: int) -> dict[str, Any]:
-    """What a model of 20 queries and 12 labels may answer: blobs, and a few queries that are sure."""
+    """A possible answer of a model with 20 queries and 12 labels: blobs, a few of them with high scores."""
     generator = torch.Generator().manual_seed(seed)
     family = FAMILIES[kind]
     coarse = torch.randn(20, 1, 5, 6, generator=generator) * 6 - 6
@@ -94,7 +94,7 @@ def test_the_map_of_labels_is_the_librarys(kind: str, size: tuple[int, int]) -> 
 
     expected = by_library(kind, raw, "semantic", size).numpy()
     assert len(np.unique(expected)) >= 2
-    # Where two labels are equal to the last digit, either may win.
+    # If two labels are equal to the last digit, either may win.
     assert (found != expected).mean() < 1e-3
 
 
@@ -102,7 +102,7 @@ def test_the_map_of_labels_is_the_librarys(kind: str, size: tuple[int, int]) -> 
 @pytest.mark.parametrize("size", [(50, 70), (5, 6), (16, 20), (1, 1)])
 def test_labels_that_are_passed_over_win_nowhere(shape: tuple[int, int], size: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(5)
-    # Some of the 60 labels are on top somewhere, and most are nowhere.
+    # Some of the 60 labels are the largest somewhere, most are not.
     scores = torch.randn(60, *shape, generator=generator) + torch.linspace(-6, 3, 60)[:, None, None]
 
     found = semantic({"logits": scores.numpy()}, None, size)
@@ -127,6 +127,6 @@ def test_an_answer_that_is_no_number_is_an_error_and_not_nothing(cut: Any) -> No
     raw = answer_of("mask2former", 0)
     raw["class_queries_logits"][3, 2] = np.nan
 
-    with pytest.raises(ModelmillError, match="no numbers") as caught:
+    with pytest.raises(ModelmillError, match="values that are not numbers") as caught:
         list(cut(raw, FAMILIES["mask2former"], (40, 50), 0.5))
     assert caught.value.code is ErrorCode.INFERENCE_FAILED

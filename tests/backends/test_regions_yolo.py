@@ -1,4 +1,4 @@
-"""YOLO models in ONNX: which boxes stay, where they lie in the image, and files that are no YOLO."""
+"""YOLO models in ONNX: which boxes stay, their positions in the image, and files that are not a YOLO."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.support.models import CPU
 WIDE = data_url(photo("coffee").resize((128, 64)), "PNG")
 BOXES = [
     [16, 24, 8, 8, 0.9, 0.0, 0.1],
-    [17, 24, 8, 8, 0.8, 0.0, 0.1],  # nearly the first, of its label
-    [16, 24, 8, 8, 0.1, 0.7, 0.1],  # on the first, of another label
+    [17, 24, 8, 8, 0.8, 0.0, 0.1],  # almost the first box, with the same label
+    [16, 24, 8, 8, 0.1, 0.7, 0.1],  # over the first box, with another label
     [48, 40, 64, 8, 0.0, 0.2, 0.6],  # beyond the right edge
     [32, 8, 8, 4, 0.5, 0.0, 0.0],  # in the grey above the image
 ]

@@ -15,7 +15,7 @@ import modelmill_backends
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends import registry
-from modelmill_backends.noop import NoopRunner
+from modelmill_backends.noop.zero_shot_image_classification import NoopRunner
 from modelmill_backends.onnx.text_embedding import TextEmbeddingRunner
 from modelmill_backends.registry import all_runners, find_runner, prepare
 from modelmill_tasks.registry import all_tasks
@@ -30,12 +30,12 @@ class PluginRunner(NoopRunner):
 
 
 class RivalRunner(NoopRunner):
-    """Of the same backend, task and name as one of ours."""
+    """A runner with the backend, task and name of a built-in one."""
 
 
 @pytest.fixture
 def forgetful() -> Iterator[None]:
-    """A registry that has looked for nothing yet, and forgets what a test let it find."""
+    """A registry with empty caches, which are emptied again after the test."""
     for cached in CACHES:
         cached.cache_clear()
     yield
@@ -45,7 +45,7 @@ def forgetful() -> Iterator[None]:
 
 @pytest.fixture
 def plug_in(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``plug_in("module:Class", …)`` installs entry points of our group."""
+    """``plug_in("module:Class", …)`` installs entry points in the group of runners."""
 
     def install(*values: str) -> None:
         points = [EntryPoint(value, value, registry.ENTRY_POINT_GROUP) for value in values]
@@ -59,7 +59,7 @@ def an_entry(backend: str, runner: str = "default", task: str = ZERO_SHOT) -> Mo
 
 
 def modules_after(code: str) -> list[str]:
-    """What a fresh process has imported once it has run ``code``."""
+    """The modules that a new process has imported after it ran ``code``."""
     code += "\nimport json, sys\nprint(json.dumps(list(sys.modules)))\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
@@ -128,11 +128,11 @@ def test_no_two_built_in_runners_are_called_the_same() -> None:
     assert Counter((runner.backend, runner.task, runner.name) for runner in classes).most_common(1)[0][1] == 1
 
 
-def test_a_runner_is_found_whatever_its_module_is_called(
+def test_a_runner_is_found_in_a_module_with_any_name(
     forgetful: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_new_file.py").write_text(
-        "from modelmill_backends.noop import NoopRunner\n"
+        "from modelmill_backends.noop.zero_shot_image_classification import NoopRunner\n"
         "class Another(NoopRunner):\n"
         "    backend = 'brand-new'\n"
         "    name = 'another'\n"
@@ -159,7 +159,7 @@ def test_a_plugin_replaces_no_built_in_runner(plug_in: Any) -> None:
     assert all_runners()["noop", ZERO_SHOT, "default"] is NoopRunner
 
 
-def test_a_broken_plugin_is_in_nobody_s_way_who_does_not_need_it(plug_in: Any) -> None:
+def test_a_broken_plugin_does_not_disturb_models_that_do_not_need_it(plug_in: Any) -> None:
     plug_in("no_such_module:Runner")
 
     assert find_runner(an_entry("onnx", task="text-embedding"), "text-embedding") is TextEmbeddingRunner

@@ -38,7 +38,7 @@ def embed(model: LoadedModel, *texts: str, **config: Any) -> np.ndarray[Any, np.
 def direct(
     folder: Path, texts: list[str], window: int, pooling: str = "mean"
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The independent path: one text at a time through ``transformers``, pooled by hand, not normalised."""
+    """The expected vectors: one text at a time through ``transformers``, pooled by hand, not normalised."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -104,7 +104,7 @@ def test_cost_is_the_share_of_the_window(open_model: OpenModel) -> None:
 
 @pytest.fixture(scope="module")
 def add_onnx(open_model: OpenModel, settings: Settings) -> Callable[[Path], None]:
-    """Puts the tiny encoder's ONNX form into a folder: pooling, and what follows it, are no part of that."""
+    """Puts the tiny encoder's ONNX form into a folder. It does not include the pooling and later layers."""
     source = shared_encoder()
     open_model(folder_entry(source, TASK, "onnx"))
     (made,) = (settings.cache_dir / "onnx").glob(f"{source.name}-*/model.onnx")
@@ -187,7 +187,7 @@ def test_a_module_that_is_not_here_is_named(
 
 
 def with_dense(folder: Path, copy: Path, activation: str) -> tuple[Path, Any, Any]:
-    """The encoder with a layer after its pooling, and that layer's weight and bias."""
+    """The encoder with a layer after its pooling, and the weight and bias of this layer."""
     from safetensors.numpy import save_file
 
     for file in folder.iterdir():

@@ -15,7 +15,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.diffusers.text_to_image import sides_of
 from modelmill_backends.loader import LoadedModel
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines
 from tests.support.images import STEPS, apart, draw, entry, opened, pixels
@@ -28,7 +28,7 @@ ContextOf = Callable[..., LoadContext]
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``pipeline("sd", filters=True)``: the folder of a tiny one, made when first asked for."""
+    """``pipeline("sd", filters=True)``: the folder of a tiny pipeline, made at the first call."""
     kept: dict[str, Path] = {}
 
     def make(kind: str, **options: Any) -> Path:
@@ -43,7 +43,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def context_of(context_of: ContextOf) -> ContextOf:
-    """With one thread: for networks this small, a second costs more than it does."""
+    """With one thread: for networks this small, a second thread costs more than it helps."""
     return lambda model: context_of(model, Device("cpu", 1))
 
 
@@ -168,7 +168,7 @@ def test_images_come_in_the_format_that_is_asked(sd: LoadedModel, form: str) -> 
     ((image,),) = draw(sd, "a mill", seed=1, output_format=form)
 
     assert str(opened(image).format).lower() == form
-    # The picture is nearly noise, which the formats that lose something keep badly.
+    # The picture is almost noise, which lossy formats keep badly.
     assert np.abs(pixels(png) - pixels(image)).mean() < (1 if form == "png" else 30)
 
 
@@ -199,8 +199,8 @@ def test_more_images_than_fit_are_drawn_in_rounds(
     assert seen.reports == [(0, step, 6, "steps") for step in range(1, 7)]
 
 
-class Watch(Progress):
-    """Keeps what it is told; the items of ``canceled`` are, once ``after`` steps were reported."""
+class Watch(ProgressSink):
+    """Keeps the reports; the items in ``canceled`` are canceled after ``after`` reported steps."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[int, int, int, str]] = []
@@ -228,7 +228,7 @@ def test_each_step_is_reported_for_each_item(sd: LoadedModel) -> None:
     assert seen.reports == [(index, step, 3, "steps") for step in (1, 2, 3) for index in (0, 1)]
 
 
-def test_a_pass_that_nobody_waits_for_ends_early_and_leaves_nothing_behind(sd: LoadedModel) -> None:
+def test_a_canceled_pass_ends_early_and_leaves_nothing_behind(sd: LoadedModel) -> None:
     ((before,),) = draw(sd, "a mill", seed=1)
     seen = watch(sd)
     seen.canceled, seen.after = {0, 1}, 4
@@ -285,7 +285,7 @@ def test_a_consistency_model_answers_and_refuses_what_it_does_not_know(
 
 
 def test_a_prompt_beyond_the_window_is_cut_off(sd: LoadedModel) -> None:
-    # One token a character here; 77 with start and end.
+    # One token per character here; 77 with start and end.
     ((long,),) = draw(sd, "m" * 75 + "a" * 500, seed=1)
     ((cut,),) = draw(sd, "m" * 75 + "z" * 9, seed=1)
 

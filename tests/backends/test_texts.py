@@ -26,7 +26,7 @@ CLASSIFY, CHOOSE = "text-classification", "zero-shot-classification"
 
 
 class Watched:
-    """A tokenizer that lingers over each call, and knows whether two have met in it."""
+    """A slow tokenizer that records whether two calls overlapped."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -52,7 +52,7 @@ class TestInputs:
         self, open_model: OpenModel, tiny_text: Callable[..., Path]
     ) -> None:
         loaded = open_model(folder_entry(tiny_text("classifier"), CLASSIFY)).runner(CLASSIFY).weights
-        # So few tokens a pass that it takes many.
+        # So few tokens per pass that many passes are needed.
         texts, alone = TextInputs(loaded, tokens_a_pass=40), TextInputs(loaded, tokens_a_pass=1)
         rows = [texts.row(texts.encode(text)) for text in pieces(12)]
 
@@ -107,7 +107,7 @@ class TestClassification:
             (None, ("spam",)),
         ],
     )
-    def test_equals_the_pipeline_whatever_the_problem(
+    def test_equals_the_pipeline_for_each_kind_of_problem(
         self, open_model: OpenModel, tiny_text: Callable[..., Path], problem: Any, labels: tuple[str, ...]
     ) -> None:
         folder = tiny_text("classifier", problem=problem, labels=labels)
@@ -206,7 +206,7 @@ class TestInference:
     ) -> None:
         model = open_model(folder_entry(tiny_text("nli"), CHOOSE))
 
-        # The spelling of a special token is text, and as long as it looks.
+        # The spelling of a special token counts as text.
         for name in ("long " * 99, "</s>" * 30):
             error = refusal(model, CHOOSE, {"text": "A mill.", "classes": ["short", name]})
 
@@ -245,7 +245,7 @@ class TestInference:
     def test_two_tasks_take_turns_with_the_tokenizer(
         self, context_of: Callable[..., LoadContext], tiny_text: Callable[..., Path]
     ) -> None:
-        """One counts tokens with truncation switched off, on the tokenizer that cuts texts for the other."""
+        """One thread counts tokens without truncation, on the tokenizer that cuts texts for the other."""
         entry = folder_entry(tiny_text("nli"), CHOOSE).model_copy(update={"tasks": (CHOOSE, CLASSIFY)})
         items = {
             CHOOSE: {"text": "A mill.", "classes": ["a mill"]},

@@ -161,7 +161,7 @@ class TestTables:
         model = open_model(folder_entry(folder, LOOK_UP))
         table = {"a": [str(row) for row in range(300)], "b": ["mill"] * 300}
         tokens = len(model.runner(LOOK_UP).weights.tokenizer.tokenize("Which?"))
-        # Of the window: two special tokens, the query, and two cells a row and for the header.
+        # The window holds two special tokens, the query, and two cells for the header and for each row.
         read = (128 - 2 - tokens) // 2 - 1
         cut = {name: column[:read] for name, column in table.items()}
 
@@ -171,7 +171,7 @@ class TestTables:
 
         assert long == shorter
         assert long["coordinates"]
-        # Ranks of numbers count the rows that are read; the pipeline's count all, and it fails beyond 255.
+        # The ranks of numbers run over the rows that are read. The pipeline ranks all, and fails beyond 255.
         (wanted,) = looked_up(folder, [{"query": "Which?", "table": cut}])
         assert [list(place) for place in long["coordinates"]] == wanted["coordinates"]
 

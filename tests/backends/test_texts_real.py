@@ -1,4 +1,4 @@
-"""Real weights on real texts: MiniLM's three tasks, and the model that tells languages apart."""
+"""Real weights on real texts: MiniLM's three tasks, and the model that identifies languages."""
 
 from __future__ import annotations
 

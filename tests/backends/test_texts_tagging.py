@@ -1,4 +1,4 @@
-"""Models that look at single tokens: names in texts, and gaps to fill."""
+"""Models that judge single tokens: names in texts, and gaps to fill."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelmill_backends.shared.entities import Token, entities
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_tasks.token_classification import AggregationStrategy
 from tests.fixtures.specimens.texts import STRATEGIES, filled, pieces, pipeline, tagged
 from tests.support.models import OpenModel, folder_entry
@@ -70,7 +70,7 @@ def test_a_long_text_is_read_to_its_end_and_nothing_twice(
 def test_a_token_has_the_scores_of_the_window_in_which_it_is_further_inside(
     open_model: OpenModel, tiny_text: Callable[..., Path]
 ) -> None:
-    """The same, written plainly: each window by itself, and of the overlap the halves."""
+    """The same in simple code: each window separately, and half of the overlap from each window."""
     import torch
 
     model = open_model(folder_entry(tiny_text("ner", window=64), TAG))
@@ -83,7 +83,7 @@ def test_a_token_has_the_scores_of_the_window_in_which_it_is_further_inside(
         window = [weights.tokenizer.cls_token_id, *ids[start : start + room], weights.tokenizer.sep_token_id]
         with torch.inference_mode():
             best = weights.model(torch.tensor([window])).logits[0, 1:-1].argmax(-1).tolist()
-        # The first 8 of the 15 belong to the window before, the other 7 to this one.
+        # The first 8 of the 15 belong to the previous window, the other 7 to this one.
         wanted = [*wanted[: start + 8], *best[8:]] if start else best
 
     (answer,) = ask(model, TAG, {"text": text, "config": {"aggregation_strategy": "none"}})
@@ -225,6 +225,6 @@ def open_tokens(model: Any) -> range:
 
 
 def test_the_pipeline_is_there(tiny_text: Callable[..., Path]) -> None:
-    """The references above are nothing without it."""
+    """The tests above compare with this pipeline."""
     with pipeline(TAG, tiny_text("ner")) as found:
         assert type(found).__name__ == "TokenClassificationPipeline"

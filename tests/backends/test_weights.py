@@ -1,4 +1,4 @@
-"""Which weights are refused, since their answers would mean nothing."""
+"""Weights that are refused because their answers would be meaningless."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refused(context: LoadContext) -> str:
 def test_weights_without_the_head_of_the_task_are_refused(
     tiny: Callable[..., Path], context_of: Callable[..., LoadContext]
 ) -> None:
-    # The library would draw the missing layer at random, and every image would get a label.
+    # The library would fill the missing layer at random, and every image would get a label.
     entry = folder_entry(tiny("clip"), "image-classification")
     said = refused(context_of(entry))
     assert "were not made for this task" in said

@@ -1,4 +1,4 @@
-"""CLIP and SigLIP, in both runtimes, against the pipeline of ``transformers``."""
+"""CLIP and SigLIP, in both runtimes, compared with the pipeline of ``transformers``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def model(
 def pipeline(kind: str, tiny: Callable[..., Path]) -> Any:
     import transformers
 
-    make: Any = transformers.pipeline  # its overloads know no variable
+    make: Any = transformers.pipeline  # the overloads do not take a variable
     return make(ZERO_SHOT, model=str(tiny(kind)), device="cpu")
 
 
@@ -149,7 +149,7 @@ def test_an_image_too_narrow_to_scale_is_refused_where_the_aspect_is_kept(
     model: LoadedModel, kind: str
 ) -> None:
     narrow = Image.new("RGB", (1, 3000))
-    if kind == "siglip":  # squeezes every image into a square
+    if kind == "siglip":  # it scales every image to a square
         assert len(probabilities(model, narrow, CLASSES)) == 3
         return
     with pytest.raises(ModelmillError, match="times as long as wide") as caught:

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ConfigError, ErrorCode, FieldError, ModelmillError
 from modelmill_backends.conformance import Specimen
-from modelmill_cli.app import app, for_people
+from modelmill_cli.app import app
 from modelmill_cli.check import Finding, _table
 from modelmill_cli.console import out
 from modelmill_cli.jobs import show_document
 from modelmill_cli.models_file import check_models_file
+from modelmill_cli.options import show_errors
 from tests.support.paths import REPOSITORY
 
 PHOTO = str(REPOSITORY / "modelmill" / "data" / "chelsea.jpg")
@@ -54,7 +55,7 @@ def test_a_problem_with_a_field_of_any_name_is_shown(api: httpx.Client) -> None:
     ],
 )
 def test_an_error_is_shown_word_for_word(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    @for_people
+    @show_errors
     def command() -> None:
         raise error
 
@@ -75,7 +76,7 @@ def test_a_path_in_an_error_stays_in_one_piece(tmp_path: Path, capsys: pytest.Ca
     models.write_text('[models."[/b]"]\nbackend = "noop"\ntasks = ["text-embedding"]\n')
 
     with pytest.raises(typer.Exit):
-        for_people(check_models_file)(models)
+        show_errors(check_models_file)(models)
 
     shown = capsys.readouterr().err
     assert f"{models}, line 1: model '[/b]': name: " in shown

@@ -211,7 +211,7 @@ for hub, revision in (("no/such", None), ("{GATED}", None), ("{VIT}", "0" * 40),
     assert done.stdout.splitlines() == [
         "the Hugging Face hub has no no/such, or it is private and HF_TOKEN is not set",
         (
-            f"{GATED} is given only to those who accepted its terms: accept them on its page at "
+            f"{GATED} requires that you accept its terms: accept them on its page at "
             "the Hugging Face hub, and set HF_TOKEN where it is loaded"
         ),
         f"{VIT} has no revision {'0' * 40} at the Hugging Face hub",
@@ -372,7 +372,7 @@ def test_one_class_is_a_list_of_one_and_a_file_of_a_media_field_stays_a_file() -
     ("field", "said"),
     [
         ("hello", "'hello' is not a field: write text=hello"),
-        ("text:=hello", "text: what follows := is not JSON"),
+        ("text:=hello", "text: the text after := is not JSON"),
         ("text=@nowhere.txt", "text: there is no file nowhere.txt"),
         (f"text=@{CAT}", "is not a text file"),
         ("text=a text.b=c", "text was given a value of its own"),

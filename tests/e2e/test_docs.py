@@ -14,6 +14,7 @@ from modelmill.catalogue import Catalogue, read_models_file
 from modelmill.settings import ENV_PREFIX, Settings
 from tests.support.paths import REPOSITORY
 from tests.support.system import Up
+from tools.readme import models_table, tasks_table, with_tables
 from tools.task_pages import built_in_tasks, example_files, index
 from tools.task_pages import page as page_of
 
@@ -23,6 +24,7 @@ PAGES = sorted(
 
 ELSEWHERE = {
     # Commands that start something and stay, or that install: what they do is seen in the test named here.
+    "make install": "the environment that runs this",
     "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
     "make test": "this very run",
     "make chaos": "tests/chaos/test_soak.py, for seconds; the whole verb takes minutes",
@@ -54,7 +56,9 @@ def blocks(page: Path, *languages: str) -> list[str]:
 
 
 TASKS = built_in_tasks()
-RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python")]
+WALK = REPOSITORY / "docs" / "add-a-task.md"
+"""Its steps build on each other: ``test_add_a_task.py`` runs them in their order."""
+RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python") and page != WALK]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
@@ -107,8 +111,11 @@ def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} names {target}"
 
 
-def test_the_readme_names_every_task() -> None:
+def test_the_tables_of_the_readme_say_what_contracts_and_catalogue_say() -> None:
     text = (REPOSITORY / "README.md").read_text()
+    tables = {"tasks": tasks_table(TASKS), "models": models_table(Catalogue.load())}
+
+    assert with_tables(text, tables) == text, "run: make docs"
     for name in TASKS:
         assert f"[{name}](docs/tasks/{name}.md)" in text
 

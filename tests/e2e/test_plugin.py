@@ -1,4 +1,4 @@
-"""The example plugin, installed as a user would: found, checked, answering jobs. And wrong plugins."""
+"""The example plugin, installed as a user installs it: found, checked, answering. And broken plugins."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.system import start_up
 EXAMPLE = REPOSITORY / "examples" / "modelmill-readability"
 
 BROKEN_RUNNERS = '''
-from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill.plugin import LoadContext, Prepared, Runner
 from modelmill_tasks.text_embedding import Input, Output
 
 
@@ -61,8 +61,7 @@ class Unloadable(Sloppy):
 '''
 
 BROKEN_SPECIMENS = """
-from modelmill_backends.conformance import Specimen
-from modelmill.catalogue import ModelEntry
+from modelmill.plugin import ModelEntry, Specimen
 
 
 def entry(backend):
@@ -76,8 +75,7 @@ SPECIMENS = (
 """
 
 BUILT_IN_SPECIMENS = """
-from modelmill_backends.conformance import Specimen
-from modelmill.catalogue import ModelEntry
+from modelmill.plugin import ModelEntry, Specimen
 
 TASK = "zero-shot-image-classification"
 SPECIMENS = [Specimen("nothing", TASK, lambda folder: ModelEntry(name="any", backend="noop", tasks=(TASK,)))]
@@ -183,6 +181,40 @@ def test_its_task_s_example_is_what_its_model_answers(installed: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+IMPORTED_BY_THE_API = """
+import sys
+
+from modelmill.settings import Settings
+from modelmill_api.app import create_app
+
+
+def backends():
+    return [name for name in sys.modules if name.partition(".")[0] == "modelmill_backends"]
+
+
+paths = create_app(Settings()).openapi()["paths"]
+assert "/api/tasks/readability/{model}/jobs" in paths, list(paths)
+assert "modelmill.plugin" in sys.modules
+assert not backends(), backends()
+
+from modelmill.plugin import Runner
+
+assert backends()
+"""
+
+
+def test_an_api_that_serves_its_task_imports_no_backend(installed: Path) -> None:
+    done = subprocess.run(
+        processes.python("-c", IMPORTED_BY_THE_API),
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_its_models_are_listed(installed: Path) -> None:
     done = modelmill(installed, "models", "--url", "http://127.0.0.1:1")
 
@@ -214,7 +246,7 @@ def test_a_plugin_that_mixes_up_a_batch_fails_the_checks(tmp_path: Path) -> None
     assert done.returncode == 1
     row = next(line for line in done.stdout.splitlines() if "a batch is answered as its items alone" in line)
     assert "failed: item 1.embedding[0] is" in row
-    assert "(in a batch of 16, against alone)" in row
+    assert "(in a batch of 16, compared with alone)" in row
     assert "skipped: the specimen has no reference" in text
     assert "the model loads" in text
     assert "OSError: weights [/bold] are missing" in text
@@ -241,8 +273,8 @@ def test_where_a_check_failed_is_shown_when_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("points", "sentence"),
     [
-        ("", "thing names no specimens, so there is nothing to prove its runners on. Write a list"),
-        ("[modelmill.specimens]\na = thing_module:EMPTY\n", "thing names no specimens"),
+        ("", "thing has no specimens, so its runners cannot be checked. Write a list"),
+        ("[modelmill.specimens]\na = thing_module:EMPTY\n", "thing has no specimens"),
         ("[modelmill.specimens]\na = thing_module:NUMBERS\n", "'a' (thing_module:NUMBERS) is not a list"),
         ("[modelmill.specimens]\na = nowhere:X\n", "'a' (nowhere:X) cannot be imported: ModuleNotFound"),
         ("[modelmill.specimens]\na = thing_module:X\n", "cannot be imported: AttributeError"),

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from modelmill.settings import Settings
-from modelmill_backends.conformance import Bench, difference, samples_of
+from modelmill_backends.conformance import LoadedSpecimen, difference, samples_of
 from modelmill_backends.conformance.samples import as_batched, truncated
 from tests.support.specimen_models import SpecimenModels, specimen_of
 from tests.support.system import Up
@@ -37,7 +37,7 @@ def expected(specimen_models: SpecimenModels, cache_dir: Path) -> Expected:
         inputs = list(specimen.inputs or samples_of(TASKS[name], ITEMS))[:ITEMS]
         if specimen.reference is not None:
             return inputs, specimen.reference(specimen_models.folder_of(specimen), inputs)
-        bench = Bench(specimen, specimen_models.folder_of(specimen), Settings(cache_dir=cache_dir))
+        bench = LoadedSpecimen(specimen, specimen_models.folder_of(specimen), Settings(cache_dir=cache_dir))
         try:
             return inputs, [bench.ask(item) for item in inputs]
         finally:

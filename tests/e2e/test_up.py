@@ -202,7 +202,7 @@ def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(
         body = {"image": data_url(CAT_PHOTO.read_bytes() + bytes(300_000)), "classes": ["cat", "dog"]}
         assert client.submit(TASK, "only-here", body).wait(30).result == {"probabilities": [0.5, 0.5]}
     assert (
-        f"joining the `modelmill up` that runs over {tmp_path / 'data'}"
+        f"joining the `modelmill up` that runs with the data folder {tmp_path / 'data'}"
         in (tmp_path / "worker.log").read_text()
     )
     assert processes.stop(joined, 40)

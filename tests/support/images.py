@@ -40,5 +40,5 @@ def pixels(image: dict[str, Any]) -> NDArray[np.int16]:
 
 
 def apart(one: dict[str, Any], other: dict[str, Any]) -> int:
-    """The largest difference of a pixel, of 255."""
+    """The largest difference of a pixel, out of 255."""
     return int(np.abs(pixels(one) - pixels(other)).max())

@@ -11,8 +11,8 @@ from modelmill_backends.device import Device
 from modelmill_backends.loader import LoadedModel
 
 ZERO_SHOT = "zero-shot-image-classification"
-# Threads of PyTorch wait for each other with the core in hand: beside other work, such small models take ten
-# times as long with two as with one.
+# PyTorch's threads wait for each other without releasing the core. If the core has other work, such small
+# models take ten times as long with two threads as with one.
 CPU = Device("cpu", 1)
 OpenModel = Callable[..., LoadedModel]
 

@@ -10,7 +10,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 
 LONG = "a " * 100_000
-"""As many tokens."""
+"""A text with so many tokens."""
 
 
 def ask(model: LoadedModel, task: str, *items: dict[str, Any]) -> list[dict[str, Any]]:

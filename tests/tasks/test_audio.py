@@ -17,7 +17,7 @@ LIMIT_S = get_settings().max_audio_s
 
 
 def refusal(task: str, body: dict[str, Any], *, batched: bool = False) -> tuple[ErrorCode, list[str]]:
-    """The code, and the fields that are named."""
+    """The error's code, and the fields that it names."""
     with pytest.raises(ModelmillError) as raised:
         find_task(task).parse(json.dumps(body), batched=batched)
     return raised.value.code, [each.field for each in raised.value.fields]

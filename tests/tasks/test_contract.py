@@ -20,7 +20,7 @@ ZERO_SHOT = find_task("zero-shot-image-classification")
 EMBEDDING = find_task("text-embedding")
 
 MARK = "MARK" * 2500
-"""10 kB that no error may hand back."""
+"""10 kB that no error message may repeat."""
 
 
 class Scale(TaskConfig):
@@ -28,7 +28,7 @@ class Scale(TaskConfig):
 
 
 class TwoLists(TaskInput):
-    """A task as a third party may write one: two batched fields, one of them a list itself."""
+    """A task as a plugin may define it: two batched fields, one of them a list itself."""
 
     words: Annotated[Annotated[list[str], Field(max_length=3)], Batched]
     number: Annotated[int, Batched()] = Field(0, description="Any number.")
@@ -45,7 +45,7 @@ TWO_LISTS = Task("two-lists", "A test.", TwoLists, NoOutput, Example({"words": [
 
 
 def parsed(task: Task, body: Any, *, batched: bool = False, trusted: bool = True) -> TaskInput:
-    """Images are trusted unless told: what these tests send as one is a word."""
+    """Trusts images, unless a test says otherwise: most tests send a word in place of an image."""
     return task.parse(json.dumps(body), batched=batched, trusted=trusted)
 
 
@@ -227,7 +227,7 @@ configs = st.one_of(st.just({}), st.builds(lambda scale: {"scale": scale}, st.in
 
 @st.composite
 def batched_jobs(draw: st.DrawFn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A batched job of ``TWO_LISTS``, and the plain jobs that it stands for."""
+    """A batched job of ``TWO_LISTS``, and the plain jobs that it is equal to."""
     count = draw(st.integers(1, 6))
 
     def column(values: st.SearchStrategy[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What the contracts of the embedding tasks and of optical character recognition refuse."""
+"""The contracts of the embedding tasks and of optical character recognition: which requests they refuse."""
 
 from __future__ import annotations
 

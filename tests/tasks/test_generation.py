@@ -1,4 +1,4 @@
-"""What requests for texts must look like."""
+"""The contracts of the tasks that generate text: which requests they accept and refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contracts of the tasks that find regions: what is refused, by which code, and which field is named."""
+"""The contracts of the tasks that find regions: which requests they refuse, with which code and field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contracts of the tasks on texts: what is refused, and which field is named for it."""
+"""The contracts of the tasks on texts: which requests they refuse, and which field the error names."""
 
 from __future__ import annotations
 

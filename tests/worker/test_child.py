@@ -40,7 +40,7 @@ def make_child(
     """Children without a heartbeat, and what their parents announce."""
     brief = settings.model_copy(update={"linger_s": 0.0})
     monkeypatch.setattr("modelmill_worker.processes.child.get_settings", lambda: brief)
-    monkeypatch.setattr("modelmill_worker.processes.child.Child._pulse", lambda _: None)
+    monkeypatch.setattr("modelmill_worker.processes.child.Child._heartbeat", lambda _: None)
 
     made: list[Child] = []
 

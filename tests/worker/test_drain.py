@@ -21,8 +21,10 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import Item, PassObserver, preprocess, run_batch
+from modelmill_worker.drain.batches import PassObserver, preprocess, run_batch
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.jobs import Item
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.drain.preparation import PORTION_BATCHES
 from tests.fixtures.runners import SlowRunner
@@ -44,10 +46,14 @@ def recorder(tmp_path: Path) -> Recorder:
     return Recorder(tmp_path)
 
 
+def make_drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder) -> Drain:
+    return Drain(DrainContext(settings, store, leases, recorder, node="node", device="cpu"))
+
+
 @pytest.fixture
 def drain(settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder) -> Iterator[Drain]:
     brief = settings.model_copy(update={"linger_s": 0.05})
-    made = Drain(brief, store, leases, recorder, "node", "cpu")
+    made = make_drain(brief, store, leases, recorder)
     yield made
     made.close()
 
@@ -72,7 +78,7 @@ def test_a_drain_runs_the_queue_empty_in_full_batches(
 def test_a_drain_that_lingers_takes_what_comes(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
-    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    patient = make_drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder)
     loaded = model("noop", settings)
     worker = threading.Thread(target=patient.run, args=(loaded, threading.Event()))
     worker.start()
@@ -108,7 +114,7 @@ def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
 def test_told_to_stop_it_does_not_linger(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder, raw_redis: redis.Redis
 ) -> None:
-    patient = Drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder, "node", "cpu")
+    patient = make_drain(settings.model_copy(update={"linger_s": 60.0}), store, leases, recorder)
     stopping = threading.Event()
     worker = threading.Thread(target=patient.run, args=(model("noop", settings), stopping))
     worker.start()
@@ -130,7 +136,7 @@ def test_one_bad_job_among_many_fails_alone(settings: Settings, store: WorkerSto
 def test_a_slice_ends_and_says_that_jobs_remain(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
-    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
+    brief = make_drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder)
     ids = submit(settings, "slow", *["a"] * 12)
     assert brief.run(model("slow", settings), threading.Event()) is True
     statuses = [record.status for record in records(store, ids)]
@@ -164,7 +170,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_jobs_with_the_reason(
     ids = submit(settings, "broken", "a", "b")
     with pytest.raises(ModelmillError) as reason:
         model("broken", settings)
-    drain.fail_waiting("broken", reason.value)
+    drain.fail_waiting("broken", reason.value, threading.Event())
     for record in records(store, ids):
         assert record.status is Status.FAILED
         assert record.error is not None
@@ -188,7 +194,7 @@ def test_a_running_job_that_is_canceled_ends_between_batches(
             await async_store.close()
 
     assert asyncio.run(cancel()) == "requested"
-    leases.beat()
+    leases.renew()
     worker.join(timeout=10)
     done = records(store, ids)
     assert [record.status for record in done] == [Status.COMPLETE] * 7 + [Status.CANCELED]
@@ -230,7 +236,7 @@ def test_a_batched_job_larger_than_a_batch_runs_in_parts_and_a_retry_resumes(
 def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
     settings: Settings, store: WorkerStore, leases: Leases, recorder: Recorder
 ) -> None:
-    brief = Drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder, "node", "cpu")
+    brief = make_drain(settings.model_copy(update={"slice_s": 0.01}), store, leases, recorder)
     job_id = submit_batched(settings, "slow", 12)
     loaded = model("slow", settings)
     drains = 1
@@ -250,7 +256,7 @@ def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on
 ) -> None:
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "linger_s": 0.05})
     store, raw = WorkerStore(settings), redis.Redis.from_url(own_valkey.url)
-    drain = Drain(settings, store, Leases(store), recorder, "node", "cpu")
+    drain = make_drain(settings, store, Leases(store), recorder)
     large = submit_batched(settings, "noop", 100, classes=300)
     small = submit(settings, "noop", "a", "b")
     raw.config_set("maxmemory", 1)
@@ -311,13 +317,13 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
 def test_who_is_being_prepared_stands_in_the_flight_recorder(
     settings: Settings, store: WorkerStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder.child_started()
+    recorder.start_file()
     seen: list[set[str]] = []
 
     def look(runner: Any, item: Item) -> None:
-        flight = recorder.read()
-        assert flight is not None
-        seen.append({job_id for job_id, _, _ in flight.preparing})
+        state = recorder.read()
+        assert state is not None
+        seen.append({job_id for job_id, _, _ in state.preparing})
         preprocess(runner, item)
 
     monkeypatch.setattr("modelmill_worker.drain.preparation.preprocess", look)
@@ -325,9 +331,9 @@ def test_who_is_being_prepared_stands_in_the_flight_recorder(
     drain.run(model("noop", settings), threading.Event())
     assert are_complete(store, ids)
     assert seen == [set(ids)] * 4
-    flight = recorder.read()
-    assert flight is not None
-    assert flight.preparing == ()
+    state = recorder.read()
+    assert state is not None
+    assert state.preparing == ()
 
 
 def test_told_to_stop_it_prepares_no_further(

@@ -23,10 +23,13 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import FileAwayError, close_job, open_job, preprocess
+from modelmill_worker.drain.batches import preprocess
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
+from modelmill_worker.drain.jobs import FileUnavailableError, close_job, open_job
 from modelmill_worker.drain.leases import Leases
 from tests.fixtures.image_sizes import MODELS
 from tests.fixtures.web import Web
@@ -64,7 +67,7 @@ def image_sizes(settings: Settings) -> LoadedModel:
 
 @pytest.fixture
 def drain(settings: Settings, store: WorkerStore, tmp_path: Path) -> Iterator[Drain]:
-    made = Drain(settings, store, Leases(store), Recorder(tmp_path), "node", "cpu")
+    made = Drain(DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="node", device="cpu"))
     yield made
     made.close()
 
@@ -123,7 +126,7 @@ def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image
 
 def test_an_item_whose_file_is_away_has_not_ended(image_sizes: LoadedModel) -> None:
     def read(file_id: str) -> bytes:
-        raise FileAwayError("nobody answers")
+        raise FileUnavailableError("nobody answers")
 
     body = json.dumps({"image": ["file:a", CAT], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:a": "one"}), body, read_file=read)

@@ -22,6 +22,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from tests.support.api import documents, submit_at_once, submit_jobs, wait_all
@@ -159,14 +160,16 @@ def test_a_killed_supervisor_takes_its_nodes_along(
         wait_until(lambda pid=node[part]["pid"]: not is_running(pid), what=f"the end of the {part}")  # type: ignore[misc]
 
 
-def test_a_folder_with_a_tasks_py_does_not_get_in_the_way(
+def test_files_in_the_working_directory_do_not_hide_packages(
     api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
 ) -> None:
     folder = tmp_path / "users-own"
     folder.mkdir()
-    for name in ("tasks", "api", "worker", "backends", "celeryconfig"):
+    for name in ("celery", "redis", "modelmill", "celeryconfig", "tasks", "api", "worker", "backends"):
         (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+
     start_workers(cwd=folder)
+
     assert [each["status"] for each in wait_all(api, submit_jobs(api, "noop"))] == ["complete"]
 
 
@@ -268,9 +271,11 @@ def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_fo
     # Told when the drain is over; the next worker begins with it.
     wait_until(lambda: store.recall_sizing("small-batches", "cpu") == {"best": 1}, what="the memory of it")
     catalogue = Catalogue.load(TEST_MODELS)
-    following = Drain(settings, store, Leases(store), Recorder(tmp_path), "next", "cpu")
+    following = Drain(
+        DrainContext(settings, store, Leases(store), Recorder(tmp_path), node="next", device="cpu")
+    )
     context = LoadContext(catalogue["small-batches"], current_device(), catalogue, settings)
-    assert following.sizer(LoadedModel(context)).size == 1
+    assert following.measurements.sizer(LoadedModel(context)).size == 1
     following.close()
 
 

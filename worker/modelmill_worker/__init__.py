@@ -1,1 +1,1 @@
-"""The workers: Celery nodes that take a bell, claim jobs, run them in batches and settle each one."""
+"""The workers: Celery nodes that answer a bell, claim jobs, run them in batches and settle them."""

@@ -1,7 +1,7 @@
 """The Celery application of a node.
 
-Started by ``modelmill worker`` with supervision, or by ``celery -A modelmill_worker.app worker``, once per
-device.
+``modelmill worker`` starts it once per device, through ``modelmill_worker.node``, and starts it again if it
+ends. ``celery -A modelmill_worker.app worker`` starts it too: then one node, with no supervisor.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _config = NodeConfig.from_env(Catalogue.load(_settings.models_file))
 _parent: Parent | None = None
 
 if not os.environ.get(STATE_VARIABLE):
-    # This is the parent: both folders are made before the child starts, which finds them by the environment.
+    # This is the parent. It makes both folders before the child starts, and the environment names them to it.
     state_folder()
     if _settings.metrics_port is not None:
         metrics.prepare_directory()
@@ -52,7 +52,7 @@ def node_name() -> str:
 
 @app.task(name=DRAIN)
 def drain(model: str, passed_on: bool = False) -> None:
-    """A bell: ``model`` has jobs ready."""
+    """A bell: ``model`` has jobs."""
     _safely(partial(the_child(app).drain, passed_on=passed_on), model)
 
 
@@ -69,11 +69,11 @@ def unload(model: str) -> None:
 
 
 def _safely(act: Any, model: str) -> None:
-    # No exception leaves a task: a MemoryError that does ends the whole node.
+    # No exception leaves a task: a MemoryError that leaves one ends the whole node.
     try:
         act(model)
     except Exception:
-        logger.exception("a task on model %s ended with an unforeseen error", model)
+        logger.exception("a task on model %s ended with an unexpected error", model)
 
 
 @setup_logging.connect

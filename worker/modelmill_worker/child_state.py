@@ -1,11 +1,12 @@
-"""The flight recorder: what a child is doing, in a file that outlives it.
+"""The child state: a file in which a child says what it is doing, and which outlives the child.
 
-The child writes, its parent reads: to see that it hangs and, when it died, whom it took along. A file
-of this host is there when Redis is not, and a process that was killed has nothing left to flush.
+The child writes it and its parent reads it: to see that the child hangs and, after its death, which jobs
+were in progress. A file on this host exists also while Redis does not answer, and a killed process need not
+flush it.
 
-The child writes several times a batch, so a word costs one system call and no new file: it goes in turn
-to one of two places in the file, and a reader takes the newer of those that are whole. Who is killed while
-writing leaves the word before.
+The child writes several times for each batch, so a write costs one system call and makes no new file.
+States go to the two places of the file in turn, and a reader takes the newer one that is complete. If the
+child is killed while it writes, the state before remains.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 READ_TRIES = 10
-"""How often a word is looked for that is being written over while it is read."""
+"""How often a reader tries again, if the child overwrites the state that it reads."""
 
 
 Member = tuple[str, str, int]
-"""An item: job id, fence, index within the job; ``store.OPENING`` for a job that is not opened yet."""
+"""An item: job id, fence, index within the job. ``store.OPENING`` stands for a job that is not opened yet."""
 
 
 class Phase(StrEnum):
@@ -37,23 +38,23 @@ class Phase(StrEnum):
     IDLE = "idle"
     LOADING = "loading"
     DRAINING = "draining"
-    """Working on a queue, outside of ``forward``. Items may be prepared meanwhile, in this phase and that."""
+    """It works on a queue, outside of ``forward``. Items may be prepared in this phase and in ``FORWARD``."""
     FORWARD = "forward"
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
-    """A child's last word.
+class ChildState:
+    """What a child said last.
 
     Attributes:
         pid: The child.
         phase: What it is doing.
-        model: On which model.
-        since: Since when, in seconds of ``time.monotonic``, which is one clock for all processes of a host.
-        fences: Its open claims. Written before a claim is made, so that none can be missing.
-        forward: The items in ``forward``: job id, fence, index within the job.
-        preparing: The items that are being opened and prepared, likewise; there may be some in either place.
-        preparing_since: Since when one of these was last finished.
+        model: The model that it works on.
+        since: When the phase began, in seconds of ``time.monotonic``: one clock for all processes of a host.
+        fences: Its open claims. Written before a claim is made, so that none is missing.
+        forward: The items in ``forward``.
+        preparing: The items that are opened or prepared. An item may be in both places.
+        preparing_since: When one of these items was last finished.
     """
 
     pid: int
@@ -76,103 +77,112 @@ class Flight:
 
 @dataclass
 class LoadDeaths:
-    """Deaths of children while they loaded a model; the parent's word to the next child."""
+    """Children that died while they loaded a model. The parent writes it for the next child."""
 
     count: int = 0
     not_before: float = 0.0
-    """``time.monotonic`` until which the model is not to be tried."""
+    """``time.monotonic`` until which the model is not loaded again."""
 
 
 class Recorder:
-    """One node's files. The child's side and the parent's are told apart by the methods that they call.
+    """Writes and reads the files of one node.
 
-    The child's methods may be called by several threads: one is in ``forward`` while another claims.
+    A child calls ``start_file`` and the methods ``note_…``, from several threads: one is in ``forward`` while
+    another claims. The parent calls the others, from one thread.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
+        # Under the lock; the drain thread, the ahead thread and the threads that write outcomes change them.
         self._fences: dict[str, None] = {}
-        self._last = Flight(os.getpid())
-        self._words: _Words | None = None
+        self._last = ChildState(os.getpid())
+        self._states: _StateFile | None = None
 
-    def child_started(self) -> None:
-        """Puts the file of a predecessor aside for the parent, and begins an own one."""
-        flight = self.read()
-        if flight is not None and flight.pid != os.getpid():
+    def start_file(self) -> None:
+        """Renames the previous child's file for the parent, and starts a new one."""
+        state = self.read()
+        if state is not None and state.pid != os.getpid():
             # The parent may have been faster.
             with suppress(FileNotFoundError):
-                self._file.rename(self.folder / f"dead-{flight.pid}")
-        self._words = _Words(self._file)
+                self._file.rename(self.folder / f"dead-{state.pid}")
+        self._states = _StateFile(self._file)
         self._enter(Phase.IDLE)
 
-    def loading(self, model: str) -> None:
+    def note_loading(self, model: str) -> None:
+        """The child is about to load ``model``."""
         self._enter(Phase.LOADING, model)
 
-    def draining(self, model: str) -> None:
+    def note_draining(self, model: str) -> None:
+        """The child works on the queue of ``model``, and no item is in ``forward``."""
         self._enter(Phase.DRAINING, model)
 
-    def forward(self, model: str, items: Iterable[Member]) -> None:
+    def note_forward(self, model: str, items: Iterable[Member]) -> None:
         """``items`` are about to run."""
         self._enter(Phase.FORWARD, model, tuple(items))
 
-    def preparing(self, items: Iterable[Member]) -> None:
-        """These ``items``, and no others, are about to be opened or prepared."""
+    def note_preparing(self, items: Iterable[Member]) -> None:
+        """``items``, and no others, are about to be opened or prepared."""
         named = tuple(items)
         with self._lock:
-            # Plain jobs are named alike when they are opened and when they are prepared, at once after.
+            # Plain jobs are noted when they are opened and again when they are prepared: skip the second
+            # write.
             if named != self._last.preparing:
                 self._write(replace(self._last, preparing=named, preparing_since=time.monotonic()))
 
-    def prepared(self) -> None:
-        """All of them are."""
+    def note_prepared(self) -> None:
+        """All these items are prepared."""
         with self._lock:
             self._write(replace(self._last, preparing=()))
 
-    def idle(self) -> None:
-        """Nothing is held any more."""
+    def note_idle(self) -> None:
+        """The child has no claimed jobs."""
         with self._lock:
             self._fences.clear()
             self._last = replace(self._last, preparing=())
         self._enter(Phase.IDLE)
 
-    def claiming(self, fence: str) -> None:
-        """To be called before the claim is made, so that no job can be held by a fence that nobody knows."""
+    def note_claim(self, fence: str) -> None:
+        """The child is about to claim under ``fence``.
+
+        Noted before the claim, so that no job is overlooked.
+        """
         with self._lock:
             self._fences[fence] = None
             self._write(replace(self._last, fences=tuple(self._fences)))
 
-    def settled(self, fence: str) -> None:
-        """All jobs of the claim are settled. Told to the file with its next change."""
+    def note_settled(self, fence: str) -> None:
+        """All jobs of the claim are settled. The next change writes it to the file."""
         with self._lock:
             self._fences.pop(fence, None)
 
-    def read(self) -> Flight | None:
-        """The present child's last word, if it has said one."""
+    def read(self) -> ChildState | None:
+        """The state of the present child, or None if it has written none."""
         return _read(self._file)
 
-    def take_dead(self) -> list[Flight]:
-        """The last words of children that were replaced, each once."""
+    def take_dead(self) -> list[ChildState]:
+        """The last states of children that have been replaced, each once."""
         found = []
         for file in self.folder.glob("dead-*"):
-            if (flight := _read(file)) is not None:
-                found.append(flight)
+            if (state := _read(file)) is not None:
+                found.append(state)
             file.unlink(missing_ok=True)
         return found
 
-    def bury(self, pid: int) -> None:
-        """The child ``pid`` is dead and its last word has been read."""
-        # Its successor may put that file aside at this very moment, and begin its own in the same place.
+    def forget(self, pid: int) -> None:
+        """Removes the file of the child ``pid``, which is dead and whose last state has been read."""
+        # At this moment its successor may rename that file and start its own under the same name.
         with suppress(FileNotFoundError):
-            grave = self._file.rename(self.folder / "grave")
-            flight = _read(grave)
-            if flight is not None and flight.pid == pid:
-                grave.unlink()
+            aside = self._file.rename(self.folder / "aside")
+            state = _read(aside)
+            if state is not None and state.pid == pid:
+                aside.unlink()
             else:
-                grave.rename(self._file)
+                aside.rename(self._file)
         (self.folder / f"dead-{pid}").unlink(missing_ok=True)
 
     def load_deaths(self) -> dict[str, LoadDeaths]:
+        """Deaths while loading, by model."""
         try:
             found: dict[str, Any] = json.loads((self.folder / "loads.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -184,7 +194,7 @@ class Recorder:
         _replace(self.folder / "loads.json", text)
 
     def forget_load_deaths(self, model: str) -> None:
-        """The model was loaded: deaths before that say nothing of it any more."""
+        """The model was loaded, so earlier deaths no longer count."""
         deaths = self.load_deaths()
         if deaths.pop(model, None) is not None:
             self.write_load_deaths(deaths)
@@ -195,30 +205,35 @@ class Recorder:
 
     def _enter(self, phase: Phase, model: str = "", forward: tuple[Member, ...] = ()) -> None:
         with self._lock:
-            fences, last = tuple(self._fences), self._last
             self._write(
-                Flight(
-                    *(os.getpid(), phase, model, time.monotonic(), fences, forward),
-                    *(last.preparing, last.preparing_since),
+                ChildState(
+                    pid=os.getpid(),
+                    phase=phase,
+                    model=model,
+                    since=time.monotonic(),
+                    fences=tuple(self._fences),
+                    forward=forward,
+                    preparing=self._last.preparing,
+                    preparing_since=self._last.preparing_since,
                 )
             )
 
-    def _write(self, flight: Flight) -> None:
-        self._last = flight
-        if self._words is not None:
-            self._words.write(json.dumps([getattr(flight, name) for name in _FIELDS]).encode())
+    def _write(self, state: ChildState) -> None:
+        self._last = state
+        if self._states is not None:
+            self._states.write(json.dumps([getattr(state, name) for name in _FIELDS]).encode())
 
 
-_FIELDS = tuple(field.name for field in fields(Flight))
+_FIELDS = tuple(field.name for field in fields(ChildState))
 
 
-class _Words:
-    """The writer's side of a file that holds the last word and the one before it."""
+class _StateFile:
+    """The writer's side of a file that holds the last state and the one before it."""
 
     HEADER = struct.Struct("<QII")
-    """Count of the words, length of this one in bytes, its CRC-32."""
+    """The number of the state, its length in bytes, its CRC-32."""
     PLACE_BYTES = 4 * 1024 * 1024
-    """Room for one word: thousands of jobs. What is not written takes no space on the disk."""
+    """Room for one state: thousands of jobs. Bytes that are never written take no space on the disk."""
 
     def __init__(self, file: Path) -> None:
         self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -227,23 +242,23 @@ class _Words:
     def __del__(self) -> None:
         os.close(self._descriptor)
 
-    def write(self, word: bytes) -> None:
+    def write(self, state: bytes) -> None:
         self._count += 1
-        header = self.HEADER.pack(self._count, len(word), zlib.crc32(word))
-        os.pwrite(self._descriptor, header + word, self._count % 2 * self.PLACE_BYTES)
+        header = self.HEADER.pack(self._count, len(state), zlib.crc32(state))
+        os.pwrite(self._descriptor, header + state, self._count % 2 * self.PLACE_BYTES)
 
     @classmethod
     def last(cls, file: Path) -> bytes | None:
-        """The newest word that is whole."""
+        """The newest state that is complete."""
         found: list[tuple[int, bytes]] = []
         with file.open("rb") as opened:
             for place in range(2):
                 header = os.pread(opened.fileno(), cls.HEADER.size, place * cls.PLACE_BYTES)
                 if len(header) == cls.HEADER.size:
                     count, length, checksum = cls.HEADER.unpack(header)
-                    word = os.pread(opened.fileno(), length, place * cls.PLACE_BYTES + cls.HEADER.size)
-                    if len(word) == length and zlib.crc32(word) == checksum and count:
-                        found.append((count, word))
+                    state = os.pread(opened.fileno(), length, place * cls.PLACE_BYTES + cls.HEADER.size)
+                    if len(state) == length and zlib.crc32(state) == checksum and count:
+                        found.append((count, state))
         return max(found)[1] if found else None
 
 
@@ -254,18 +269,24 @@ def _replace(file: Path, text: str) -> None:
     new.replace(file)
 
 
-def _read(file: Path) -> Flight | None:
+def _read(file: Path) -> ChildState | None:
     try:
-        # Two words written while one was read spoil both, but not again and again.
-        word = next(filter(None, (_Words.last(file) for _ in range(READ_TRIES))), None)
+        # If two states are written during one read, both are torn. This does not happen many times in a row.
+        text = next(filter(None, (_StateFile.last(file) for _ in range(READ_TRIES))), None)
     except OSError:
         return None
-    if word is None:
+    if text is None:
         return None
-    pid, phase, model, since, fences, forward, preparing, preparing_since = json.loads(word)
-    return Flight(
-        *(pid, Phase(phase), model, since, tuple(fences)),
-        *(_members(forward), _members(preparing), preparing_since),
+    found = dict(zip(_FIELDS, json.loads(text), strict=True))
+    return ChildState(
+        pid=found["pid"],
+        phase=Phase(found["phase"]),
+        model=found["model"],
+        since=found["since"],
+        fences=tuple(found["fences"]),
+        forward=_members(found["forward"]),
+        preparing=_members(found["preparing"]),
+        preparing_since=found["preparing_since"],
     )
 
 

@@ -1,6 +1,7 @@
-"""What one node is: its name, its device and the models it serves, all from the environment.
+"""The configuration of one node: its name, the models it serves and the folder of its files.
 
-The supervisor (``modelmill worker``) sets these variables; a Procfile or a unit file can as well.
+All of it comes from the environment. The supervisor (``modelmill worker``) sets these variables; a Procfile
+or a unit file can set them too.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ STATE_VARIABLE = "MODELMILL_STATE_DIR"
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node's share of the work.
+    """What one node serves.
 
     Attributes:
-        name: Unique among all nodes that live.
-        models: Tasks by model name: what it serves.
-        preload: Models to load at start.
+        name: Unique among all live nodes.
+        models: The tasks that it serves, by model name.
+        preload: Models that it loads at start.
     """
 
     name: str
@@ -41,10 +42,10 @@ class NodeConfig:
         """Reads the environment.
 
         Raises:
-            ConfigError: a variable names a model that the catalogue does not have, or a task that there is
-                not; or no model is left to be served.
+            ConfigError: a variable names a model that is not in the catalogue or a task that does not exist;
+                or the node would serve no model.
         """
-        # The child is a fresh interpreter: through the environment it gets its parent's name.
+        # The child is a fresh interpreter: the environment passes the parent's name on to it.
         name = os.environ.setdefault(NODE_VARIABLE, f"{socket.gethostname()}-{os.getpid()}")
         wanted = _names(MODELS_VARIABLE)
         tasks = _names(TASKS_VARIABLE)
@@ -61,12 +62,12 @@ class NodeConfig:
         }
         served = {model: answered for model, answered in models.items() if answered}
         if not served:
-            raise ConfigError("None of the models that this worker is to serve answers one of its tasks.")
+            raise ConfigError("None of the models that this worker serves answers one of its tasks.")
         return cls(name, served, tuple(preload))
 
 
 def state_folder() -> Path:
-    """The folder that a node's parent and child share, on this host and for this node only."""
+    """The folder that a node's parent and child share. Each node has its own, on its host."""
     if not os.environ.get(STATE_VARIABLE):
         os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="modelmill-node-")
     return Path(os.environ[STATE_VARIABLE])

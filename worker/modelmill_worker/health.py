@@ -1,4 +1,8 @@
-"""A container's health check: ``python -P -m modelmill_worker.health`` exits 0 while a node here lives."""
+"""A container's health check: ``python -P -m modelmill_worker.health``.
+
+It exits 0 if a node of this host is alive. ``-P`` keeps the working directory off ``sys.path``: a file
+``redis.py`` there would hide the library.
+"""
 
 from __future__ import annotations
 

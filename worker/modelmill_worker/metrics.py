@@ -1,8 +1,8 @@
-"""A node's own metrics: its child counts, in files, and its parent shows them to Prometheus.
+"""A node's own metrics: its child counts in files, and its parent serves them to Prometheus.
 
-The files are those of ``prometheus_client``'s multiprocess mode, mapped into memory: what a child has
-counted outlives it, however it ends. ``prometheus_client`` decides when it is first imported whether it
-counts in memory or in files, so it is imported here inside functions only.
+The files belong to the multiprocess mode of ``prometheus_client`` and are mapped into memory, so the counts
+of a child outlive it, however it ends. At its first import, ``prometheus_client`` decides whether it counts
+in memory or in files. So only functions import it here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORWARD_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 DEAD_PID = 0
-"""Under this number lies what children counted that are dead."""
+"""The pid under which the counts of dead children are merged."""
 
 _files_lock = threading.Lock()
 
@@ -46,8 +46,8 @@ _files_lock = threading.Lock()
 
 
 def prepare_directory() -> Path:
-    """Makes the folder that this node's children count in; to be called before the first one starts."""
-    # Always one of our own: in a folder of several nodes, each would show the sum of all.
+    """Makes the folder in which this node's children count. Called before the first child starts."""
+    # One folder for each node: in a shared folder, each node would show the sum of all.
     folder = Path(tempfile.mkdtemp(prefix="modelmill-metrics-"))
     os.environ[DIRECTORY_VARIABLE] = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -69,7 +69,7 @@ class MetricsServer:
 
 
 def start_server(port: int, host: str = "127.0.0.1") -> MetricsServer | None:
-    """Serves what the children counted. A port that is taken is logged, and no reason not to work."""
+    """Serves what the children counted. If the port is taken, logs it and goes on without metrics."""
     from prometheus_client import start_http_server
 
     collector: Any = _Children(Path(os.environ[DIRECTORY_VARIABLE]))
@@ -83,15 +83,15 @@ def start_server(port: int, host: str = "127.0.0.1") -> MetricsServer | None:
 
 
 def child_died(pid: int) -> None:
-    """Keeps what a dead child counted, and forgets what it had in use."""
+    """Keeps the counts of a dead child, and removes its gauges: it uses no memory now."""
     folder = os.environ.get(DIRECTORY_VARIABLE)
     if folder:
         with _files_lock:
-            _bury(Path(folder), pid)
+            _merge_counts(Path(folder), pid)
 
 
 class _Children:
-    """Collects the files of all children, alive and dead."""
+    """Collects the counts of all children, alive and dead."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -106,7 +106,7 @@ class _Children:
 
 
 def _is_whole(file: Path) -> bool:
-    """A child that is killed while it makes its file leaves one that cannot be read, and must not count."""
+    """Whether a file can be read. A child that is killed while it makes its file leaves one that cannot."""
     from prometheus_client.multiprocess import MultiProcessCollector
 
     try:
@@ -117,8 +117,8 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _bury(folder: Path, pid: int) -> None:
-    # One set of files for all the dead, or a model that kills its workers would make each scrape slower.
+def _merge_counts(folder: Path, pid: int) -> None:
+    # One set of files for all dead children: else a model that kills its workers makes each scrape slower.
     from prometheus_client.mmap_dict import MmapedDict
 
     open_file: Any = MmapedDict
@@ -127,7 +127,7 @@ def _bury(folder: Path, pid: int) -> None:
         if not dead.exists():
             continue
         kept = open_file(str(folder / f"{kind}_{DEAD_PID}.db"))
-        # What lies before a broken place counts.
+        # If the file is broken somewhere, the values before that place count.
         with suppress(Exception):
             for key, value, timestamp, _ in open_file.read_all_values_from_file(str(dead)):
                 kept.write_value(key, kept.read_value(key)[0] + value, timestamp)
@@ -157,7 +157,7 @@ _instruments_lock = threading.Lock()
 
 
 def _the_instruments() -> _Instruments | None:
-    """This process's instruments; None where no parent made a folder, and nothing is counted."""
+    """This process's instruments. None if no parent made a folder: then nothing is counted."""
     global _instruments
     if _instruments is None and os.environ.get(DIRECTORY_VARIABLE):
         with _instruments_lock:
@@ -220,7 +220,7 @@ P = ParamSpec("P")
 
 
 def _counting(count: Callable[Concatenate[_Instruments, P], None]) -> Callable[P, None]:
-    """Counting is never a reason for a job to fail."""
+    """Makes a function that counts and never raises: an error in counting must not fail a job."""
 
     @wraps(count)
     def safely(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -235,7 +235,7 @@ def _counting(count: Callable[Concatenate[_Instruments, P], None]) -> Callable[P
 
 @_counting
 def job_ended(to: _Instruments, task: str, model: str, status: str, queued_s: float) -> None:
-    """A job was settled as ``status``, ``queued_s`` seconds after its acceptance claimed."""
+    """A job was settled as ``status``. ``queued_s`` is the time from its acceptance to its claim."""
     to.jobs.labels(task, model, status).inc()
     to.queue_wait.labels(task, model).observe(queued_s)
 

@@ -1,7 +1,9 @@
 """One node: a Celery worker with one prefork child. Started as ``python -P -m modelmill_worker.node``.
 
-Its own entry point, because ``celery -A`` puts the working directory first on ``sys.path``, where a
-user's own ``tasks.py`` would hide ours.
+It exists because the ``celery`` command puts the working directory first on ``sys.path``. A user's own file
+there, such as ``celery.py``, ``redis.py`` or ``modelmill.py``, would then hide the package of the same
+name. For the same reason it runs with ``-P``, its child gets ``PYTHONSAFEPATH``, and ``modelmill.broker``
+sets a loader.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from celery.exceptions import SecurityWarning
 
 
 def main() -> int:
-    """Runs the node until it is told to stop; the exit status is Celery's."""
+    """Runs the node until SIGTERM. Returns Celery's exit status."""
     from modelmill.errors import ConfigError
 
     try:
@@ -24,7 +26,7 @@ def main() -> int:
         return 2
     from modelmill_worker.app import node_name
 
-    # It warns of pickles sent to root. Nothing but JSON is accepted here.
+    # Celery warns that root would read pickles. This application accepts JSON only.
     warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         hostname=node_name(),

@@ -194,7 +194,7 @@ class Deliverer:
 async def deliver_until(stopping: asyncio.Event, state: ApiState) -> None:
     """The API's share of sending webhooks."""
     deliverer = Deliverer(state.store, state.webhook_guard, state.settings.webhook_timeout_s)
-    await deliverer.run(stopping, state.ends.hooks)
+    await deliverer.run(stopping, state.news.hooks)
 
 
 def compose(delivery: Delivery, record: JobRecord | None) -> str:

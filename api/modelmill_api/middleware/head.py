@@ -1,32 +1,16 @@
-"""HEAD wherever there is GET, as RFC 9110, section 9.1, asks of every server."""
+"""Answers HEAD wherever there is GET."""
 
 from __future__ import annotations
 
-import re
-
-from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_STREAM = re.compile(r"/jobs/[^/]+/events$")
-"""A stream of events has no end that a HEAD could wait for."""
-
-
-def takes(scope: Scope, method: str) -> bool:
-    """Whether a request by this method is answered at the address of this one."""
-    if method == "HEAD" and not _STREAM.search(scope["path"]) and _has_route(scope, "GET"):
-        return True
-    return _has_route(scope, method)
-
-
-def _has_route(scope: Scope, method: str) -> bool:
-    asked = {**scope, "method": method}
-    return any(route.matches(asked)[0] is Match.FULL for route in scope["app"].routes)
+from modelmill_api.methods import allows_method, has_route
 
 
 class AnswerHead:
-    """Lets the routes of GET answer HEAD, where no route of its own does.
+    """Passes a HEAD request to the route of GET, if no route takes HEAD itself.
 
-    The server leaves the content out: it knows what it was asked.
+    The server leaves the content out, because it knows the method of the request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,10 +21,10 @@ class AnswerHead:
             await self._app(scope, receive, send)
             return
         inner = dict(scope)
-        if takes(scope, "HEAD") and not _has_route(scope, "HEAD"):
+        if allows_method(scope, "HEAD") and not has_route(scope, "HEAD"):
             inner["method"] = "GET"
         try:
             await self._app(inner, receive, send)
         finally:
-            # The route, for whoever counts requests further out.
+            # The middleware further out, which counts requests, needs the route that was found.
             scope.update(inner, method="HEAD")

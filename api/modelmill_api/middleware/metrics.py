@@ -29,12 +29,17 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-_ROUTE = "modelmill.route"
+_ROUTE, _WAITED = "modelmill.route", "modelmill.waited"
 
 
 def name_route(scope: Scope, path: str) -> None:
     """Says under which route's name a request is counted, where it is not FastAPI's."""
     scope[_ROUTE] = path
+
+
+def leave_out_of_latency(scope: Scope) -> None:
+    """Counts a request without its duration, for one that takes as long as its caller likes."""
+    scope[_WAITED] = True
 
 
 class RequestMetrics:
@@ -73,7 +78,7 @@ class RequestMetrics:
             self._children[key] = (self._requests.labels(*key), self._seconds.labels(method, route))
         count, histogram = self._children[key]
         count.inc()
-        if "modelmill.waited" not in scope:
+        if _WAITED not in scope:
             histogram.observe(seconds)
 
 

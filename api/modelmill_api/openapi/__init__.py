@@ -1,1 +1,1 @@
-"""The OpenAPI document: schemas and routes that exist only to describe."""
+"""The OpenAPI document. This package describes requests and answers none."""

@@ -1,66 +1,26 @@
-"""The job routes as the documentation shows them: task by task, with each task's schemas.
+"""The job routes as the OpenAPI document shows them: task by task, with each task's schemas.
 
-Requests never come here. ``jobs.py`` answers them, for all tasks alike; these signatures exist for what
-FastAPI makes of them in the OpenAPI document.
+Nothing here answers a request. ``modelmill_api.routes.jobs`` and ``bulk`` do, for all tasks alike. FastAPI
+reads the signatures of this module for the document.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 
 from modelmill.errors import ErrorCode
-from modelmill_api.openapi import schemas
-from modelmill_api.problems import responses
-from modelmill_api.responses import JobAccepted, JobDocument
-from modelmill_api.waiting import Prefer
+from modelmill_api.openapi import document
+from modelmill_api.parameters import IdempotencyKey, Prefer
+from modelmill_api.paths import bulk_path, task_path
+from modelmill_api.problems import READ_PROBLEMS, SUBMIT_REFUSALS, describe_problems
+from modelmill_api.schemas import JobAccepted, JobDocument
 from modelmill_tasks.contract import Task
 from modelmill_tasks.registry import all_tasks
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
-        description="Any text of yours. The same key with the same body gives the same job, "
-        "however often it is sent.",
-    ),
-]
-
-_REFUSALS = (
-    ErrorCode.MODEL_NOT_FOUND,
-    ErrorCode.TASK_NOT_SUPPORTED,
-    ErrorCode.INVALID_INPUT,
-    ErrorCode.INVALID_MEDIA,
-    ErrorCode.MEDIA_TOO_LARGE,
-    ErrorCode.MEDIA_SOURCE_REFUSED,
-    ErrorCode.MEDIA_NOT_FOUND,
-    ErrorCode.MEDIA_FETCH_FAILED,
-    ErrorCode.IDEMPOTENCY_CONFLICT,
-    ErrorCode.QUEUE_FULL,
-    ErrorCode.STORE_FULL,
-    ErrorCode.STORE_UNAVAILABLE,
-)
-"""Of whatever is to become a job."""
-
-SUBMIT_PROBLEMS = responses(ErrorCode.BODY_TOO_LARGE, *_REFUSALS)
-RERUN_PROBLEMS = responses(
-    ErrorCode.JOB_NOT_FOUND, ErrorCode.TASK_NOT_FOUND, ErrorCode.REQUEST_NOT_KEPT, *_REFUSALS
-)
-BULK_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED)
-READ_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
-
-
-def task_path(task: str, batched: bool) -> str:
-    """Where the jobs of a task are submitted and read: ``{this}/{model}/jobs`` and ``{this}/jobs/{id}``."""
-    return f"/api/tasks/{task}{'/batched' if batched else ''}"
-
-
-def bulk_path(task: str) -> str:
-    """Where many plain jobs of a task are submitted in one request."""
-    return f"{task_path(task, False)}/{{model}}/jobs:bulk"
+SUBMIT_PROBLEMS = describe_problems(ErrorCode.BODY_TOO_LARGE, *SUBMIT_REFUSALS)
+BULK_PROBLEMS = describe_problems(ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED)
 
 
 @cache
@@ -86,7 +46,7 @@ def _add_submit(router: APIRouter, task: Task, batched: bool) -> None:
         responses=SUBMIT_PROBLEMS,
         summary=f"Submit a {'batched ' if batched else ''}job",
         description=task.summary + (" Batched fields are lists, one value an item." if batched else ""),
-        openapi_extra=schemas.request_body(task, batched) | schemas.submit_responses(task, batched),
+        openapi_extra=document.request_body(task, batched) | document.submit_responses(task, batched),
         operation_id=f"submit_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
     )
 
@@ -100,7 +60,7 @@ def _add_read(router: APIRouter, task: Task, batched: bool) -> None:
         response_model=JobDocument,
         responses=READ_PROBLEMS,
         summary=f"Read a {'batched ' if batched else ''}job",
-        openapi_extra=schemas.job_response(task, batched),
+        openapi_extra=document.job_response(task, batched),
         operation_id=f"read_{'batched_' if batched else ''}{task.name}".replace("-", "_"),
     )
 
@@ -118,7 +78,7 @@ def _add_bulk(router: APIRouter, task: Task) -> None:
         "same order and while the request is still being read: by the job's `id` and `status`, or by an "
         "`error` with `code`, `message`, `retryable` and maybe `retry_after_s` and `errors`. "
         "Empty lines are left out.",
-        openapi_extra=schemas.bulk(task),
+        openapi_extra=document.bulk(task),
         operation_id=f"submit_many_{task.name}".replace("-", "_"),
     )
 

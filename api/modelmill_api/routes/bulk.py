@@ -14,14 +14,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.ndjson import LineSplitter
 from modelmill.states import Status
 from modelmill.store import Submission
 from modelmill_api.body import too_large
 from modelmill_api.callers import Caller, caller_of
-from modelmill_api.middleware.metrics import name_route
-from modelmill_api.openapi.routes import bulk_path
+from modelmill_api.middleware.metrics import leave_out_of_latency, name_route
+from modelmill_api.paths import bulk_path
 from modelmill_api.state import ApiState, state_of
-from modelmill_api.submitting import accept_many, prepare
+from modelmill_api.submitting import SubmitRequest, accept_many, prepare
 from modelmill_tasks.contract import Task
 from modelmill_tasks.registry import find_task
 
@@ -53,41 +54,6 @@ async def _submit_many(request: Request) -> Response:
     return _BulkResponse(request, state, caller_of(request), task, model)
 
 
-class LineSplitter:
-    """Bytes in, lines out. A line over the limit comes out as None, and is never held.
-
-    Args:
-        limit_bytes: The longest line, without its end.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._begun = bytearray()
-        self._too_long = False
-
-    def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """The lines that end in ``chunk``."""
-        *ended, rest = chunk.split(b"\n")
-        for part in ended:
-            self._add(part)
-            yield from self.end()
-        self._add(rest)
-
-    def end(self) -> Iterator[bytes | None]:
-        """The line that was begun, unless it is empty."""
-        if self._too_long:
-            yield None
-        elif line := bytes(self._begun).strip():
-            yield line
-        self._begun, self._too_long = bytearray(), False
-
-    def _add(self, part: bytes) -> None:
-        if self._too_long or len(self._begun) + len(part) > self._limit_bytes:
-            self._begun, self._too_long = bytearray(), True
-        else:
-            self._begun += part
-
-
 class _BulkResponse(Response):
     """Reads lines, has them accepted, and answers, all three at once and each bounded.
 
@@ -112,14 +78,14 @@ class _BulkResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Such a request takes as long as its client likes, which is no latency of ours.
-        scope["modelmill.waited"] = True
+        leave_out_of_latency(scope)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         unread = _Unread(send)
         reading = asyncio.create_task(self._read())
         sending = asyncio.create_task(unread.send())
         try:
             # A server that is to stop reads no further; the lines that have no answer were not accepted.
-            with self._state.ends.watch_release() as stopping:
+            with self._state.news.watch_release() as stopping:
                 stopping.add_done_callback(lambda _: reading.cancel())
                 while (group := await self._groups.get()) is not None:
                     answers = await self._accept(await group)
@@ -168,7 +134,7 @@ class _BulkResponse(Response):
         if line is None:
             return too_large(self._state.settings.max_body_bytes)
         try:
-            return await prepare(self._state, self._caller, self._task, self._model, line)
+            return await prepare(self._state, SubmitRequest(self._caller, self._task, self._model, line))
         except ModelmillError as error:
             return error
         except Exception:

@@ -15,13 +15,14 @@ from modelmill.store.listing import own_statuses, read_jobs
 from modelmill_api.body import read_body
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import no_such_job
-from modelmill_api.openapi.schemas import COLLECT
-from modelmill_api.problems import responses
-from modelmill_api.responses import CollectInput, job_json
+from modelmill_api.openapi.document import COLLECT
+from modelmill_api.parameters import Prefer
+from modelmill_api.problems import describe_problems
+from modelmill_api.responses import job_json
 from modelmill_api.routes.bulk import MEDIA_TYPE
-from modelmill_api.routes.jobs import applied_wait
+from modelmill_api.schemas import CollectInput
 from modelmill_api.state import ApiState, State
-from modelmill_api.waiting import Prefer, preferred_wait, wait_for_end
+from modelmill_api.waiting import applied_wait, preferred_wait, wait_for_end
 
 router = APIRouter(tags=["jobs"])
 
@@ -39,7 +40,9 @@ DELETED_AT_ONCE = 100
     "least one has, or when the time is over that `Prefer: wait` gives. A job that does not exist has "
     "`status` null and an `error`.",
     response_class=Response,
-    responses=responses(ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE),
+    responses=describe_problems(
+        ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE
+    ),
     openapi_extra=COLLECT,
 )
 async def collect(request: Request, state: State, prefer: Prefer = None) -> Response:
@@ -50,7 +53,7 @@ async def collect(request: Request, state: State, prefer: Prefer = None) -> Resp
     wait_s = preferred_wait(prefer)
     headers = {"Vary": "Prefer", **({} if wait_s is None else applied_wait(wait_s))}
     # First on the list, then a look: an end in between is seen by one or the other.
-    with state.ends.watch_any(ids) as ended:
+    with state.news.watch_any(ids) as ended:
         statuses = await own_statuses(state.store, caller, ids)
         if wait_s and not any(_is_news(status) for status in statuses.values()):
             await wait_for_end(request, ended, wait_s)

@@ -16,9 +16,9 @@ from modelmill.store import JobRecord
 from modelmill.store.events import Event, cursor_of, events_after, is_end
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import get_job, get_task_job
-from modelmill_api.middleware.metrics import name_route
-from modelmill_api.openapi.routes import task_path
-from modelmill_api.problems import responses
+from modelmill_api.middleware.metrics import leave_out_of_latency, name_route
+from modelmill_api.paths import task_path
+from modelmill_api.problems import describe_problems
 from modelmill_api.responses import job_document, job_json
 from modelmill_api.state import ApiState, State
 from modelmill_api.waiting import disconnect
@@ -70,7 +70,7 @@ def _responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     return {
         200: {"description": "The events", "content": {MEDIA_TYPE: stream}},
         204: {"description": "`Last-Event-ID` is that of `ended`: nothing follows"},
-        **responses(*codes, ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
+        **describe_problems(*codes, ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
     }
 
 
@@ -136,10 +136,10 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Time spent here is the caller's wish and no latency of ours.
-        scope["modelmill.waited"] = True
+        leave_out_of_latency(scope)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         # First on the list, then the look: what happens in between is seen by one or the other.
-        with self._state.ends.follow(self._job_id) as news:
+        with self._state.news.follow(self._job_id) as news:
             gone = asyncio.create_task(disconnect(receive))
             gone.add_done_callback(lambda _: news.set())
             try:
@@ -152,7 +152,7 @@ class EventStream(Response):
 
     async def _follow(self, news: asyncio.Event, gone: asyncio.Task[None], send: Send) -> None:
         """Sends events until the last one, or until nobody is to wait any more."""
-        while not (gone.done() or self._state.ends.released):
+        while not (gone.done() or self._state.news.released):
             news.clear()
             pause_s = KEEP_ALIVE_S
             try:

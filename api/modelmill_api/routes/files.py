@@ -11,7 +11,6 @@ from typing import IO, Any, cast
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, Field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
@@ -19,8 +18,10 @@ from starlette.concurrency import run_in_threadpool
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store.files import FileRecord, NewFile, file_gone
 from modelmill_api.callers import caller_of
-from modelmill_api.problems import responses
+from modelmill_api.problems import describe_problems
+from modelmill_api.schemas import FileDocument
 from modelmill_api.state import ApiState, State
+from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.sniffing import sniff
 from modelmill_tasks.shared.sources import FILE_SCHEME
 
@@ -30,18 +31,6 @@ AROUND_BYTES = 16 * 1024
 """What a multipart body may hold beside the file itself."""
 
 router = APIRouter(tags=["files"])
-
-
-class FileDocument(BaseModel):
-    """A file that was uploaded. Its ``id`` may stand wherever a task takes an image or audio."""
-
-    id: str = Field(examples=["file:0c6e4c5b-5f0e-4f5c-9a39-0d5f0c1f7f55"])
-    bytes: int
-    media_type: str = Field(description="What it is by its own bytes; what the upload says does not count.")
-    sha256: str = Field(description="Of the bytes, in hexadecimal.")
-    name: str | None = Field(description="As the upload says.")
-    created_at: datetime
-    expires_at: datetime = Field(description="When it goes; later, if a job needs it still.")
 
 
 class _Upload:
@@ -98,8 +87,8 @@ class _Upload:
         if not self.size:
             raise _not_this("The file is empty.")
 
-    def describe(self, owner: str) -> NewFile:
-        media_type, error = sniff(cast("Any", self._file))
+    def describe(self, owner: str, limits: MediaLimits) -> NewFile:
+        media_type, error = sniff(cast("Any", self._file), limits)
         self._file.seek(0)
         problem = None if error is None else (error.code.value, error.message)
         return NewFile(owner, self.size, self._sha256.hexdigest(), media_type, self.name, problem)
@@ -142,7 +131,7 @@ class _Upload:
     "/api/files",
     status_code=201,
     response_model=FileDocument,
-    responses=responses(
+    responses=describe_problems(
         ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
     ),
     summary="Upload a file",
@@ -189,10 +178,11 @@ async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
                 waiting.clear()
         await run_in_threadpool(parts.write, bytes(waiting))
         parts.finish()
-        return await state.files.add(await run_in_threadpool(parts.describe, owner), file)
+        new_file = await run_in_threadpool(parts.describe, owner, state.media_limits)
+        return await state.files.add(new_file, file)
 
 
-_FILE_PROBLEMS = responses(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+_FILE_PROBLEMS = describe_problems(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The bytes",

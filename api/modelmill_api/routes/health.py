@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from modelmill.errors import ModelmillError
-from modelmill_api.responses import Readiness
+from modelmill_api.schemas import Readiness
 from modelmill_api.state import State
 
 router = APIRouter(prefix="/health", tags=["health"])

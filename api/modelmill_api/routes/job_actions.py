@@ -11,20 +11,20 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill.states import Status
 from modelmill.store import JobRecord
 from modelmill.store.listing import JobFilter, list_jobs
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import get_job, get_task_job, no_such_job
-from modelmill_api.openapi.routes import RERUN_PROBLEMS, IdempotencyKey
-from modelmill_api.openapi.schemas import ACCEPTED_OR_ENDED
-from modelmill_api.problems import responses
-from modelmill_api.responses import JobAccepted, JobPage, job_document
-from modelmill_api.routes.jobs import answer_submit
+from modelmill_api.openapi.document import ACCEPTED_OR_ENDED
+from modelmill_api.parameters import IdempotencyKey, Prefer
+from modelmill_api.problems import SUBMIT_REFUSALS, describe_problems
+from modelmill_api.responses import job_document
+from modelmill_api.schemas import JobAccepted, JobPage
 from modelmill_api.state import ApiState, State
-from modelmill_api.submitting import prepare
-from modelmill_api.waiting import Prefer, preferred_wait
+from modelmill_api.submitting import SubmitRequest, submit
+from modelmill_api.waiting import preferred_wait
 from modelmill_tasks.registry import find_task
 
 router = APIRouter(tags=["jobs"])
@@ -37,7 +37,7 @@ MAX_PAGE = 100
     summary="List your jobs, newest first",
     description="Without results, places in the queue and estimates, which each job's own document has.",
     response_model=JobPage,
-    responses=responses(
+    responses=describe_problems(
         ErrorCode.TASK_NOT_FOUND,
         ErrorCode.MODEL_NOT_FOUND,
         ErrorCode.INVALID_INPUT,
@@ -87,16 +87,13 @@ def _sequence(cursor: str) -> int:
         text = b""
     if re.fullmatch(rb"j[0-9]{1,15}", text) and _cursor(int(text[1:])) == cursor:
         return int(text[1:])
-    message = "is not the `next` of a page"
-    raise ModelmillError(
-        ErrorCode.INVALID_INPUT, f"cursor: {message}.", fields=[FieldError("cursor", message)]
-    )
+    raise invalid_field("cursor", "is not the `next` of a page")
 
 
-CANCEL_PROBLEMS = responses(
+CANCEL_PROBLEMS = describe_problems(
     ErrorCode.JOB_NOT_FOUND, ErrorCode.JOB_NOT_CANCELABLE, ErrorCode.STORE_UNAVAILABLE
 )
-TASK_CANCEL_PROBLEMS = responses(
+TASK_CANCEL_PROBLEMS = describe_problems(
     ErrorCode.TASK_NOT_FOUND,
     ErrorCode.JOB_NOT_FOUND,
     ErrorCode.JOB_NOT_CANCELABLE,
@@ -151,8 +148,8 @@ async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
     return JobAccepted(id=record.id, status=Status.CANCELED)
 
 
-DELETE_PROBLEMS = responses(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
-TASK_DELETE_PROBLEMS = responses(
+DELETE_PROBLEMS = describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+TASK_DELETE_PROBLEMS = describe_problems(
     ErrorCode.TASK_NOT_FOUND, ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE
 )
 DELETING = "With all that belongs to it. A job that has not ended is canceled first."
@@ -207,7 +204,9 @@ async def _delete(state: ApiState, record: JobRecord) -> None:
     "/api/jobs/{id}/rerun",
     status_code=202,
     response_model=JobAccepted,
-    responses=RERUN_PROBLEMS,
+    responses=describe_problems(
+        ErrorCode.JOB_NOT_FOUND, ErrorCode.TASK_NOT_FOUND, ErrorCode.REQUEST_NOT_KEPT, *SUBMIT_REFUSALS
+    ),
     openapi_extra=ACCEPTED_OR_ENDED,
     summary="Run a job again",
     description="A new job with the same request. An `idempotency_key` in that request does not count; "
@@ -232,19 +231,21 @@ async def rerun(
             f"{state.settings.keep_request_bytes} bytes are kept (MODELMILL_KEEP_REQUEST_BYTES). "
             "Submit it again.",
         )
-    # The contract may have changed since, and so may have what the caller is allowed.
-    again, wait_s = record, preferred_wait(prefer)
-    while True:
-        submission = await prepare(
-            *(state, caller, task, record.model, body),
-            batched=record.batched,
-            idempotency_key=idempotency_key or "",
-            again=again,
-        )
-        try:
-            return await answer_submit(request, state, caller, submission, wait_s)
-        except ModelmillError as error:
-            if error.code is not ErrorCode.MEDIA_NOT_FOUND or not again.files:
-                raise
-        # What was fetched for it has gone since; it is looked for once more.
-        again = replace(record, files={})
+    # The job is validated anew: the contract and what the caller may do can have changed since.
+    wait_s = preferred_wait(prefer)
+    submitted = SubmitRequest(
+        caller=caller,
+        task=task,
+        model=record.model,
+        body=body,
+        batched=record.batched,
+        idempotency_key=idempotency_key or "",
+        rerun_of=record,
+    )
+    try:
+        return await submit(request, state, submitted, wait_s)
+    except ModelmillError as error:
+        if error.code is not ErrorCode.MEDIA_NOT_FOUND or not record.files:
+            raise
+    # The media that were found for the first job are gone. Look for them once more.
+    return await submit(request, state, replace(submitted, rerun_of=replace(record, files={})), wait_s)

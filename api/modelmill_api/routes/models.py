@@ -9,15 +9,17 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import NodeRecord
 from modelmill_api.callers import Caller, admin_only, caller_of
-from modelmill_api.problems import responses
-from modelmill_api.responses import ModelJob, ModelStatus
+from modelmill_api.problems import describe_problems
+from modelmill_api.schemas import ModelJob, ModelStatus
 from modelmill_api.state import ApiState, State
 from modelmill_tasks.registry import all_tasks, find_task
 
 router = APIRouter()
 
-MODEL_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
-ORDER_PROBLEMS = responses(ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_LIVE_WORKER, ErrorCode.STORE_UNAVAILABLE)
+MODEL_PROBLEMS = describe_problems(ErrorCode.MODEL_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
+ORDER_PROBLEMS = describe_problems(
+    ErrorCode.MODEL_NOT_FOUND, ErrorCode.NO_LIVE_WORKER, ErrorCode.STORE_UNAVAILABLE
+)
 
 
 @router.get("/api/tasks", summary="List tasks", tags=["tasks"])
@@ -29,7 +31,7 @@ async def list_tasks() -> list[str]:
     "/api/tasks/{task}/models",
     summary="List the models that answer a task",
     tags=["tasks"],
-    responses=responses(ErrorCode.TASK_NOT_FOUND),
+    responses=describe_problems(ErrorCode.TASK_NOT_FOUND),
 )
 async def list_task_models(task: str, state: State) -> list[str]:
     name = find_task(task).name
@@ -45,7 +47,7 @@ async def list_models(state: State) -> list[str]:
     "/api/models/{model}/tasks",
     tags=["models"],
     summary="List the tasks that a model answers",
-    responses=responses(ErrorCode.MODEL_NOT_FOUND),
+    responses=describe_problems(ErrorCode.MODEL_NOT_FOUND),
 )
 async def list_model_tasks(model: str, state: State) -> list[str]:
     return list(await state.directory.tasks_of(model))
@@ -76,7 +78,7 @@ async def start_model(model: str, request: Request, state: State) -> ModelStatus
     nodes = await _workers_of(model, state)
     if not all(node.state_of(model).get("status") == "running" for node in nodes):
         await state.store.mark_starting(model)
-    await state.order(LOAD, model, nodes)
+    await state.bells.order(LOAD, model, [node.name for node in nodes])
     return await _status(model, state, caller_of(request))
 
 
@@ -91,13 +93,13 @@ async def start_model(model: str, request: Request, state: State) -> ModelStatus
 )
 async def stop_model(model: str, request: Request, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
-    await state.order(UNLOAD, model, nodes)
+    await state.bells.order(UNLOAD, model, [node.name for node in nodes])
     return await _status(model, state, caller_of(request))
 
 
 async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
     await state.directory.tasks_of(model)
-    nodes = await state.nodes_serving(model)
+    nodes = await state.directory.nodes_serving_now(model)
     if not nodes:
         raise ModelmillError(
             ErrorCode.NO_LIVE_WORKER,
@@ -112,7 +114,7 @@ async def _status(model: str, state: ApiState, caller: Caller) -> ModelStatus:
     jobs = await state.store.open_jobs(model, caller.id)
     # In this order: a worker says how it stands before it takes the order to start off.
     starting = {"starting"} if await state.store.is_starting(model) else set()
-    said = {node.name: node.state_of(model) for node in await state.nodes_serving(model)}
+    said = {node.name: node.state_of(model) for node in await state.directory.nodes_serving_now(model)}
     statuses = {worker.get("status") for worker in said.values()}
     order = ("running", "loading", "starting", "failed", "stopped")
     status = next((word for word in order if word in statuses | starting), "uninitialized")

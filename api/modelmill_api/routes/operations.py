@@ -13,8 +13,8 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import NodeRecord
 from modelmill_api.callers import admin_only
 from modelmill_api.middleware.metrics import MEDIA_TYPE, Exposition
-from modelmill_api.problems import responses
-from modelmill_api.responses import Worker, WorkerModel
+from modelmill_api.problems import describe_problems
+from modelmill_api.schemas import Worker, WorkerModel
 from modelmill_api.state import State
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ SNAPSHOT_TIMEOUT_S = 5.0
 @router.get(
     "/api/workers",
     summary="List the worker nodes that live",
-    responses=responses(ErrorCode.STORE_UNAVAILABLE),
+    responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
     response_model_exclude_none=True,
 )
 async def list_workers(state: State) -> list[Worker]:
@@ -51,8 +51,8 @@ async def metrics(state: State) -> Response:
     except (ModelmillError, TimeoutError) as error:
         logger.warning("metrics without the job store: %s", error)
         snapshot = None
-    state.requests.waiting.set(state.ends.waiting)
-    return Response(Exposition(state.requests, snapshot).text(), media_type=MEDIA_TYPE)
+    state.metrics.waiting.set(state.news.waiting)
+    return Response(Exposition(state.metrics, snapshot).text(), media_type=MEDIA_TYPE)
 
 
 def _worker(node: NodeRecord) -> Worker:

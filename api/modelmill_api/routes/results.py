@@ -17,11 +17,11 @@ from modelmill.states import Status
 from modelmill.store import JobRecord
 from modelmill_api.body import INLINE_PARSE_BYTES
 from modelmill_api.callers import caller_of
-from modelmill_api.lookup import get_job, is_uuid
-from modelmill_api.problems import responses
-from modelmill_api.routes.jobs import applied_wait
+from modelmill_api.lookup import get_job
+from modelmill_api.parameters import Prefer
+from modelmill_api.problems import describe_problems
 from modelmill_api.state import State
-from modelmill_api.waiting import Prefer, preferred_wait, read_at_end
+from modelmill_api.waiting import read_as_preferred
 
 router = APIRouter(tags=["jobs"])
 
@@ -52,7 +52,7 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
     summary="Read a job's result alone",
     response_class=Response,
     responses={
-        **responses(*_PROBLEMS),
+        **describe_problems(*_PROBLEMS),
         200: {"description": "The result", "content": {"application/json": {"schema": {}}}},
     },
 )
@@ -68,7 +68,7 @@ async def read_result(id: str, request: Request, state: State, prefer: Prefer = 
     "data URL in the result, comes as a file; everything else as JSON.",
     response_class=Response,
     responses={
-        **responses(*_PROBLEMS, ErrorCode.NOT_FOUND),
+        **describe_problems(*_PROBLEMS, ErrorCode.NOT_FOUND),
         200: {
             "description": "The part",
             "content": {
@@ -94,12 +94,10 @@ async def read_result_part(
 async def _result(
     job_id: str, request: Request, state: State, prefer: list[str] | None
 ) -> tuple[bytes, dict[str, str]]:
-    caller, wait_s, headers = caller_of(request), preferred_wait(prefer), {"Vary": "Prefer"}
-    if wait_s is None or not is_uuid(job_id):
-        record = await get_job(state, caller, job_id)
-    else:
-        record = await read_at_end(request, state, job_id, wait_s, lambda: get_job(state, caller, job_id))
-        headers |= applied_wait(wait_s)
+    caller = caller_of(request)
+    record, headers = await read_as_preferred(
+        request, state, job_id, prefer, lambda: get_job(state, caller, job_id)
+    )
     if record.status is Status.COMPLETE and record.result_json is not None:
         return record.result_json, headers
     raise _none_there(record)

@@ -1,4 +1,7 @@
-"""The checks: each takes a bench and raises ``AssertionError`` with a sentence, or ``SkippedError``."""
+"""The checks. Each takes a loaded specimen; if it fails, it raises ``AssertionError`` with a sentence.
+
+If a check does not apply to a specimen, it raises ``SkippedError``.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ from modelmill_tasks.contract import Task
 from modelmill_tasks.registry import find_task
 
 BATCH = 16
-"""Items of the batch that is compared with single calls."""
+"""Number of items in the batch that is compared with single calls."""
 
 
 class SkippedError(Exception):
-    """The check says nothing about this specimen; the message tells why."""
+    """The check does not apply to this specimen; the message says why."""
 
 
-class Bench:
-    """A specimen, built and loaded, with what was asked of it."""
+class LoadedSpecimen:
+    """A specimen with its model, the inputs and the answers. Each part is made when it is first used."""
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class Bench:
 
     @cached_property
     def entry(self) -> ModelEntry:
-        """The catalogue entry, under the specimen's own name."""
+        """The catalogue entry, with the specimen's name."""
         entry = self.specimen.build(self.folder)
         return entry.model_copy(update={"name": self.specimen.name, "tasks": (self.specimen.task,)})
 
@@ -66,7 +69,7 @@ class Bench:
 
     @cached_property
     def inputs(self) -> Inputs:
-        """Sixteen items, repeated where the specimen names fewer."""
+        """Sixteen items; if the specimen has fewer, they are repeated."""
         own = self.specimen.inputs
         if own is None:
             return samples_of(self.task, BATCH)
@@ -78,7 +81,7 @@ class Bench:
 
     @cached_property
     def outputs(self) -> list[Any]:
-        """The answer to each input alone, as the runner gave it; inputs that are repeated are asked once."""
+        """The runner's answer to each input alone. Equal inputs are asked once."""
         found: dict[str, Any] = {}
         keys = [json.dumps(item, sort_keys=True) for item in self.inputs]
         for key, item in zip(keys, self.inputs, strict=True):
@@ -87,13 +90,13 @@ class Bench:
         return [found[key] for key in keys]
 
     @cached_property
-    def single(self) -> list[dict[str, Any]]:
-        """The answer to each input alone, as JSON gives it back."""
+    def answers_alone(self) -> list[dict[str, Any]]:
+        """``outputs`` after a round trip through JSON."""
         return [self._as_json(output) for output in self.outputs]
 
     @cached_property
-    def together(self) -> list[dict[str, Any]]:
-        """The answers to all inputs in one batch."""
+    def answers_in_batch(self) -> list[dict[str, Any]]:
+        """The answers to all inputs in one batch, after a round trip through JSON."""
         return [self._as_json(output) for output in self.model.answer(self.specimen.task, *self.inputs)]
 
     def close(self) -> None:
@@ -110,62 +113,65 @@ class Bench:
         return found
 
 
-def answers_keep_the_contract(bench: Bench) -> None:
-    """Each answer is the task's output, and is the same after a way through JSON."""
-    for output in bench.outputs:
-        assert isinstance(output, bench.task.output), f"it gave a {type(output).__name__}"
-        again = bench.task.output.model_validate_json(output.model_dump_json())
-        assert again == output, "the answer is another one after a way through JSON"
+def answers_keep_the_contract(loaded: LoadedSpecimen) -> None:
+    """Each answer is the task's output, and is the same after a round trip through JSON."""
+    for output in loaded.outputs:
+        assert isinstance(output, loaded.task.output), f"it gave a {type(output).__name__}"
+        again = loaded.task.output.model_validate_json(output.model_dump_json())
+        assert again == output, "the answer changes in a round trip through JSON"
 
 
-def a_batch_is_answered_as_its_items_alone(bench: Bench) -> None:
-    """Sixteen unequal items get in one batch what each gets alone."""
-    for index, (together, alone) in enumerate(zip(bench.together, bench.single, strict=True)):
-        said = difference(together, alone, bench.specimen.tolerance, f"item {index}")
-        assert said is None, f"{said} (in a batch of {BATCH}, against alone)"
+def a_batch_is_answered_as_its_items_alone(loaded: LoadedSpecimen) -> None:
+    """Sixteen different items get the same answers in one batch as alone."""
+    for index, (together, alone) in enumerate(
+        zip(loaded.answers_in_batch, loaded.answers_alone, strict=True)
+    ):
+        said = difference(together, alone, loaded.specimen.tolerance, f"item {index}")
+        assert said is None, f"{said} (in a batch of {BATCH}, compared with alone)"
 
 
-def answers_differ_as_their_items_do(bench: Bench) -> None:
-    """No runner answers everything alike."""
-    if len({json.dumps(item, sort_keys=True) for item in bench.inputs}) > 1:
+def answers_differ_as_their_items_do(loaded: LoadedSpecimen) -> None:
+    """Different inputs do not all get the same answer."""
+    if len({json.dumps(item, sort_keys=True) for item in loaded.inputs}) > 1:
         answers = [
-            {key: value for key, value in answer.items() if key != "created"} for answer in bench.single
+            {key: value for key, value in answer.items() if key != "created"}
+            for answer in loaded.answers_alone
         ]
         assert len({json.dumps(answer, sort_keys=True) for answer in answers}) > 1, "all answers are equal"
 
 
-def answers_equal_the_reference(bench: Bench) -> None:
-    """An independent path to the same weights gives the same."""
-    if bench.specimen.reference is None:
+def answers_equal_the_reference(loaded: LoadedSpecimen) -> None:
+    """An independent computation with the same weights gives the same answers."""
+    if loaded.specimen.reference is None:
         raise SkippedError("the specimen has no reference")
-    assert bench.entry
-    items = bench.inputs[:5]
-    expected = bench.specimen.reference(bench.folder, items)
-    for index, (found, wanted) in enumerate(zip(bench.single[:5], expected, strict=True)):
-        said = difference(found, wanted, bench.specimen.tolerance, f"item {index}")
-        assert said is None, f"{said} (against the reference)"
+    assert loaded.entry
+    items = loaded.inputs[:5]
+    expected = loaded.specimen.reference(loaded.folder, items)
+    for index, (found, wanted) in enumerate(zip(loaded.answers_alone[:5], expected, strict=True)):
+        said = difference(found, wanted, loaded.specimen.tolerance, f"item {index}")
+        assert said is None, f"{said} (compared with the reference)"
 
 
-def a_bad_item_fails_alone(bench: Bench) -> None:
-    """What cannot be answered is refused with a code of ours before ``forward`` or alone in it."""
-    if bench.bad_input is None:
-        raise SkippedError("no item that passes the contract can be wrong")
+def a_bad_item_fails_alone(loaded: LoadedSpecimen) -> None:
+    """An item that cannot be answered is refused with a ``ModelmillError``, and only this item fails."""
+    if loaded.bad_input is None:
+        raise SkippedError("the specimen has no bad input")
     with suppress(ModelmillError):
-        bench.model.answer(bench.specimen.task, bench.bad_input)
+        loaded.model.answer(loaded.specimen.task, loaded.bad_input)
         raise AssertionError("an item that cannot be answered was answered")
-    # And it leaves nothing behind that would spoil the next.
-    said = difference(bench.ask(bench.inputs[0]), bench.single[0], bench.specimen.tolerance)
+    # The bad item does not change the answer to the next one.
+    said = difference(loaded.ask(loaded.inputs[0]), loaded.answers_alone[0], loaded.specimen.tolerance)
     assert said is None, f"{said} (after a bad item)"
 
 
-def requests_pass_the_contract(bench: Bench) -> None:
-    """The inputs are requests that the API would accept, plain and batched."""
-    for item in bench.inputs:
-        bench.task.parse(json.dumps(item))
-    bench.task.parse(json.dumps(as_batched(bench.task, bench.inputs)), batched=True)
+def requests_pass_the_contract(loaded: LoadedSpecimen) -> None:
+    """The API would accept the inputs as plain and as batched requests."""
+    for item in loaded.inputs:
+        loaded.task.parse(json.dumps(item))
+    loaded.task.parse(json.dumps(as_batched(loaded.task, loaded.inputs)), batched=True)
 
 
-CHECKS: tuple[Callable[[Bench], None], ...] = (
+CHECKS: tuple[Callable[[LoadedSpecimen], None], ...] = (
     requests_pass_the_contract,
     answers_keep_the_contract,
     a_batch_is_answered_as_its_items_alone,
@@ -173,4 +179,4 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     answers_equal_the_reference,
     a_bad_item_fails_alone,
 )
-"""All of them, in the order in which they say the most."""
+"""All checks. The first ones find the most basic faults."""

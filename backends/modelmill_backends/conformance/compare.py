@@ -11,14 +11,14 @@ from typing import Any
 VOLATILE = frozenset({"created"})
 """Keys whose values depend on when a result is made."""
 PIXEL_TOLERANCE = 2
-"""Of 255: what rounding does to a pixel that is computed in another order."""
+"""Out of 255: rounding changes a pixel by so much if its value is computed in another order."""
 
 
 def difference(found: Any, expected: Any, tolerance: float, path: str = "result") -> str | None:
-    """The first place where ``found`` is not ``expected``, in words; None where they agree.
+    """The first place where ``found`` differs from ``expected``, in words; None if they agree.
 
-    Numbers may differ by ``tolerance``, times their size above 1. Images in data URLs are compared by pixel.
-    Keys that ``expected`` leaves out are not compared.
+    Numbers may differ by ``tolerance``, and above 1 by ``tolerance`` times their size. Images in data URLs
+    are compared by pixel. Keys that ``expected`` does not have are not compared.
     """
     if isinstance(expected, Mapping) and isinstance(found, Mapping):
         for key in expected.keys() - VOLATILE:

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from modelmill_tasks.contract import Task
 from modelmill_tasks.shared.audio import Audio
-from modelmill_tasks.shared.media import Image, open_image, source_bytes
+from modelmill_tasks.shared.images import Image, open_image
+from modelmill_tasks.shared.sources import source_bytes
 
 TEXT = (
     "The old mill at the end of the valley had not turned for forty years. When Anna came back from Berlin "
@@ -22,9 +23,9 @@ SIZES = ((96, 64), (64, 96), (80, 80), (51, 120), (128, 37), (64, 64), (200, 150
 
 
 def samples_of(task: Task, count: int) -> list[dict[str, Any]]:
-    """``count`` unequal items for ``task``.
+    """``count`` different items for ``task``.
 
-    They are those of the task's own ``samples`` or, where it has none, its example with other texts, images
+    They come from the task's own ``samples``. If it has none, they are its example with other texts, images
     and sounds in the batched fields.
     """
     if task.samples is not None:
@@ -34,20 +35,20 @@ def samples_of(task: Task, count: int) -> list[dict[str, Any]]:
 
 
 def as_batched(task: Task, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The body of a batched job of these items: every field that one of them has, with one value an item."""
+    """The body of a batched job of these items: every field that any of them has, with one value per item."""
     names = {name for item in items for name in item}
     whole = [task.input.model_validate(item).model_dump(mode="json", include=names) for item in items]
     return {name: [item[name] for item in whole] for name in sorted(names)}
 
 
 def truncated(task: Task) -> dict[str, Any] | None:
-    """The task's example with half a file in the place of its first medium; None for a task without media."""
+    """The task's example with a truncated file as its first medium; None for a task without media."""
     for name in task.batched_fields:
         kind = kind_of(task, name)
         if kind in ("image", "audio"):
             header, _, data = str(task.example.input[name]).partition(",")
             whole = base64.b64decode(data)
-            # The API looks at headers only: they are whole.
+            # The API reads headers only, and these are complete.
             half = base64.b64encode(whole[: len(whole) // 3]).decode()
             return dict(task.example.input) | {name: f"{header},{half}"}
     return None
@@ -64,7 +65,7 @@ def _batched_values(task: Task, index: int) -> dict[str, Any]:
 
 
 def kind_of(task: Task, name: str) -> str:
-    """What a batched field takes: ``image``, ``audio``, ``text`` or ``other``."""
+    """The kind of a batched field: ``image``, ``audio``, ``text`` or ``other``."""
     field = task.input.model_fields[name]
     for kind, annotated in (("image", Image), ("audio", Audio)):
         if get_args(annotated)[1] in field.metadata:
@@ -74,7 +75,7 @@ def kind_of(task: Task, name: str) -> str:
 
 def _text(index: int, _example: Any) -> str:
     words = TEXT.split()
-    # 3, 8, 13, … words, from another place each time.
+    # 3, 8, 13, … words, each time from another place.
     length = 3 + index * 5 % 60
     start = index * 7 % len(words)
     return " ".join((words + words)[start : start + length])

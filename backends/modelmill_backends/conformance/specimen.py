@@ -1,4 +1,4 @@
-"""A specimen: what it takes to prove a runner."""
+"""A specimen: a small model with inputs that proves a runner."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import Any
 from modelmill.catalogue import ModelEntry
 
 ENTRY_POINT_GROUP = "modelmill.specimens"
-"""Entry points that name a sequence of specimens."""
+"""Group of the entry points that name a sequence of specimens."""
 
 Inputs = Sequence[Mapping[str, Any]]
-"""Items, as the JSON of a plain job's request."""
+"""Items in the JSON form of a plain job's request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Specimen:
-    """A small model that a runner is proved on.
+    """A small model with inputs that proves a runner.
 
     Attributes:
-        name: Its own name among all specimens, ``tiny-bert``. The same ``build`` may serve several.
-        task: What it is asked.
-        build: Makes the model, with seeded random weights, in an empty folder, and gives its catalogue entry
-            (any name: the suite gives it ``name``). Real weights: ignore the folder, give the entry.
-        inputs: What to ask; at least three items, the more unequal the better. The task's samples when left
-            out.
-        bad_input: An item that passes the contract and that the runner has to refuse. When left out, a
-            truncated file for tasks on media, and none for others.
-        reference: The independent path: the folder and items → their results, as dicts. Keys that it leaves
-            out are not compared. Without it the suite cannot tell a wrong answer from a right one.
-        tolerance: How far numbers may be apart.
+        name: A unique name, such as ``tiny-bert``. Several specimens may share a ``build``.
+        task: The task that it answers.
+        build: Makes the model in an empty folder, with seeded random weights, and returns its catalogue
+            entry. The checks replace the entry's name by ``name``. For real weights: ignore the folder and
+            return the entry.
+        inputs: At least three items, as different as possible. Default: the task's samples.
+        bad_input: An item that passes the contract but that the runner must refuse. Default: a truncated
+            file for tasks on media, no item for others.
+        reference: Computes the expected results without the runner: takes the folder and the items, returns
+            one dict per item. Keys that it leaves out are not compared. Without it, the checks cannot tell a
+            wrong answer from a right one.
+        tolerance: The largest allowed difference of two numbers.
     """
 
     name: str

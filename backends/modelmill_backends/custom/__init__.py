@@ -1,1 +1,1 @@
-"""Models that are somebody's own Python function or class."""
+"""Models that are a user's own Python function or class."""

@@ -1,13 +1,13 @@
 """The task ``custom``, answered by the function or class that a model's entry names.
 
-What an author writes, and names in the entry as ``runner = "package.module:object"``:
+The entry names it as ``runner = "package.module:object"``. The object is
 
 - a function ``def answer(inputs: list, config: dict) -> list[dict]``, or
-- a class whose ``__init__(self, options: dict)`` gets the entry's options, once, when the model is loaded,
-  and whose ``__call__(self, inputs: list, config: dict) -> list[dict]`` answers. Its ``close()``, if it has
-  one, is called when the model is unloaded.
+- a class. Its ``__init__(self, options: dict)`` gets the entry's options when the model is loaded. Its
+  ``__call__(self, inputs: list, config: dict) -> list[dict]`` answers. If it has a ``close()``, this is
+  called when the model is unloaded.
 
-It is called for a whole batch of items of equal config, and gives one dict for each of the inputs, in order.
+A call gets a whole batch of items with equal config and returns one dict per input, in order.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Loaded:
 
 
 class CustomRunner(Runner[Input, Loaded]):
-    """Calls the author's object, and looks at what it gives. Its exceptions are the engine's business."""
+    """Calls the author's object and checks its result. The caller of ``forward`` handles its exceptions."""
 
     backend = "custom"
     task = "custom"
@@ -51,10 +51,10 @@ class CustomRunner(Runner[Input, Loaded]):
     def load(cls, context: LoadContext) -> Loaded:
         entry = context.entry
         if ":" not in entry.runner:
-            raise load_failed(entry, 'name your function or class, as runner = "package.module:object"')
+            raise load_failed(entry, 'name your function or class as runner = "package.module:object"')
         if entry.source is not None:
             raise load_failed(
-                entry, "the backend custom reads no source; give your class what it needs in options"
+                entry, "the backend custom reads no source; give your class its settings in options"
             )
         named = named_object(entry)
         if inspect.isclass(named):
@@ -65,7 +65,8 @@ class CustomRunner(Runner[Input, Loaded]):
             return Loaded(made)
         if entry.options:
             raise load_failed(
-                entry, f"{entry.runner} is a function and takes no options; a class gets them in __init__"
+                entry,
+                f"{entry.runner} is a function and takes no options; a class gets them in __init__",
             )
         return Loaded(named)
 
@@ -76,35 +77,35 @@ class CustomRunner(Runner[Input, Loaded]):
         return Prepared(item, item.input)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        # Copies: after an exception the same inputs are tried again, and items of a job share their config.
+        # Copies: after an exception the same inputs run again, and the items of a job share their config.
         inputs = copy.deepcopy([prepared.data for prepared in batch])
         outputs = self.weights.answer(inputs, copy.deepcopy(batch[0].item.config))
         if not isinstance(outputs, list | tuple):
-            raise self._wrong(f"gave {type(outputs).__name__}, and not a list with one dict for each input")
+            raise self._wrong(f"returned {type(outputs).__name__}, not a list with one dict per input")
         if len(outputs) != len(batch):
-            raise self._wrong(f"was given {len(batch)} inputs and gave {len(outputs)} outputs")
+            raise self._wrong(f"got {len(batch)} inputs and returned {len(outputs)} outputs")
         return outputs
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
         if not isinstance(raw, dict):
-            raise self._wrong(f"gave {type(raw).__name__} for this input, and not a dict")
+            raise self._wrong(f"returned {type(raw).__name__} for this input, not a dict")
         return Output(output=self._as_json(raw, "output"))
 
     def _as_json(self, value: Any, path: str) -> Any:
-        """The value in JSON's own types; tuples become lists."""
+        """The value as JSON types; tuples become lists."""
         if isinstance(value, dict):
             for key in value:
                 if not isinstance(key, str):
-                    raise self._wrong(f"gave {path} a key of type {type(key).__name__}, and not a text")
+                    raise self._wrong(f"returned {path} with a key of type {type(key).__name__}, not a text")
             return {key: self._as_json(part, f"{path}.{key}") for key, part in value.items()}
         if isinstance(value, list | tuple):
             return [self._as_json(part, f"{path}[{index}]") for index, part in enumerate(value)]
         if isinstance(value, float) and not math.isfinite(value):
-            raise self._wrong(f"gave {path} = {value}, which JSON does not have")
-        # By type and not isinstance: numpy's float64 is a float, and an enum may be a str.
+            raise self._wrong(f"returned {path} = {value}, which JSON cannot express")
+        # Exact types, not isinstance: numpy's float64 is a float, and an enum may be a str.
         if value is None or type(value) in (bool, int, float, str):
             return value
-        raise self._wrong(f"gave {path} of type {type(value).__name__}, which is not JSON")
+        raise self._wrong(f"returned {path} of type {type(value).__name__}, which JSON cannot express")
 
     def _wrong(self, what: str) -> ModelmillError:
         return ModelmillError(ErrorCode.INFERENCE_FAILED, f"{self.entry.runner} {what}.")

@@ -1,4 +1,4 @@
-"""A function for the task ``custom``, as a user may write one."""
+"""An example of a function for the task ``custom``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from modelmill.errors import invalid_field
 
 
 def count_words(inputs: list[Any], config: dict[str, Any]) -> list[dict[str, Any]]:
-    """How many words each text has, and which are the most common; ``config`` may say ``top_k`` of them."""
+    """The number of words of each text, and its most common words: ``top_k`` of them, as ``config`` says."""
     return [_count(text, config.get("top_k", 3)) for text in inputs]
 
 

@@ -1,4 +1,4 @@
-"""Loads pipelines of ``diffusers``, from safetensors and without foreign code, and frees them again."""
+"""Loads pipelines of ``diffusers`` from safetensors, without foreign code, and frees them."""
 
 from __future__ import annotations
 
@@ -15,34 +15,42 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
-from modelmill_backends.failures import first_line, library_failed, load_failed, module_missing
+from modelmill_backends.failures import (
+    first_line,
+    library_failed,
+    load_failed,
+    module_missing,
+    torch_without_gpu,
+)
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-"""Where a pipeline's parts may come from; ``stable_diffusion`` is diffusers' own, with the safety checker."""
+"""Libraries that a pipeline's parts may come from; ``stable_diffusion`` is diffusers' safety checker."""
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set for any model of this backend."""
+class DiffusersOptions(RunnerOptions):
+    """Options of a catalogue entry for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
     )
     variant: str | None = Field(
-        None, pattern=r"^\w+$", description="Which of several sets of weight files to read, such as fp16."
+        None,
+        pattern=r"^\w+$",
+        description="Which of several sets of weight files to read, such as fp16.",
     )
     num_inference_steps: int | None = Field(
         None,
         ge=1,
         le=200,
-        description="Steps where a caller asks for no number; the pipeline's when not set.",
+        description="Steps if the caller sets no number; default: the pipeline's.",
     )
     guidance_scale: float | None = Field(
         None,
         ge=0,
         le=50,
-        description="Guidance where a caller asks for none; 0 for distilled (turbo) models.",
+        description="Guidance if the caller sets none; 0 for distilled (turbo) models.",
     )
 
 
@@ -52,10 +60,10 @@ class Loaded:
 
     pipeline: Any
     device: Device
-    options: Options
+    options: DiffusersOptions
 
     def close(self) -> None:
-        """Frees the device's memory, also what PyTorch keeps for later."""
+        """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.pipeline = None
         gc.collect()
         if self.device.kind == "cuda":
@@ -68,31 +76,44 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     """Loads the entry's pipeline by one of the library's ``AutoPipeline`` classes.
 
     Args:
-        context: The model's.
+        context: The context of the model.
         auto_class: Name of the class, such as ``AutoPipelineForText2Image``.
 
     Raises:
         ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, foreign code, no library.
     """
     entry, device = context.entry, context.device
-    options = read_options(entry, Options)
+    options = read_options(entry, DiffusersOptions)
     try:
         import diffusers
         import torch
     except ModuleNotFoundError as error:
         raise module_missing(entry, error.name, ("diffusers",)) from None
     if device.kind == "cuda" and not torch.cuda.is_available():
-        raise load_failed(
-            entry,
-            "the worker is to use a GPU, but PyTorch sees none: "
-            "the driver is missing or the installed PyTorch is for CPUs only",
-        )
+        raise torch_without_gpu(entry)
     _silence(diffusers)
     torch.set_num_threads(device.threads)
-    # The settings alone come first: they tell which of a repository's many weight files belong together.
+    # The configurations come first: they say which of a repository's many weight files belong together.
     folder = locate(entry, ())
     index = _read_index(entry, folder)
     folder = locate(entry, _weight_files(index, options.variant))
+    arguments = _arguments(diffusers, torch, index, options, device)
+    try:
+        pipeline = getattr(diffusers, auto_class).from_pretrained(folder, **arguments)
+        pipeline = pipeline.to(device.torch_name)
+    except (ImportError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise _explained(entry, folder, error) from error
+    pipeline.set_progress_bar_config(disable=True)
+    decoder: Any = getattr(pipeline, "vae", None)
+    if hasattr(decoder, "enable_slicing"):
+        # Decoding needs the most memory, so it decodes one image of a batch at a time.
+        decoder.enable_slicing()
+    return Loaded(pipeline, device, options)
+
+
+def _arguments(
+    diffusers: Any, torch: Any, index: dict[str, Any], options: DiffusersOptions, device: Device
+) -> dict[str, Any]:
     name = options.dtype if options.dtype != "auto" else "float16" if device.kind == "cuda" else "float32"
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, name),
@@ -103,23 +124,14 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     }
     kind: Any = getattr(diffusers, index["_class_name"], None)
     if kind is not None and "add_watermarker" in inspect.signature(kind).parameters:
-        # Only where a further package happens to be installed: equal weights would give unequal images.
+        # The library adds a watermark where a further package is installed: equal weights would then give
+        # unequal images.
         arguments["add_watermarker"] = False
-    try:
-        pipeline = getattr(diffusers, auto_class).from_pretrained(folder, **arguments)
-        pipeline = pipeline.to(device.torch_name)
-    except (ImportError, OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
-        raise _explained(entry, folder, error) from error
-    pipeline.set_progress_bar_config(disable=True)
-    decoder: Any = getattr(pipeline, "vae", None)
-    if hasattr(decoder, "enable_slicing"):
-        # Decoding is the peak of memory: one image at a time, whatever the batch.
-        decoder.enable_slicing()
-    return Loaded(pipeline, device, options)
+    return arguments
 
 
 def _silence(diffusers: Any) -> None:
-    """Bars are for terminals; here they would fill the log."""
+    """Turns off progress bars, which would fill the log."""
     import transformers
 
     for library in (diffusers, transformers):
@@ -128,15 +140,15 @@ def _silence(diffusers: Any) -> None:
 
 
 def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
-    """``model_index.json``, if it asks for nothing but the libraries' own classes."""
+    """``model_index.json``. It must ask only for classes of the known libraries."""
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise load_failed(
-            entry, "its source is no pipeline of diffusers: model_index.json is missing or damaged"
+            entry, "its source is not a pipeline of diffusers: model_index.json is missing or damaged"
         ) from None
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise load_failed(entry, "it brings a pipeline of its own as Python code, which is never run")
+        raise load_failed(entry, "it contains a pipeline as Python code, which is never run")
     for part, (library, _) in _parts(index).items():
         if library is not None and library not in LIBRARIES:
             raise load_failed(
@@ -146,7 +158,7 @@ def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
 
 
 def _parts(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """A pipeline's parts: name → (library, class), both None where it has none."""
+    """A pipeline's parts: name → (library, class); both are None for an absent part."""
     return {
         name: (value[0], value[1])
         for name, value in index.items()
@@ -155,7 +167,7 @@ def _parts(index: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _weight_files(index: dict[str, Any], variant: str | None) -> list[str]:
-    """Patterns of the weight files of one variant; repositories hold several, and other formats beside."""
+    """Patterns of the weight files of one variant; repositories hold several variants and formats."""
     parts = [name for name, (library, _) in _parts(index).items() if library is not None]
     if variant:
         return [

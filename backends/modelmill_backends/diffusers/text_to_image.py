@@ -19,20 +19,20 @@ from modelmill_tasks.shared.generation import MAX_SEED
 from modelmill_tasks.text_to_image import MAX_SIDE, Config, Finish, GeneratedImage, Input, Output
 
 DEFAULT_SIDE = 1024
-"""Pixels of a side, for a pipeline that does not say what it was made for."""
+"""Pixels of a side, for a pipeline that does not state its image size."""
 STEERING = ("negative_prompt", "num_inference_steps", "guidance_scale")
 """Parameters that not every pipeline takes."""
 QUALITY = {"jpeg": 95, "webp": 90}
-"""Pillow's scale, to 100."""
+"""On Pillow's scale, which ends at 100."""
 
 
-class _NobodyWaitsError(Exception):
+class _AllCanceledError(Exception):
     """All items of the batch were canceled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is drawn for one item: a size in pixels, and one seed an image."""
+    """The images to draw for one item: a size in pixels, and one seed per image."""
 
     width: int
     height: int
@@ -41,7 +41,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One image as it leaves the device."""
+    """One image as it comes from the device."""
 
     pixels: Any
     """``[height, width, 3]``, bytes."""
@@ -50,8 +50,10 @@ class Drawn:
 
 
 class TextToImageRunner(Runner[Input, Loaded]):
-    """Draws the images of all items in one pass. Each has a noise generator of its own, on the CPU, so that
-    its seed gives the same image in any company and on any device.
+    """Draws the images of all items in one pass.
+
+    Each image has its own noise generator on the CPU. So its seed gives the same image in any batch and on
+    any device.
 
     ``Prepared.cost`` counts images of the model's own size.
     """
@@ -70,7 +72,7 @@ class TextToImageRunner(Runner[Input, Loaded]):
         return load_pipeline(context, "AutoPipelineForText2Image")
 
     def group_key(self, item: Input) -> Hashable:
-        # Some models take an empty negative prompt for something else than none.
+        # Some models treat an empty negative prompt differently from an absent one.
         negative = item.config.negative_prompt is not None
         return (*self._size(item.config), *self._steering(item.config), negative)
 
@@ -80,8 +82,8 @@ class TextToImageRunner(Runner[Input, Loaded]):
         self._check_size(config, width, height)
         for name in STEERING:
             if getattr(config, name) is not None and name not in self._parameters:
-                raise invalid_field(f"config.{name}", "this model knows nothing of the kind; leave it out")
-        # 32 bits: every JSON parser keeps them exactly.
+                raise invalid_field(f"config.{name}", "this model has no such setting; leave it out")
+        # Every JSON parser keeps 32 bits exactly.
         first = secrets.randbits(32) if config.seed is None else config.seed
         seeds = tuple((first + index) % (MAX_SEED + 1) for index in range(config.num_images))
         cost = len(seeds) * width * height / math.prod(self._native)
@@ -90,14 +92,14 @@ class TextToImageRunner(Runner[Input, Loaded]):
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[list[Drawn]]:
         wanted = [(index, seed) for index, prepared in enumerate(batch) for seed in prepared.data.seeds]
         plan: Plan = batch[0].data
-        # One item alone may ask for more images than fit into a pass.
+        # A single item may ask for more images than fit into a pass.
         at_once = max(1, int(self._capacity * math.prod(self._native) / (plan.width * plan.height)))
         rounds = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
         drawn: list[list[Drawn]] = [[] for _ in batch]
         for number, members in enumerate(rounds):
-            if self._nobody_waits(batch):
+            if self._all_canceled(batch):
                 break
-            with suppress(_NobodyWaitsError):
+            with suppress(_AllCanceledError):
                 images = self._draw(batch, members, number, len(rounds))
                 for (index, _), image in zip(members, images, strict=True):
                     drawn[index].append(image)
@@ -107,7 +109,7 @@ class TextToImageRunner(Runner[Input, Loaded]):
         if not all(image.is_finite for image in raw):
             raise ModelmillError(
                 ErrorCode.INFERENCE_FAILED,
-                "The image came out as no numbers: the type of the weights is too small for this model. "
+                "The image holds values that are not numbers: the weights' type is too small for this model. "
                 "Set its options.dtype to bfloat16 or float32.",
             )
         form = prepared.item.config.output_format
@@ -135,9 +137,9 @@ class TextToImageRunner(Runner[Input, Loaded]):
             steps = getattr(pipeline, "num_timesteps", None) or step + 1
             for index in range(len(batch)):
                 self.progress.report(index, number * steps + step + 1, rounds * steps, "steps")
-            if self._nobody_waits(batch):
+            if self._all_canceled(batch):
                 # Not every pipeline has the library's flag for this, and those that have it still decode.
-                raise _NobodyWaitsError
+                raise _AllCanceledError
             return {}
 
         items = [batch[index].item for index, _ in members]
@@ -165,11 +167,11 @@ class TextToImageRunner(Runner[Input, Loaded]):
         )
         return _as_drawn(found)
 
-    def _nobody_waits(self, batch: Sequence[Prepared[Input]]) -> bool:
+    def _all_canceled(self, batch: Sequence[Prepared[Input]]) -> bool:
         return all(self.progress.is_canceled(index) for index in range(len(batch)))
 
     def _steering(self, config: Config) -> tuple[int | None, float | None]:
-        """Steps and guidance; None is the pipeline's own default."""
+        """Steps and guidance; None means the pipeline's own default."""
         options = self.weights.options
         steps = config.num_inference_steps or options.num_inference_steps
         guidance = options.guidance_scale if config.guidance_scale is None else config.guidance_scale
@@ -184,11 +186,11 @@ class TextToImageRunner(Runner[Input, Loaded]):
 
     @property
     def _unit(self) -> int:
-        """Pixels of the image for one of the latent image."""
+        """Pixels of the image, along one side, for one pixel of the latent image."""
         return int(getattr(self.weights.pipeline, "vae_scale_factor", 8))
 
     def _check_size(self, config: Config, width: int, height: int) -> None:
-        # Transformers look at latent images in patches of 2.
+        # Transformers read latent images in patches of 2 by 2.
         unit = self._unit * (2 if getattr(self.weights.pipeline, "transformer", None) is not None else 1)
         for name, side in (("width", width), ("height", height)):
             if getattr(config, name) is not None and side % unit:
@@ -207,7 +209,7 @@ def native_size(pipeline: Any) -> tuple[int, int]:
 
 
 def sides_of(ratio: float, native: tuple[int, int], unit: int) -> tuple[int, int]:
-    """Width and height of that ratio, in multiples of ``unit``, with about as many pixels as ``native``."""
+    """Width and height with this ratio, in multiples of ``unit``, with about as many pixels as ``native``."""
     height = math.sqrt(math.prod(native) / ratio)
     largest = MAX_SIDE // unit * unit
     width, height = (min(largest, max(unit, round(side / unit) * unit)) for side in (height * ratio, height))
@@ -215,12 +217,12 @@ def sides_of(ratio: float, native: tuple[int, int], unit: int) -> tuple[int, int
 
 
 def _as_drawn(found: Any) -> list[Drawn]:
-    """The images ``[n, 3, height, width]`` of a pipeline's answer, 0 to 1, as bytes."""
+    """The images ``[n, 3, height, width]`` of a pipeline's answer, 0 to 1, as bytes 0 to 255."""
     import torch
 
     images = found.images.detach().float()
     finite = images.isfinite().flatten(1).all(1).tolist()
-    # As diffusers itself makes images of numbers.
+    # diffusers itself converts numbers to pixels in this way.
     pixels = (images.nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     withheld = getattr(found, "nsfw_content_detected", None) or [False] * len(pixels)
     return [Drawn(*parts) for parts in zip(pixels, finite, map(bool, withheld), strict=True)]

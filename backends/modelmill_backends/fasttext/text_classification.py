@@ -1,4 +1,4 @@
-"""Text classification by a supervised fastText model, such as the one that tells languages apart."""
+"""Text classification by a supervised fastText model, such as the one that identifies languages."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from modelmill_backends.source import locate
 from modelmill_tasks.text_classification import Input, Output, Result
 
 LABEL = "__label__"
-"""What fastText writes before each label."""
+"""Prefix that fastText puts before each label."""
 MOSTLY = 0.8
 """Share of capital letters from which a text counts as written in capitals."""
 ENOUGH = 5
-"""Characters of the longest text of which capitals say nothing: an abbreviation."""
+"""Letters of a text that may be an abbreviation: up to so many, capitals are kept."""
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set."""
+class FastTextOptions(RunnerOptions):
+    """Options of a catalogue entry."""
 
     fold_capitals: bool = Field(
         False,
-        description="Read a text that is written in capitals as small letters; a model of running text has "
-        "seen few capitals.",
+        description="Convert a text that is written in capitals to small letters: a model trained on running "
+        "text has seen few capitals.",
     )
 
 
@@ -37,11 +37,11 @@ class Classifier:
     """A loaded model."""
 
     model: Any
-    options: Options
+    options: FastTextOptions
 
 
 class FastTextRunner(Runner[Input, Classifier]):
-    """The labels are the model's own, without fastText's prefix; its source is a ``.bin`` or ``.ftz``."""
+    """The labels are the model's own, without fastText's prefix. Its source is a ``.bin`` or ``.ftz``."""
 
     backend = "fasttext"
     task = "text-classification"
@@ -49,7 +49,7 @@ class FastTextRunner(Runner[Input, Classifier]):
     @classmethod
     def load(cls, context: LoadContext) -> Classifier:
         entry = context.entry
-        options = read_options(entry, Options)
+        options = read_options(entry, FastTextOptions)
         try:
             import fasttext
         except ModuleNotFoundError as error:
@@ -71,14 +71,14 @@ class FastTextRunner(Runner[Input, Classifier]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        # A line is a text to fastText, so its line breaks become spaces.
+        # fastText takes each line as a separate text, so line breaks become spaces.
         text = " ".join(item.text.splitlines())
         if self.weights.options.fold_capitals and _in_capitals(text):
             text = text.lower()
         return Prepared(item, text)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        # fastText has no batches: a text takes microseconds.
+        # fastText has no batches; a text takes microseconds.
         predict = self.weights.model.predict
         return [predict(prepared.data, k=prepared.item.config.top_k) for prepared in batch]
 
@@ -86,7 +86,7 @@ class FastTextRunner(Runner[Input, Classifier]):
         labels, scores = raw
         return Output(
             results=[
-                # Sums of rounded numbers come out a little above 1.
+                # Rounding can give a sum a little above 1.
                 Result(label=label.removeprefix(LABEL), score=min(float(score), 1.0))
                 for label, score in zip(labels, scores, strict=True)
             ]

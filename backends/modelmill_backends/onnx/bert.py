@@ -1,4 +1,4 @@
-"""Makes a sentence encoder from a folder exportable: BERT-like models of ``transformers``."""
+"""Prepares sentence encoders for the export to ONNX: BERT-like models of ``transformers``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Zero-shot classification by CLIP and SigLIP in ONNX form, as Optimum exports them.
 
-The file takes ``input_ids``, ``pixel_values`` (and ``attention_mask``) together and gives
-``text_embeds``, ``image_embeds`` and ``logits_per_image``. Images and texts are encoded separately
-here, each beside one small input of the other kind whose result is thrown away.
+The file takes ``input_ids``, ``pixel_values`` (and ``attention_mask``) in one call and gives ``text_embeds``,
+``image_embeds`` and ``logits_per_image``. Here images and texts are encoded separately: each call gets one
+small input of the other kind, and its result is discarded.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Clip:
     image_dtype: str
     pad_id: int
     fixed_length: int | None
-    """SigLIP was trained on texts padded to this many tokens, and sees the padding."""
+    """SigLIP was trained on texts padded to this many tokens, and the padding changes its result."""
     scoring: Scoring
 
     def run(
         self, pixels: NDArray[np.floating[Any]], sentences: Sequence[str]
     ) -> dict[str, NDArray[np.float32]]:
-        """Both encoders: pixels ``[images, 3, height, width]`` and sentences."""
+        """Runs both encoders: pixels ``[images, 3, height, width]`` and sentences."""
         return self._run(pixels, [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))])
 
     def _run(
@@ -75,11 +75,11 @@ class Clip:
 
     @property
     def normalizes(self) -> bool:
-        """Yes: ``image_embeds`` and ``text_embeds`` of the file have length 1."""
+        """True: ``image_embeds`` and ``text_embeds`` of the file have length 1."""
         return True
 
     def prepare_image(self, image: Image) -> NDArray[np.floating[Any]]:
-        # Of the file's type here, in a thread, and not in `run`, for which the device waits.
+        # Converted here, in a thread, and not in `run`: the device would wait for it.
         return self.images.pixels(image).astype(self.image_dtype, copy=False)
 
     def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
@@ -114,7 +114,9 @@ class ClipWeights:
         session = open_session(file, context)
         given = {output.name for output in session.get_outputs()}
         if not given.issuperset(OUTPUTS):
-            raise load_failed(entry, f"its ONNX file gives {sorted(given)}; needed are {', '.join(OUTPUTS)}")
+            raise load_failed(
+                entry, f"its ONNX file has the outputs {sorted(given)}; needed are {', '.join(OUTPUTS)}"
+            )
         clip = _assemble(context, folder, session)
         return _with_scoring(clip)
 
@@ -145,7 +147,7 @@ def _assemble(context: LoadContext, folder: Path, session: Any) -> Clip:
     entry = context.entry
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     sigmoid = "siglip" in str(config.get("model_type", ""))
-    # Files leave out what is the architecture's default.
+    # The file leaves out values that are the architecture's default.
     default = SIGLIP_WINDOW if sigmoid else CLIP_WINDOW
     window = int((config.get("text_config") or {}).get("max_position_embeddings") or default)
     tokenizer = read_tokenizer(entry, folder, window)
@@ -175,13 +177,13 @@ def _pad_id(folder: Path, tokenizer: Any) -> int:
 
 
 def _with_scoring(clip: Clip) -> Clip:
-    """Finds the trained scale and bias, which the folder's config does not hold.
+    """Finds the trained scale and bias, which are not in the folder's config.
 
-    ``logits = scale * cosine + bias`` is solved by least squares over a few images and sentences.
+    It solves ``logits = scale * cosine + bias`` by least squares over a few images and sentences.
     """
     import numpy as np
 
-    # Different in colour and in shape, so that the cosines spread.
+    # Images of different colour and structure, so that their cosines differ.
     random = np.random.default_rng(0)
     noise = random.standard_normal((3, *clip.image_shape)).astype(np.float32)
     noise[1] = noise[1].mean(axis=0) + 1

@@ -1,27 +1,25 @@
-"""ConSE: zero-shot classification from an ImageNet classifier and a sentence encoder.
+"""ConSE: zero-shot classification with an ImageNet classifier and a sentence encoder.
 
 Source: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings" (2014). An
 image's vector is the mean of the embeddings of its T most probable ImageNet labels, weighted by their
-probabilities. Word vectors of the paper are sentence embeddings here.
+probabilities. This module uses sentence embeddings instead of the paper's word vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from modelmill.errors import ErrorCode, ModelmillError
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
-from modelmill_backends.registry import find_runner
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 from modelmill_backends.shared.numerics import normalise
+from modelmill_backends.shared.parts import load_part
 from modelmill_backends.shared.text_vectors import TextVectors
 from modelmill_backends.shared.zero_shot import Scoring, ZeroShotRunner
 from modelmill_backends.source import locate
@@ -37,16 +35,18 @@ TEMPLATE = "a photo of a {}"
 LABEL_FILE = "labels.npy"
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set."""
+class ConseOptions(RunnerOptions):
+    """Options of a catalogue entry."""
 
     text_encoder: str = Field(description="Catalogue entry that answers text-embedding.")
-    top: int = Field(10, ge=1, le=1000, description="T: ImageNet labels that make an image's vector.")
+    top: int = Field(
+        10, ge=1, le=1000, description="T: number of ImageNet labels that make an image's vector."
+    )
     scale: float = Field(20.0, gt=0, description="Sharpens the cosines before the softmax.")
 
 
 class TextEncoder:
-    """Any runner of text-embedding, as a function from sentences to vectors."""
+    """Any runner for text-embedding, as a function from sentences to vectors."""
 
     def __init__(self, runner: Runner[Any, Any]) -> None:
         self.runner = runner
@@ -55,9 +55,9 @@ class TextEncoder:
         return self.encode([self.prepare(text) for text in sentences])
 
     def prepare(self, text: str) -> Prepared[Any]:
-        """What ``encode`` wants of one text. Runs in threads."""
+        """The input of ``encode`` for one text. Runs in threads."""
         config = TextConfig(normalize=True, prompt_name=None)
-        # Built by us: what pydantic would check is known to be right.
+        # Without pydantic's checks: these values are known to be valid.
         return self.runner.preprocess(TextInput.model_construct(text=text, config=config))
 
     def encode(self, batch: Sequence[Prepared[Any]]) -> NDArray[np.float32]:
@@ -81,24 +81,24 @@ class Conse:
     encoder: TextEncoder
     label_vectors: NDArray[np.float32]
     """``[1000, dim]``, each of length 1."""
-    options: Options
+    options: ConseOptions
 
     @property
     def normalizes(self) -> bool:
-        """Yes: ConSE compares by cosine. Texts have length 1 in any case."""
+        """True: ConSE compares by cosine. Vectors of texts always have length 1."""
         return True
 
     def prepare_image(self, image: Image) -> NDArray[np.float32]:
         return pixels(image)
 
     def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        """The mean of the embeddings of the likeliest labels, ``[n, dim]``."""
+        """The weighted mean of the embeddings of the most probable labels, ``[n, dim]``."""
         import numpy as np
 
         probabilities = self.classifier.probabilities(prepared)
         top = np.argsort(-probabilities, axis=1)[:, : self.options.top]
         weights = np.take_along_axis(probabilities, top, axis=1)
-        # The paper divides by the weights' sum; a cosine does not see the difference.
+        # The paper divides by the sum of the weights, which does not change a cosine.
         mean = (weights[..., None] * self.label_vectors[top]).sum(axis=1)
         result: NDArray[np.float32] = mean.astype(np.float32)
         return result
@@ -114,18 +114,21 @@ class Conse:
 
 
 class ConseWeights:
-    """The ``load`` that all runners by ConSE share."""
+    """The ``load`` that all runners on ConSE share."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Conse:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, ConseOptions)
         classifier = Classifier.load(context)
-        encoder, source = _load_encoder(context, options.text_encoder)
+        runner = load_part(context, "text_encoder", options.text_encoder, "text-embedding")
+        encoder = TextEncoder(runner)
+        # The built-in runtimes say where they found the weights: asking a hub twice may mean waiting twice.
+        source = getattr(runner.weights, "folder", None) or locate(runner.entry)
         return Conse(classifier, encoder, _label_vectors(context, encoder, source), options)
 
 
 class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
-    """Good for everyday subjects that are near one of ImageNet's labels."""
+    """Works for everyday subjects that are similar to one of ImageNet's labels."""
 
     backend = "onnx"
     name = "conse"
@@ -143,26 +146,6 @@ class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self.weights.encoder(sentences)
-
-
-def _load_encoder(context: LoadContext, name: str) -> tuple[TextEncoder, Path]:
-    try:
-        entry = context.catalogue.find(name)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"option 'text_encoder': {error.message}") from None
-    if entry.name == context.entry.name or "text-embedding" not in entry.tasks:
-        raise load_failed(context.entry, f"option 'text_encoder': {name} does not answer text-embedding")
-    own = replace(context, entry=entry)
-    try:
-        runner_class = find_runner(entry, "text-embedding")
-        weights = runner_class.load(own)
-        # The runtimes here say what they have found: to ask a hub twice may mean to wait twice.
-        source = getattr(weights, "folder", None) or locate(entry)
-        return TextEncoder(runner_class(weights, own)), source
-    except ModelmillError as error:
-        if error.code is not ErrorCode.MODEL_LOAD_FAILED:
-            raise
-        raise load_failed(context.entry, f"its text encoder does not load. {error.message}") from error
 
 
 def _label_vectors(context: LoadContext, encoder: TextEncoder, source: Path) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 in PyTorch, needed once to export it: the published weights are a state dict.
+"""EfficientNet-Lite0 in PyTorch. The export needs it once, because the published weights are a state dict.
 
-Architecture: Tan & Le 2019, in its "Lite" variant (ReLU6 for swish, no squeeze-and-excite). The
-attribute names are the weight file's keys, and the padding is TensorFlow's "SAME", where the weights
-were trained: an odd row of zeros goes to the bottom and right.
+Architecture: Tan & Le 2019, in the "Lite" variant (ReLU6 instead of swish, no squeeze-and-excite). The
+attribute names are the weight file's keys. The weights were trained in TensorFlow, so the padding is its
+"SAME": an odd row of zeros goes to the bottom and right.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def build_network() -> Any:
             self._fc = nn.Linear(HEAD, CLASSES)
 
         def features(self, x: torch.Tensor) -> Any:
-            """What the last layer sees: ``[n, 1280]``."""
+            """The input of the last layer: ``[n, 1280]``."""
             x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
             for block in self._blocks:
                 x = block(x)
@@ -74,7 +74,7 @@ def build_network() -> Any:
 
 
 def load_network(weights: Path) -> Any:
-    """The network with the weights of a ``.pth`` state dict; nothing of a pickle but tensors is read."""
+    """The network with the weights of a ``.pth`` state dict. From the pickle, only tensors are read."""
     import torch
 
     network = build_network()
@@ -85,8 +85,8 @@ def load_network(weights: Path) -> Any:
 def to_export(weights: Path) -> Exportable:
     """For ``modelmill_backends.onnx.export``: ``pixels`` → ``logits`` and ``features``.
 
-    ``pixels`` is ``[n, 3, 224, 224]``, ``logits`` ``[n, 1000]``. The last layer makes the logits from
-    ``features``, ``[n, 1280]``.
+    ``pixels`` is ``[n, 3, 224, 224]``, ``logits`` is ``[n, 1000]``. ``features``, ``[n, 1280]``, is the input
+    of the last layer, which makes the logits.
     """
     import torch
     from torch import nn
@@ -121,7 +121,7 @@ def _convolution(inputs: int, outputs: int, size: int, kernel: int, stride: int 
     if before == after:
         conv.padding = (before, before)
     else:
-        # A hook and not a layer: a layer would change the names of the weights.
+        # A hook, because a layer would change the names of the weights.
         conv.register_forward_pre_hook(
             lambda _, args: (nn.functional.pad(args[0], (before, after, before, after)),)
         )
@@ -129,12 +129,12 @@ def _convolution(inputs: int, outputs: int, size: int, kernel: int, stride: int 
 
 
 def _block_class() -> Any:
-    # Classes of torch are made in functions here: importing this module must not import torch.
+    # The class is made in a function, because importing this module must not import torch.
     import torch
     from torch import nn
 
     class Block(nn.Module):
-        """An inverted residual: expand, convolve each channel by itself, project."""
+        """An inverted residual: expand, convolve each channel separately, project."""
 
         def __init__(
             self, inputs: int, outputs: int, size: int, expand: int, stride: int, kernel: int

@@ -30,12 +30,12 @@ class Encoder:
     """A loaded sentence encoder."""
 
     folder: Path
-    """Where it comes from."""
+    """Where the weights are."""
     session: Any
     tokenizer: Any
     config: SentenceConfig
     output: str
-    """Name of the session's output that holds a vector a token."""
+    """Name of the session's output that holds one vector per token."""
     options: EncoderOptions
 
     def tokens(self, text: str) -> Tokens:
@@ -44,7 +44,7 @@ class Encoder:
     def vectors(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         import numpy as np
 
-        # The id under the padding does not matter: the mask hides it.
+        # The id of the padding does not matter: the mask hides it.
         ids, mask = pad(rows, 0)
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         names = {item.name for item in self.session.get_inputs()}
@@ -58,7 +58,7 @@ class Encoder:
 
 
 class OnnxEncoderRunner(EncoderRunner[Item, Encoder]):
-    """A folder as sentence-transformers saves it: its own ONNX file, or its safetensors exported once."""
+    """A folder as sentence-transformers saves it. Uses its ONNX file, or exports its safetensors once."""
 
     backend = "onnx"
 
@@ -78,7 +78,9 @@ class OnnxEncoderRunner(EncoderRunner[Item, Encoder]):
         outputs = [output.name for output in session.get_outputs()]
         output = next((name for name in TOKEN_OUTPUTS if name in outputs), None)
         if output is None:
-            raise load_failed(entry, f"its ONNX file gives {outputs}, none of which is {TOKEN_OUTPUTS}")
+            raise load_failed(
+                entry, f"its ONNX file has the outputs {outputs}; one of {TOKEN_OUTPUTS} is needed"
+            )
         return Encoder(folder, session, tokenizer, config, output, options)
 
     def encoder_of(self, weights: Encoder, context: LoadContext) -> Encoder:
@@ -86,10 +88,10 @@ class OnnxEncoderRunner(EncoderRunner[Item, Encoder]):
 
 
 def read_tokenizer(entry: ModelEntry, folder: Path, window: int) -> Any:
-    """The folder's ``tokenizer.json``, cutting off at ``window`` tokens and padding nothing.
+    """The tokenizer in the folder's ``tokenizer.json``. It cuts off at ``window`` tokens and does not pad.
 
     Raises:
-        ModelmillError: ``model_load_failed``: there is none.
+        ModelmillError: ``model_load_failed``: there is no such file.
     """
     try:
         from tokenizers import Tokenizer
@@ -97,7 +99,9 @@ def read_tokenizer(entry: ModelEntry, folder: Path, window: int) -> Any:
         raise module_missing(entry, error.name, ("onnx",)) from None
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise load_failed(entry, "its folder holds no tokenizer.json, the only form of tokenizer read here")
+        raise load_failed(
+            entry, "its folder holds no tokenizer.json; this backend reads no other kind of tokenizer"
+        )
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.enable_truncation(window)
     tokenizer.no_padding()

@@ -1,7 +1,7 @@
-"""Exports PyTorch weights to ONNX once, in a process of its own, and keeps the file.
+"""Exports PyTorch weights to ONNX once, in a separate process, and keeps the file.
 
-A worker that serves ONNX models never imports torch: the export runs as
-``python -m modelmill_backends.onnx.export_process`` and leaves a file behind.
+A worker that serves ONNX models never imports torch: the process
+``python -m modelmill_backends.onnx.export_process`` writes the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import load_failed, module_missing
 from modelmill_backends.onnx.session import open_session
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXPORT_VERSION = 2
-"""Part of each file's name: raise it when an exported graph changes."""
+"""Part of each folder's name. Increase it when an exported graph changes."""
 
 MODEL_FILE = "model.onnx"
 FAILED = 3
-"""Exit status of the export process when its last line of output, in JSON, says why."""
+"""Exit status of the export process when its last line of output is JSON with the reason."""
 
 
 def open_exported(context: LoadContext, source: Path, maker: str) -> Any:
-    """A session on the ONNX form of ``source``, exported now if it has not been.
+    """A session on the ONNX form of ``source``. If there is no export yet, it is made now.
 
     Args:
-        context: The model's.
+        context: The context of the model.
         source: File or folder of the PyTorch weights.
-        maker: ``package.module:function`` that makes an ``Exportable`` of the source, with torch.
+        maker: ``package.module:function`` that makes an ``Exportable`` from the source, with torch.
 
     Raises:
-        ModelmillError: ``model_load_failed``, with the reason why the export failed.
+        ModelmillError: ``model_load_failed`` with the reason why the export failed.
     """
     key = fingerprint(source, EXPORT_VERSION, maker)
-    # Not in the model's own folder: models that share weights share the export.
+    # The folder is not the model's own, so that models with the same weights share the export.
     folder = context.settings.cache_dir / "onnx" / f"{source.stem}-{key}"
     made_once(context.entry, folder, lambda target: _export(context, source, maker, target))
     return open_session(folder / MODEL_FILE, context)
@@ -58,10 +58,10 @@ def _export(context: LoadContext, source: Path, maker: str, target: Path) -> Non
     started = time.monotonic()
     environment = os.environ | {
         "OMP_NUM_THREADS": str(context.device.threads),
-        "CUDA_VISIBLE_DEVICES": "",  # the GPU's memory is for models that serve
+        "CUDA_VISIBLE_DEVICES": "",  # the GPU's memory is for loaded models
         "HF_HUB_OFFLINE": "1",
     }
-    # -P: a file called onnx.py in the working directory must not be taken for the package.
+    # -P: a file onnx.py in the working directory must not hide the package onnx.
     command = [sys.executable, "-P", "-m", "modelmill_backends.onnx.export_process", maker, str(source)]
     command.append(str(target / MODEL_FILE))
     try:

@@ -1,4 +1,4 @@
-"""The process that exports: the only place of this package where torch runs.
+"""The process that exports weights to ONNX: the only module of this package that runs torch.
 
 ``python -m modelmill_backends.onnx.export_process MAKER SOURCE TARGET``: see ``onnx/export.py``.
 """
@@ -20,18 +20,18 @@ from modelmill_backends.onnx.export import FAILED
 
 TOLERANCE = 1e-3
 PROTOBUF_LIMIT_BYTES = 2_000_000_000
-"""A single ONNX file cannot hold more; larger weights go into a file beside it."""
+"""A single ONNX file cannot hold more; larger weights go into a second file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exportable:
-    """A network and what the exporter must know of it.
+    """A network and what the exporter must know about it.
 
     Attributes:
         network: A torch module in eval mode whose ``forward`` takes ``inputs`` in order.
         inputs: Example tensors by name.
-        check: Other tensors by name, of other sizes, on which the export must equal the network.
-        outputs: Names of what ``forward`` returns.
+        check: Tensors of other sizes, by name, for which the export must give the network's result.
+        outputs: Names of the results of ``forward``.
         dynamic_axes: Numbers of the axes that vary, the same for all inputs.
     """
 
@@ -43,7 +43,7 @@ class Exportable:
 
 
 def export(exportable: Exportable, target: Path) -> None:
-    """Writes ``target``, and the weights beside it where one file cannot hold them."""
+    """Writes ``target``. If one file cannot hold the weights, they go into a second file next to it."""
     import torch
 
     names = list(exportable.inputs)
@@ -57,7 +57,7 @@ def export(exportable: Exportable, target: Path) -> None:
             input_names=names,
             output_names=list(exportable.outputs),
             dynamic_shapes=dynamic,
-            # The older exporter is quicker, but lost the attention mask of BERT without a word.
+            # The older exporter is faster, but it lost the attention mask of BERT without an error.
             dynamo=True,
             external_data=size > PROTOBUF_LIMIT_BYTES,
             verbose=False,
@@ -79,7 +79,7 @@ def difference(exportable: Exportable, target: Path) -> float:
 
 
 def run(maker: str, source: str, target: str) -> dict[str, str] | None:
-    """Exports and compares; None, or what went wrong: ``module`` that is missing, or ``error``."""
+    """Exports and compares. Returns None, or the problem: a missing ``module`` or an ``error``."""
     module, _, function = maker.partition(":")
     try:
         exportable: Exportable = getattr(importlib.import_module(module), function)(Path(source))
@@ -98,7 +98,7 @@ def run(maker: str, source: str, target: str) -> dict[str, str] | None:
 
 
 if __name__ == "__main__":
-    # The exporter makes objects by the million and little garbage, for which Python looks often.
+    # The exporter makes millions of objects and little garbage, so Python need not look for garbage often.
     gc.set_threshold(100_000, 50, 100)
     warnings.simplefilter("ignore")
     problem = run(*sys.argv[1:])

@@ -17,7 +17,7 @@ from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.source import locate
 from modelmill_tasks.face_embedding import Face, Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 if TYPE_CHECKING:
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
 DETECTOR_OUTPUTS = {f"{name}_{stride}" for name in ("cls", "obj", "bbox", "kps") for stride in STRIDES}
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set."""
+class FaceEmbeddingOptions(RunnerOptions):
+    """Options of a catalogue entry."""
 
-    detector: str = pydantic.Field("face_detection_yunet_2023mar.onnx", description="YuNet's file.")
+    detector: str = pydantic.Field("face_detection_yunet_2023mar.onnx", description="File of YuNet.")
     detector_hub: str | None = pydantic.Field(
-        None, description="Hub repository that holds it; the entry's own source when not set."
+        None, description="Hub repository with the detector; default: the entry's own source."
     )
     recognizer: str = "face_recognition_sface_2021dec.onnx"
     input_range: Literal["0..255", "-1..1"] = pydantic.Field(
-        "0..255", description="What the recognizer takes: SFace the first, ArcFace the second."
+        "0..255", description="Range of the recognizer's input: 0..255 for SFace, -1..1 for ArcFace."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class FaceModels:
-    """The two sessions, and the height and width that the detector takes."""
+    """The two sessions, and the height and width of the detector's input."""
 
     detector: Any
     recognizer: Any
     size: tuple[int, int]
-    options: Options
+    options: FaceEmbeddingOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image as it is, and as the detector wants it: ``[3, height, width]`` at ``scale``."""
+    """An image, and the detector's input made from it: ``[3, height, width]``, scaled by ``scale``."""
 
     image: Image
     planes: NDArray[Any]
@@ -60,9 +60,9 @@ class Picture:
 
 
 class FaceEmbeddingRunner(Runner[Input, FaceModels]):
-    """All images of a batch are searched first, then the faces of all become vectors together.
+    """Searches all images of a batch first, then turns the faces of all images into vectors.
 
-    Vectors have length 1 unless the caller wants them as the recognizer gives them.
+    Vectors have length 1, unless the caller asks for the recognizer's own length.
     """
 
     backend = "onnx"
@@ -70,7 +70,7 @@ class FaceEmbeddingRunner(Runner[Input, FaceModels]):
 
     @classmethod
     def load(cls, context: LoadContext) -> FaceModels:
-        entry, options = context.entry, read_options(context.entry, Options)
+        entry, options = context.entry, read_options(context.entry, FaceEmbeddingOptions)
         hub = options.detector_hub
         detector_entry = entry.model_copy(update={"source": Source(hub=hub)}) if hub else entry
         sessions = []
@@ -82,14 +82,16 @@ class FaceEmbeddingRunner(Runner[Input, FaceModels]):
         detector, recognizer = sessions
         missing = DETECTOR_OUTPUTS.difference(output.name for output in detector.get_outputs())
         if missing:
-            raise load_failed(entry, f"its detector is no YuNet: it gives no {', '.join(sorted(missing))}")
+            raise load_failed(
+                entry, f"its detector is not a YuNet: it has no output {', '.join(sorted(missing))}"
+            )
         height, width = detector.get_inputs()[0].shape[2:]
         fixed = isinstance(height, int) and isinstance(width, int)
         size = (height, width) if fixed else (DETECTION_SIZE, DETECTION_SIZE)
         return FaceModels(detector, recognizer, size, options)
 
     def group_key(self, item: Input) -> Hashable:
-        # The threshold is each image's own; normalize concerns postprocess only.
+        # forward applies each image's own threshold; only postprocess uses normalize.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -97,7 +99,7 @@ class FaceEmbeddingRunner(Runner[Input, FaceModels]):
 
         image = open_image(item.image)
         pixels, scale = fitted(image, self.weights.size)
-        # Blue first, as the detector was trained.
+        # The detector was trained with blue as the first channel.
         planes = np.ascontiguousarray(pixels[:, :, ::-1].transpose(2, 0, 1))
         return Prepared(item, Picture(image, planes, scale))
 

@@ -1,4 +1,4 @@
-"""Faces: YuNet finds them with five landmarks, SFace or ArcFace makes a vector of each.
+"""Faces: YuNet finds them with five landmarks each, SFace or ArcFace turns each into a vector.
 
 Sources: Wu et al., "YuNet: A Tiny Millisecond-level Face Detector" (2023), with the decoding of OpenCV's
 ``FaceDetectorYN``; Zhong et al., "SFace" (2021); the alignment of ArcFace (Deng et al. 2019) by the
@@ -28,13 +28,15 @@ ALIGNED = (
     (41.5493, 92.3655),
     (70.7299, 92.2041),
 )
-"""Where the eyes, the tip of the nose and the corners of the mouth, left of the image first, come to lie."""
+"""Positions of the eyes, the tip of the nose and the corners of the mouth; the image's left comes first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """Faces of one image, surest first: scores ``[n]``, boxes ``[n, 4]`` (left, top, width, height),
-    landmarks ``[n, 5, 2]``; in pixels of the detector's input.
+    """Faces of one image, highest score first.
+
+    Scores are ``[n]``, boxes ``[n, 4]`` (left, top, width, height), landmarks ``[n, 5, 2]``; in pixels of the
+    detector's input.
     """
 
     scores: NDArray[np.float32]
@@ -43,7 +45,7 @@ class Detections:
 
 
 def fitted(image: Image, size: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
-    """An RGB image at the upper left of ``[height, width, 3]`` black pixels, and its scale."""
+    """An RGB image, scaled into the upper left of ``[height, width, 3]`` black pixels, and its scale."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -56,12 +58,12 @@ def fitted(image: Image, size: tuple[int, int]) -> tuple[NDArray[np.uint8], floa
 
 
 def decode(outputs: dict[str, NDArray[np.float32]], width: int, threshold: float) -> Detections:
-    """YuNet's outputs for one image, each ``[cells, values]``, as faces.
+    """The faces in YuNet's outputs for one image, each ``[cells, values]``.
 
     Args:
         outputs: ``cls``, ``obj``, ``bbox`` and ``kps``, each followed by ``_8``, ``_16`` and ``_32``.
-        width: Of the detector's input, in pixels.
-        threshold: Of the scores.
+        width: Width of the detector's input, in pixels.
+        threshold: The lowest score of a face.
     """
     import numpy as np
 
@@ -82,7 +84,7 @@ def decode(outputs: dict[str, NDArray[np.float32]], width: int, threshold: float
 
 
 def _without_overlaps(rows: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Greedy suppression of what overlaps a surer face by more than ``NMS_OVERLAP``."""
+    """The rows without those that overlap a row of higher score by more than ``NMS_OVERLAP``."""
     import numpy as np
 
     order = np.argsort(-rows[:, 0], kind="stable")[: 5 * MOST_FACES]
@@ -106,7 +108,7 @@ def _overlaps(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[
 
 
 def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rotation, scale and shift ``[2, 3]`` that brings points ``[n, 2]`` nearest to others (Umeyama)."""
+    """The rotation, scale and shift ``[2, 3]`` that bring points ``[n, 2]`` closest to others (Umeyama)."""
     import numpy as np
 
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
@@ -120,11 +122,11 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def aligned(image: Image, landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The face of an RGB image, turned and scaled to the standard place: ``[112, 112, 3]``."""
+    """The face of an RGB image, turned and scaled to the standard position: ``[112, 112, 3]``."""
     import numpy as np
     from PIL.Image import Resampling, Transform
 
-    # Pillow asks where each pixel of the result comes from, and counts from a pixel's corner.
+    # Pillow needs the inverse: where each pixel of the result comes from. It counts from a pixel's corner.
     forth = similarity(landmarks.astype(np.float64), np.asarray(ALIGNED))
     inverse = np.linalg.pinv(np.vstack([forth, [0, 0, 1]]))[:2]
     inverse[:, 2] += 0.5 - 0.5 * inverse[:, :2].sum(axis=1)
@@ -134,9 +136,9 @@ def aligned(image: Image, landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def run(session: Any, values: Sequence[NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
-    """A network's outputs by name for each of the inputs ``[3, height, width]``.
+    """A network's outputs by name, for each of the inputs ``[3, height, width]``.
 
-    Together, unless the file takes one at a time.
+    All inputs share a pass, unless the file takes one input at a time.
     """
     import numpy as np
 

@@ -10,11 +10,11 @@ from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.classes import best_classes
 from modelmill_tasks.image_classification import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class EfficientNetLiteRunner(Runner[Input, Classifier]):
-    """ImageNet's 1000 classes; the scores of all of them sum to 1."""
+    """Knows ImageNet's 1000 classes. The scores of all classes sum to 1."""
 
     backend = "onnx"
     task = "image-classification"
@@ -26,7 +26,7 @@ class EfficientNetLiteRunner(Runner[Input, Classifier]):
         return Classifier.load(context)
 
     def group_key(self, item: Input) -> Hashable:
-        # top_k concerns postprocess only.
+        # Only postprocess uses top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

@@ -13,36 +13,36 @@ from modelmill_backends.onnx.imagenet import Classifier, pixels
 from modelmill_backends.shared.embedding import ImageEmbedding
 from modelmill_backends.shared.numerics import normalise
 from modelmill_tasks.image_embedding import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class ClipImageEmbeddingRunner(ClipWeights, ImageEmbedding[Clip]):
-    """The image's side of the file; length 1 in any case."""
+    """The image encoder of the file. Vectors always have length 1."""
 
     backend = "onnx"
 
 
 class ConseImageEmbeddingRunner(ConseWeights, ImageEmbedding[Conse]):
-    """In the sentence encoder's space: what the image shows counts, and not how it looks."""
+    """Vectors in the sentence encoder's space: they depend on what the image shows, not on its look."""
 
     backend = "onnx"
     name = "conse"
 
 
 class EfficientNetLiteEmbeddingRunner(Runner[Input, Classifier]):
-    """The 1280 features that the last layer makes its classes of. Not normalised unless asked.
+    """The 1280 features from which the last layer computes the classes. Not normalised unless asked.
 
-    They are non-negative, so that cosines of two images lie between 0 and 1.
+    They are never negative, so the cosine of two images is between 0 and 1.
     """
 
     backend = "onnx"
     task = "image-embedding"
     name = "efficientnet-lite0"
-    # The classifier's own, so that one entry answers both with one network.
+    # The classifier's own load, so that an entry with both tasks loads one network.
     load = EfficientNetLiteRunner.load
 
     def group_key(self, item: Input) -> Hashable:
-        # normalize concerns postprocess only.
+        # Only postprocess uses normalize.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

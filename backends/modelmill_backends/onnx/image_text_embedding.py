@@ -8,13 +8,13 @@ from modelmill_backends.shared.embedding import ImageTextEmbedding
 
 
 class ClipImageTextEmbeddingRunner(ClipWeights, ImageTextEmbedding[Clip]):
-    """Both sides of the file; length 1 in any case."""
+    """Both encoders of the file. Vectors always have length 1."""
 
     backend = "onnx"
 
 
 class ConseImageTextEmbeddingRunner(ConseWeights, ImageTextEmbedding[Conse]):
-    """Image and text in the sentence encoder's space. Normalised unless told otherwise."""
+    """Image and text in the sentence encoder's space. Normalised unless the caller asks otherwise."""
 
     backend = "onnx"
     name = "conse"

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 on ONNX Runtime: photos in, probabilities of ImageNet's 1000 classes out."""
+"""EfficientNet-Lite0 on ONNX Runtime: from photos to probabilities of ImageNet's 1000 classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 IMAGE_SIZE = 224
-# Training cropped 224 of 256 pixels; mean and deviation are those of the published weights.
+# Training cropped 224 of 256 pixels; mean and deviation belong to the published weights.
 CROP = 0.875
 MEAN, DEVIATION = 127.0, 128.0
 
@@ -31,7 +31,7 @@ def labels() -> tuple[str, ...]:
 
 
 def pixels(image: Image) -> NDArray[np.float32]:
-    """The centre of an RGB image as ``[3, 224, 224]``, about -1 to 1."""
+    """The centre of an RGB image as ``[3, 224, 224]``, values from about -1 to 1."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -41,7 +41,7 @@ def pixels(image: Image) -> NDArray[np.float32]:
     square = image.resize(
         (IMAGE_SIZE, IMAGE_SIZE), Resampling.BICUBIC, box=(left, top, left + side, top + side)
     )
-    # Channels first while they are bytes, and no copy for each step after.
+    # Channels move to the front as bytes, and the later steps are in place.
     values = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1)).astype(np.float32)
     values -= MEAN
     values /= DEVIATION
@@ -56,12 +56,12 @@ class Classifier:
 
     @classmethod
     def load(cls, context: LoadContext) -> Classifier:
-        """Opens the export of the entry's ``.pth``, making it first if need be."""
+        """Opens the ONNX export of the entry's ``.pth``. If there is none yet, it is made first."""
         weights = locate(context.entry)
         return cls(open_exported(context, weights, "modelmill_backends.onnx.efficientnet_lite:to_export"))
 
     def probabilities(self, batch: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
-        """Images from ``pixels`` → ``[n, 1000]``."""
+        """Probabilities ``[n, 1000]`` of images from ``pixels``."""
         import numpy as np
 
         (logits,) = self.session.run(["logits"], {"pixels": np.stack(batch)})

@@ -8,15 +8,15 @@ from modelmill_backends.shared.embedding import MultimodalEmbedding
 
 
 class ClipMultimodalEmbeddingRunner(ClipWeights, MultimodalEmbedding[Clip]):
-    """Both sides of the file; length 1 in any case."""
+    """Both encoders of the file. Vectors always have length 1."""
 
     backend = "onnx"
 
 
 class ConseMultimodalEmbeddingRunner(ConseWeights, MultimodalEmbedding[Conse]):
-    """Texts and images in the sentence encoder's space. Normalised unless told otherwise.
+    """Texts and images in the sentence encoder's space. Normalised unless the caller asks otherwise.
 
-    An image is the mean of sentences "a photo of a …": sentences of that form lie nearer to it than others.
+    An image's vector is the mean of sentences "a photo of a …", so sentences of this form are closer to it.
     """
 
     backend = "onnx"

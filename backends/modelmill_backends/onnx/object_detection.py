@@ -1,4 +1,4 @@
-"""Object detection by YOLO models (v8 and later) in the form in which Ultralytics exports them to ONNX."""
+"""Object detection by YOLO models (v8 and later), as Ultralytics exports them to ONNX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modelmill_backends.onnx.session import feed_dtype, open_session
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 from modelmill_tasks.object_detection import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
 
 if TYPE_CHECKING:
@@ -26,43 +26,43 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 GREY = 114
-"""What the model was trained to see beside an image that is no square."""
+"""The model was trained with this grey around an image that is not square."""
 CANDIDATES = 3000
-"""Boxes that are compared with each other at most, the best ones."""
+"""At most so many boxes are compared with each other: those with the best scores."""
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set."""
+class YoloOptions(RunnerOptions):
+    """Options of a catalogue entry."""
 
     size: int = Field(
-        640, ge=32, le=4096, description="Edge of the model's input, where its file leaves it open."
+        640, ge=32, le=4096, description="Edge of the model's input in pixels, if its file does not fix it."
     )
     labels: tuple[str, ...] | None = Field(
-        None, description="Names of the labels, by index; those in the model's file when not set."
+        None, description="Names of the labels, by index; default: the names in the model's file."
     )
     iou: float = Field(
-        0.7, ge=0, le=1, description="Of boxes of one label that overlap more than this, the best stays."
+        0.7, ge=0, le=1, description="If boxes of one label overlap more than this, only the best stays."
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Yolo:
-    """The loaded network, with what its file says of itself."""
+    """The loaded network, with facts from its file."""
 
     session: Any
     name: str
-    """Of its input."""
+    """Name of its input."""
     dtype: str
     size: int
     labels: tuple[str, ...]
     batches: bool
     """Whether it takes more than one image at a time."""
-    options: Options
+    options: YoloOptions
 
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """An image scaled into the middle of a square, and the way back."""
+    """An image scaled into the middle of a square, and the numbers that convert positions back."""
 
     pixels: NDArray[np.float32]
     """``[3, size, size]``, 0 to 1."""
@@ -70,12 +70,12 @@ class Letterbox:
     left: int
     top: int
     width: int
-    """Of the oriented original, in pixels."""
+    """Width of the oriented original, in pixels."""
     height: int
 
 
 class YoloRunner(Runner[Input, Yolo]):
-    """Takes one output ``[n, 4 + labels, anchors]``: centre and size in pixels of the input, then scores."""
+    """Expects one output ``[n, 4 + labels, anchors]``: centre and size in pixels, then scores."""
 
     backend = "onnx"
     task = "object-detection"
@@ -84,22 +84,22 @@ class YoloRunner(Runner[Input, Yolo]):
     def __init__(self, weights: Yolo, context: LoadContext) -> None:
         super().__init__(weights, context)
         self.labels = dict(enumerate(weights.labels))
-        """What it can find, by the model's index."""
+        """The labels that it can find, by the model's index."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Yolo:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, YoloOptions)
         session = open_session(_model_file(context.entry), context)
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0].shape) != 4 or len(outputs[0].shape) != 3:
             raise load_failed(
                 context.entry,
-                "it is no YOLO as Ultralytics exports it: one input [n, 3, height, width] and "
+                "it is not a YOLO as Ultralytics exports it: one input [n, 3, height, width] and "
                 "one output [n, 4 + labels, anchors], without nms in the file",
             )
         batch, _, height, width = inputs[0].shape
         if height != width:
-            raise load_failed(context.entry, f"its input of {width} × {height} is no square")
+            raise load_failed(context.entry, f"its input of {width} × {height} is not square")
         labels = options.labels or _labels_in(session)
         rows = outputs[0].shape[1]
         if not labels or (isinstance(rows, int) and rows != 4 + len(labels)):
@@ -118,7 +118,7 @@ class YoloRunner(Runner[Input, Yolo]):
         )
 
     def group_key(self, item: Input) -> Hashable:
-        # threshold and top_k concern postprocess only.
+        # Only postprocess uses threshold and top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -156,7 +156,7 @@ class YoloRunner(Runner[Input, Yolo]):
 
 
 def letterboxed(image: Image, size: int) -> Letterbox:
-    """Scales an RGB image into the middle of a grey square of ``size`` pixels."""
+    """Scales an RGB image into the middle of a grey square with sides of ``size`` pixels."""
     import numpy as np
     from PIL.Image import Resampling
 
@@ -171,7 +171,7 @@ def letterboxed(image: Image, size: int) -> Letterbox:
 
 
 def kept_boxes(boxes: NDArray[np.float32], labels: NDArray[np.integer[Any]], iou: float) -> list[int]:
-    """Non-maximum suppression: the rows that overlap no better row of their label by more than ``iou``.
+    """Non-maximum suppression: the rows that overlap no better row of the same label by more than ``iou``.
 
     Args:
         boxes: ``[n, 4]``, corners (left, top, right, lower), best first.
@@ -194,7 +194,7 @@ def kept_boxes(boxes: NDArray[np.float32], labels: NDArray[np.integer[Any]], iou
 
 
 def _corners(rows: NDArray[np.float32], image: Letterbox) -> NDArray[np.float32]:
-    """Boxes ``[4, n]`` of the square as corners ``[n, 4]`` in pixels of the image, clipped to it."""
+    """Boxes ``[4, n]`` of the square as corners ``[n, 4]`` in pixels of the image, clipped to the image."""
     import numpy as np
 
     centre, half = rows[:2].T, rows[2:].T / 2

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: the one place that chooses providers and threads."""
+"""Sessions of ONNX Runtime. Only this module chooses providers and threads."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def open_session(model: Path, context: LoadContext) -> Any:
     options.intra_op_num_threads = context.device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    # Idle threads that spin would take the cores on which the next batch is being decoded.
+    # Idle threads that spin would use the cores on which the next batch is decoded.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(str(model), options, providers=providers)
     if context.device.kind == "cuda" and CUDA not in session.get_providers():
-        # ONNX Runtime falls back to the CPU with a log line only.
+        # ONNX Runtime then uses the CPU and only writes a log line.
         raise load_failed(
             context.entry,
             "ONNX Runtime cannot use the GPU: its CUDA or cuDNN libraries are missing or of another version",
@@ -54,9 +54,9 @@ def _providers(onnxruntime: Any, context: LoadContext) -> list[Any]:
             f"Model {context.entry.name}: the installed onnxruntime is for CPUs only: "
             "pip uninstall onnxruntime, then pip install 'modelmill[gpu]'",
         )
-    # Finds the CUDA libraries that come as Python packages, without importing torch.
+    # Finds CUDA libraries that are installed as Python packages, without importing torch.
     onnxruntime.preload_dlls()
-    # The exhaustive default tries all algorithms again for each new batch size.
+    # The default, an exhaustive search, tries all algorithms again for each new batch size.
     return [(CUDA, {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}), CPU]
 
 

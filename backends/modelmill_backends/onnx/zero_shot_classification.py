@@ -9,7 +9,7 @@ from modelmill_tasks.zero_shot_classification import Input
 
 
 class ZeroShotClassificationRunner(OnnxEncoderRunner[Input], ZeroShotTextRunner[Encoder]):
-    """Any sentence encoder that ``OnnxEncoderRunner`` loads; the entry's option ``scale`` sharpens it."""
+    """Any sentence encoder that ``OnnxEncoderRunner`` loads; the option ``scale`` sharpens its scores."""
 
     @property
     def scoring(self) -> Scoring:

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 PIECE_S = 10
-"""Seconds that are decoded at once. Decoding holds Python's lock all the while, about a third as long."""
+"""Seconds that are decoded at once. Decoding holds Python's global lock, for about a third of this time."""
 FRAMES_PER_S = 100
 SILENCE = 1e-3
-"""Amplitude below which nothing is said; the recogniser hears words in digital silence."""
+"""Audio below this amplitude is skipped, because the recogniser finds words in digital silence."""
 FILES = {"hmm": "en-us", "lm": "en-us.lm.bin", "dict": "cmudict-en-us.dict"}
-"""Parts of the model, by the decoder's settings."""
+"""Files of the model, by the name of the decoder's setting."""
 FILLER = re.compile(r"<.*>|\[.*\]|\+\+.*\+\+")
 VARIANT = re.compile(r"\(\d+\)$")
-"""Marks which of several pronunciations was heard: ``the(2)``."""
+"""The mark of a pronunciation, where a word has several: ``the(2)``."""
 
 
 class PocketSphinxRunner(Runner[Input, Any]):
-    """``Prepared.cost`` is the number of pieces of (at most) ten seconds."""
+    """``Prepared.cost`` is the number of pieces of at most ten seconds."""
 
     backend = "pocketsphinx"
     task = "automatic-speech-recognition"
 
     @classmethod
     def load(cls, context: LoadContext) -> Any:
-        read_options(context.entry, RunnerOptions)  # there is nothing to set
+        read_options(context.entry, RunnerOptions)  # no options
         require_codecs(context.entry)
         try:
             from pocketsphinx import Decoder
@@ -57,7 +57,7 @@ class PocketSphinxRunner(Runner[Input, Any]):
         return Prepared(item, parts, cost=len(parts))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        # One after the other: the decoder does not let go of Python's lock, so threads would gain nothing.
+        # One after the other: the decoder does not release Python's lock, so threads would gain nothing.
         found: list[list[Chunk]] = [[] for _ in batch]
         for index, prepared in enumerate(batch):
             total = prepared.data[-1][0] + prepared.data[-1][1].size
@@ -78,7 +78,7 @@ class PocketSphinxRunner(Runner[Input, Any]):
         if np.abs(samples).max() < SILENCE:
             return []
         decoder = self.weights
-        # Forgets the mean and the noise of the one before, which would show in the result.
+        # Resets the mean and the noise estimated from the previous recording, which would change the result.
         decoder.reinit_feat()
         decoder.start_utt()
         try:

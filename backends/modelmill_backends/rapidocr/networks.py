@@ -1,8 +1,8 @@
-"""RapidOCR's three networks: where text stands, whether it is upside down, and what it says.
+"""RapidOCR's three networks: they find text, tell whether it is upside down, and read it.
 
-RapidOCR runs them over one image at a time. Here the texts of all images of a batch are read together, and
-what is read does not depend on what else is in the batch. Its pieces do the rest: what a network's output
-means, cutting a text out, and turning scores into characters. Source: PaddleOCR, PP-OCRv4 to v6.
+RapidOCR runs them on one image at a time. Here the texts of all images of a batch share passes, and the
+result of one text does not depend on the others. RapidOCR's own functions interpret the networks' outputs,
+cut texts out and turn scores into characters. Source: PaddleOCR, PP-OCRv4 to v6.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ TEXT_HEIGHT, TEXT_WIDTH = 48, 320
 TURN_WIDTH, TURN_THRESHOLD = 192, 0.9
 
 WIDTH_STEP = 64
-"""Texts are padded to a multiple of it: so the padding depends on the text alone, and many have one width."""
+"""Texts are padded to a multiple of this: the padding depends on the text only, and many share a width."""
 PASS_WIDTH = 8192
-"""Pixels of all texts together that one pass reads: its scores, of 18,710 characters each, take 80 MB."""
+"""Total width of the texts of one pass, in pixels: their scores for 18,710 characters take 80 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """An image as detection wants it."""
+    """An image, prepared for detection."""
 
     pixels: NDArray[np.uint8]
-    """``[height, width, 3]``, blue first, scaled and padded: texts are cut out of it."""
+    """``[height, width, 3]``, blue first, scaled and padded. Texts are cut out of it."""
     detection: NDArray[np.uint8]
-    """The same in the size in which texts are looked for."""
+    """The same image at the size for detection."""
     scale: tuple[float, float]
-    """Pixels of the original for one of ``pixels``, across and down."""
+    """Pixels of the original per pixel of ``pixels``, horizontally and vertically."""
     padding: tuple[int, int]
-    """Columns and rows before the image in ``pixels``."""
+    """Number of padding columns and rows before the image in ``pixels``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A text: its quadrilateral ``[4, 2]`` in pixels of the original, what it says, how sure that is."""
+    """A text: its quadrilateral ``[4, 2]`` in pixels of the original, its characters and its score."""
 
     corners: NDArray[np.float64]
     text: str
@@ -73,7 +73,7 @@ class Networks:
 
     Args:
         detector: Session that marks text.
-        turner: Session that tells upright text from text upside down; None leaves all as it is.
+        turner: Session that detects text that is upside down; None leaves all texts unchanged.
         reader: Session that reads a line of text; its metadata list its characters.
     """
 
@@ -97,7 +97,7 @@ class Networks:
         """
         try:
             import cv2
-            import rapidocr.utils.log  # noqa: F401 - it sets up its logger when it is imported
+            import rapidocr.utils.log  # noqa: F401 - the import sets up its logger
         except ModuleNotFoundError as error:
             raise module_missing(context.entry, error.name, ("ocr",)) from None
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)
@@ -122,14 +122,14 @@ class Networks:
         check_aspect(image)
         blue_first = np.ascontiguousarray(np.asarray(image)[:, :, ::-1])
         pixels, _, _ = resize_image_within_bounds(blue_first, MIN_SIDE, MAX_SIDE)
-        # Not what it returns: of two steps those are the last one's.
+        # The function's own ratios are not used: after two steps it returns those of the last step only.
         scale = image.width / pixels.shape[1], image.height / pixels.shape[0]
         padded, padding = _less_narrow(pixels)
         detection: Any = self._sizing.resize(padded)
         return Page(padded, detection, scale, padding)
 
     def read(self, pages: Sequence[Page]) -> list[list[Found]]:
-        """The texts of each page, in no order."""
+        """The texts of each page, in any order."""
         quads = [self._detect(page) for page in pages]
         crops = [crop for page, found in zip(pages, quads, strict=True) for crop in _cut(page, found)]
         read = iter(self._recognise(self._upright(crops)))
@@ -142,7 +142,7 @@ class Networks:
         """Quadrilaterals ``[n, 4, 2]`` in ``page.pixels``, clockwise from the upper left."""
         import numpy as np
 
-        # Pixels of another size each, so one page a pass.
+        # Pages differ in size, so each has its own pass.
         (marked,) = _run(self._detector, _normalised(page.detection)[None])
         height, width = page.pixels.shape[:2]
         boxes, _ = self._boxes(marked, (height, width))
@@ -181,7 +181,7 @@ def _run(session: Any, values: NDArray[np.float32]) -> Any:
 
 
 def _normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """``[height, width, 3]`` of bytes as ``[3, height, width]`` from -1 to 1."""
+    """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]`` from -1 to 1."""
     import numpy as np
 
     values = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
@@ -191,7 +191,7 @@ def _normalised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _line(crop: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
-    """A text of ``TEXT_HEIGHT``, on the left of ``width`` columns of which the rest are zeros."""
+    """A text scaled to ``TEXT_HEIGHT``, at the left of ``width`` columns; the rest are zeros."""
     import cv2
     import numpy as np
 
@@ -213,9 +213,9 @@ def _chunks(rows: Sequence[int], width: int) -> Iterator[Sequence[int]]:
 
 
 def _less_narrow(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A strip of text with black around it, as RapidOCR does above and below, and also left and right.
+    """Adds black to a narrow strip: above and below as RapidOCR does, or at the left and right.
 
-    Detection scales the short side up: a strip would grow beyond all bounds.
+    Detection scales the short side up, so a narrow strip would become huge.
     """
     import numpy as np
 
@@ -234,7 +234,7 @@ def _less_narrow(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], tuple[in
 def _cut(page: Page, quads: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
     from rapidocr.utils.process_img import get_rotate_crop_image
 
-    # It turns text that runs from top to bottom.
+    # The function also turns text that runs from top to bottom.
     return [get_rotate_crop_image(page.pixels, quad.copy()) for quad in quads]
 
 

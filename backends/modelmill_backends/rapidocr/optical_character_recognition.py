@@ -14,7 +14,7 @@ from modelmill_backends.rapidocr.networks import MAX_SIDE, Found, Networks
 from modelmill_backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill_backends.source import locate
 from modelmill_tasks.optical_character_recognition import Input, Output, TextObject
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 _CODES = (
@@ -22,25 +22,26 @@ _CODES = (
     "pl pt qu rm ro sk sl sq sr-latn sv sw tl tr uz vi"
 )
 LANGUAGES = tuple(_CODES.split())
-"""What PP-OCRv6 reads, all at once: ``ppocrv6_langs`` of RapidOCR's default_models.yaml, as ISO 639-1."""
+"""Languages that PP-OCRv6 reads: ``ppocrv6_langs`` in RapidOCR's default_models.yaml, as ISO 639-1."""
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set. Files lie in the source's folder."""
+class OpticalCharacterRecognitionOptions(RunnerOptions):
+    """Options of a catalogue entry. Files are in the source's folder."""
 
     detector: str = "PP-OCRv6_det_small.onnx"
     recognizer: str = "PP-OCRv6_rec_small.onnx"
     turner: str | None = Field(
-        "ch_ppocr_mobile_v2.0_cls_mobile.onnx", description="Finds text upside down; null leaves it so."
+        "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+        description="Network that finds text upside down; null: none.",
     )
-    languages: tuple[str, ...] = Field(LANGUAGES, description="What callers may ask for.")
-    min_score: float = Field(0.5, ge=0, le=1, description="Texts of which the recognizer is less sure go.")
+    languages: tuple[str, ...] = Field(LANGUAGES, description="Languages that callers may ask for.")
+    min_score: float = Field(0.5, ge=0, le=1, description="Texts with a lower score are left out.")
 
 
 class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
-    """The recognizer reads all its languages at once, so ``languages`` is checked and changes nothing.
+    """The recognizer reads all its languages at once, so ``languages`` is checked but changes nothing.
 
-    ``Prepared.cost`` is the image's share of the largest, in which texts are looked for.
+    ``Prepared.cost`` is the size of the image for detection, as a share of the largest size.
     """
 
     backend = "rapidocr"
@@ -48,16 +49,16 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
 
     def __init__(self, weights: Networks, context: LoadContext) -> None:
         super().__init__(weights, context)
-        self._options = read_options(context.entry, Options)
+        self._options = read_options(context.entry, OpticalCharacterRecognitionOptions)
 
     @classmethod
     def load(cls, context: LoadContext) -> Networks:
-        options = read_options(context.entry, Options)
+        options = read_options(context.entry, OpticalCharacterRecognitionOptions)
         folder = locate(context.entry, ("*.onnx",))
         return Networks.open(context, folder, (options.detector, options.turner, options.recognizer))
 
     def group_key(self, item: Input) -> Hashable:
-        # languages are checked in preprocess.
+        # Only preprocess uses languages.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -93,7 +94,7 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
     def _check(self, language: str) -> None:
         known = self._options.languages
         code = language.lower().replace("_", "-")
-        # A region or a script says no more than the language, unless it is the one that is not read.
+        # A region or script does not matter, except for Cyrillic, which the model cannot read.
         if code in known or (code.partition("-")[0] in known and "cyrl" not in code):
             return
         raise invalid_field(

@@ -1,4 +1,4 @@
-"""Found texts in the order in which a person reads them."""
+"""Puts texts into the order in which a person reads them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from statistics import median
 
 SAME_LINE = 0.5
-"""Boxes whose heights overlap by this share of the lower one stand on one line."""
+"""Boxes are on one line if they overlap vertically by this share of the lower box's height."""
 SPANNING = 0.55
-"""A piece that is wider than this share of the page belongs to no column."""
+"""A piece wider than this share of the page belongs to no column."""
 GUTTER = 0.5
-"""Columns stand apart by this many heights of a piece."""
+"""The gap between columns is at least this many heights of a piece."""
 COLUMN_PIECES, COLUMN_WIDTH, COLUMN_FILL = 3, 6.0, 0.4
-"""A column of prose has this many pieces, mostly this many heights wide, which mostly fill this share of it.
+"""A column of prose has at least so many pieces, with a median width of so many heights and of this share
+of the column.
 
-A table's have not: its cells are read row by row.
+The columns of a table do not: its cells are read row by row.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A text and the axis-aligned hull of where it stands, in pixels."""
+    """A text and its bounding box in pixels."""
 
     text: str
     score: float
@@ -47,12 +48,12 @@ class Piece:
         return overlap >= SAME_LINE * min(self.height, other.height)
 
     def gap_to(self, other: Piece) -> float:
-        """Pixels between the two along the line; negative where they overlap."""
+        """Horizontal distance of the two in pixels; negative if they overlap."""
         return max(self.left, other.left) - min(self.right, other.right)
 
 
 def in_reading_order(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The lines of a page. Columns of prose are read one after the other, between what spans them."""
+    """The lines of a page. Columns of prose are read one after the other, between pieces that span them."""
     gutter = _gutter(pieces)
     if gutter is None:
         return lines_of(pieces)
@@ -73,7 +74,7 @@ def in_reading_order(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def _gutter(pieces: Sequence[Piece]) -> float | None:
-    """Where, from left to right, the widest gap between two columns is; None where there are no columns."""
+    """Horizontal position of the widest gap between two columns; None if there are no columns."""
     if len(pieces) < 2 * COLUMN_PIECES:
         return None
     page = max(piece.right for piece in pieces) - min(piece.left for piece in pieces)
@@ -109,14 +110,14 @@ def _is_column(pieces: Sequence[Piece]) -> bool:
 def lines_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Lines from top to bottom, each from left to right.
 
-    A piece belongs to the line whose nearest piece stands beside it, and not to the line of that mean
-    height: so lines may lean, as on a page that is photographed askew.
+    A piece joins the line whose nearest piece is at the same height. The mean height of the line does not
+    matter, so lines may be tilted, as on a photo of a page.
     """
     lines: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: (piece.top + piece.bottom, piece.left)):
-        beside = [line for line in lines if min(line, key=piece.gap_to).shares_line_with(piece)]
-        if beside:
-            min(beside, key=lambda line: min(map(piece.gap_to, line))).append(piece)
+        neighbours = [line for line in lines if min(line, key=piece.gap_to).shares_line_with(piece)]
+        if neighbours:
+            min(neighbours, key=lambda line: min(map(piece.gap_to, line))).append(piece)
         else:
             lines.append([piece])
     for line in lines:
@@ -125,5 +126,5 @@ def lines_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def text_of(lines: Sequence[Sequence[Piece]]) -> str:
-    """Lines under each other; pieces of a line with a space between them."""
+    """The text of all lines, one below the other; a space separates the pieces of a line."""
     return "\n".join(" ".join(piece.text for piece in line) for line in lines)

@@ -1,1 +1,1 @@
-"""Calculations and helpers that several runners share."""
+"""Calculations and helpers that several runners need."""

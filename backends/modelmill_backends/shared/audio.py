@@ -1,4 +1,4 @@
-"""Decodes audio to what speech models take: one channel of floats at the model's own sampling rate."""
+"""Decodes audio into the input of speech models: one channel of floats at the model's sampling rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelmill.errors import ErrorCode, MediaError
 from modelmill_backends.failures import module_missing
 from modelmill_backends.shared.mp3 import with_length
 from modelmill_tasks.shared.audio import AudioHeader, read_header, too_long
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,19 +23,21 @@ if TYPE_CHECKING:
 BLOCK = 65_536
 """Frames that are decoded at a time."""
 STREAMED = 0x7F00_0000
-"""Sizes from here on are what programs write into a WAV's header that do not know its length yet."""
+"""Programs that do not know a WAV's length yet write a size of at least this into its header."""
 MP3_SHARE = 0.9
-"""Share of its bytes and of its announced frames that an MP3 must give: encoders count its edges in several
-ways."""
-QUIET_WINDOW_S = 0.1
-"""Length of what is compared when a quiet place is looked for, in seconds."""
+"""Share of its bytes and of its announced frames that an MP3 must give.
+
+It is below 1 because encoders count the frames at both ends differently.
+"""
+QUIET_S = 0.1
+"""A quiet place is the quietest stretch of this length, in seconds."""
 
 
 def require_codecs(entry: ModelEntry) -> None:
-    """For runners that load: the packages that decode audio are installed.
+    """For ``load`` of a runner: checks that the packages that decode audio are installed.
 
     Raises:
-        ModelmillError: ``model_load_failed``, naming the one that is not.
+        ModelmillError: ``model_load_failed``, naming the missing package.
     """
     for module in ("soundfile", "soxr"):
         if find_spec(module) is None:
@@ -43,19 +45,20 @@ def require_codecs(entry: ModelEntry) -> None:
 
 
 def open_audio(source: str | bytes, rate: int) -> Samples:
-    """Decodes audio fully: channels averaged, resampled, −1 to 1.
+    """Decodes all of an audio file: averages its channels and resamples it; values are −1 to 1.
 
-    Decoding stops where the limits of ``modelmill_tasks.shared.audio`` are passed, whatever the header says.
+    If the audio exceeds the limits of ``modelmill_tasks.shared.audio``, decoding stops, even if the header
+    states less.
 
     Args:
         source: A media field's text, or an encoded file's bytes.
-        rate: Samples a second that the model wants.
+        rate: Samples per second that the model needs.
 
     Returns:
-        ``[samples]``, at least one.
+        ``[samples]``, at least one sample.
 
     Raises:
-        MediaError: it is not audio, is truncated or empty, or is longer than allowed.
+        MediaError: it is not audio, or it is truncated, empty or too long.
     """
     import numpy as np
 
@@ -72,7 +75,7 @@ def open_audio(source: str | bytes, rate: int) -> Samples:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The audio is empty.")
     if not np.isfinite(samples).all():
         raise MediaError(ErrorCode.INVALID_MEDIA, "The audio holds values that are not finite numbers.")
-    # Resampling overshoots, and a file of floats may hold anything.
+    # Resampling can exceed the range, and a file of floats can hold any value.
     return np.clip(samples, -1.0, 1.0, out=samples)
 
 
@@ -80,34 +83,34 @@ def pieces(samples: Samples, rate: int, longest_s: float) -> list[tuple[int, Sam
     """Cuts a recording into pieces of at most ``longest_s``, each at the quietest place of its last third.
 
     Returns:
-        For each piece the sample at which it starts, and its samples.
+        For each piece the index of its first sample, and its samples.
     """
     longest = int(longest_s * rate)
     found, start = [], 0
     while samples.size - start > longest:
-        # The last piece is a quarter of the others at least: fragments are hard to hear.
-        window = min(longest, samples.size - start - longest // 4)
-        end = start + _quietest(samples[start : start + window], rate)
+        # The last piece has at least a quarter of the full length: short fragments are hard to recognise.
+        length = min(longest, samples.size - start - longest // 4)
+        end = start + _quietest(samples[start : start + length], rate)
         found.append((start, samples[start:end]))
         start = end
     return [*found, (start, samples[start:])]
 
 
-def _quietest(window: Samples, rate: int) -> int:
+def _quietest(samples: Samples, rate: int) -> int:
     import numpy as np
 
-    begin = window.size * 2 // 3
-    energy = np.concatenate([[0.0], np.cumsum(np.square(window[begin:], dtype=np.float64))])
-    width = max(1, min(int(QUIET_WINDOW_S * rate), (window.size - begin) // 2))
+    begin = samples.size * 2 // 3
+    energy = np.concatenate([[0.0], np.cumsum(np.square(samples[begin:], dtype=np.float64))])
+    width = max(1, min(int(QUIET_S * rate), (samples.size - begin) // 2))
     return begin + int(np.argmin(energy[width:] - energy[:-width])) + width // 2
 
 
 def _mono_blocks(data: bytes, header: AudioHeader) -> Iterator[Samples]:
-    """The recording a block at a time, channels averaged."""
+    """The recording in blocks, its channels averaged."""
     import soundfile
 
     class Stream(soundfile.SoundFile):  # type: ignore[misc]
-        """Read from front to back. Else each block ends with a seek, which harms what MP3 decodes next."""
+        """Reads from front to back only: a seek after each block would damage an MP3's next block."""
 
         def seekable(self) -> bool:
             return False
@@ -124,7 +127,7 @@ def _mono_blocks(data: bytes, header: AudioHeader) -> Iterator[Samples]:
     except (soundfile.LibsndfileError, RuntimeError):
         raise _truncated() from None
     if header.format == "MP3":
-        # If it tells too short a length, as one that was put together of several, not all of it is decoded.
+        # If an MP3 states too short a length, as one that was joined from several, it is not fully decoded.
         whole = done >= MP3_SHARE * (header.frames or 0) and buffer.tell() >= MP3_SHARE * len(data)
     else:
         whole = done >= (header.frames or 0)
@@ -140,7 +143,7 @@ def _resampled(blocks: Iterator[Samples], own: int, wanted: int) -> Iterator[Sam
         return
     import soxr
 
-    # Block by block, so that a high rate never fills the memory.
+    # Block by block, so that a high sampling rate does not fill the memory.
     stream: Any = soxr.ResampleStream(own, wanted, 1, dtype="float32")
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block))
@@ -148,7 +151,7 @@ def _resampled(blocks: Iterator[Samples], own: int, wanted: int) -> Iterator[Sam
 
 
 def _is_cut(form: str, data: bytes) -> bool:
-    """Whether the file's end is missing, for the formats where libsndfile does not say so."""
+    """Whether the file's end is missing, for the formats where libsndfile does not report it."""
     if form in ("WAV", "WAVEX") and data[:4] == b"RIFF":
         at = 12
         while at + 8 <= len(data):
@@ -157,7 +160,7 @@ def _is_cut(form: str, data: bytes) -> bool:
                 return len(data) - at - 8 < size < STREAMED
             at += 8 + size + size % 2
     if form == "OGG":
-        # RFC 3533: 27 bytes, then the number of segments' lengths that byte 26 tells, then the segments.
+        # RFC 3533: 27 bytes, then the lengths of the segments (byte 26 says how many), then the segments.
         page = data[data.rfind(b"OggS") :]
         lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
         return len(page) < 27 or len(page) < 27 + page[26] + sum(lengths)
@@ -167,5 +170,5 @@ def _is_cut(form: str, data: bytes) -> bool:
 def _truncated(form: str = "") -> MediaError:
     message = "The audio is damaged or truncated."
     if form == "MP3":
-        message = "The MP3 is damaged or truncated, or tells a wrong length; convert it to another format."
+        message = "The MP3 is damaged or truncated, or states a wrong length; convert it to another format."
     return MediaError(ErrorCode.INVALID_MEDIA, message)

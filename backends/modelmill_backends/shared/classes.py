@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def best_classes(scores: NDArray[np.floating[Any]], labels: Sequence[str], top_k: int) -> Output:
-    """The ``top_k`` best of scores ``[labels]``, best first, or all where there are fewer."""
+    """The ``top_k`` best labels by scores ``[labels]``, best first; all labels if there are fewer."""
     import numpy as np
 
     order = np.argsort(-scores, kind="stable")[:top_k]

@@ -1,7 +1,7 @@
-"""Embeddings of images, of texts beside them, and of both together: what all runtimes have in common.
+"""Embeddings of images, of texts in the same space, and of both: the part that all runtimes share.
 
-A runtime gives weights that encode; the runners here prepare items in threads, encode all images of a batch
-in one pass and all its texts in another, and scale the vectors as the caller asks.
+A runtime provides weights that encode. The runners here prepare items in threads, encode all images of a
+batch in one pass and all its texts in another, and scale the vectors as the caller asks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelmill_tasks.image_text_embedding import Input as PairInput
 from modelmill_tasks.image_text_embedding import Output as PairOutput
 from modelmill_tasks.multimodal_embedding import Input as ContentInput
 from modelmill_tasks.multimodal_embedding import Output as ContentOutput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class ImageEncoder(Protocol):
-    """Weights that make vectors of images."""
+    """Weights that turn images into vectors."""
 
     @property
     def normalizes(self) -> bool:
-        """Whether vectors have length 1 where the caller does not say."""
+        """Whether vectors get length 1 if the caller sets nothing."""
 
     def prepare_image(self, image: Image) -> Any:
-        """What ``encode_images`` wants of one RGB image. Runs in threads."""
+        """The input of ``encode_images`` for one RGB image. Runs in threads."""
 
     def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
         """Vectors ``[n, dim]`` of any length, in one pass."""
@@ -43,7 +43,7 @@ class PairEncoder(ImageEncoder, Protocol):
     """Weights that put images and texts into one space."""
 
     def prepare_text(self, text: str) -> Any:
-        """What ``encode_texts`` wants of one text, cut off at the window. Runs in threads."""
+        """The input of ``encode_texts`` for one text, cut off at the window. Runs in threads."""
 
     def encode_texts(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
         """Vectors ``[n, dim]`` of any length, in one pass."""
@@ -54,12 +54,12 @@ OfPairs = TypeVar("OfPairs", bound=PairEncoder)
 
 
 class ImageEmbedding(Runner[ImageInput, OfImages]):
-    """Base of the runners of image-embedding."""
+    """Base of the runners for image-embedding."""
 
     task = "image-embedding"
 
     def group_key(self, item: ImageInput) -> Hashable:
-        # normalize concerns postprocess only, here and below.
+        # Only postprocess uses normalize, here and below.
         return ()
 
     def preprocess(self, item: ImageInput) -> Prepared[ImageInput]:
@@ -73,7 +73,7 @@ class ImageEmbedding(Runner[ImageInput, OfImages]):
 
 
 class ImageTextEmbedding(Runner[PairInput, OfPairs]):
-    """Base of the runners of image-text-embedding."""
+    """Base of the runners for image-text-embedding."""
 
     task = "image-text-embedding"
 
@@ -94,7 +94,7 @@ class ImageTextEmbedding(Runner[PairInput, OfPairs]):
         image, text = raw
         asked = prepared.item.config.normalize
         return PairOutput(
-            # Each has length 1, so the two have the square root of 2.
+            # Each has length 1, so both together have the square root of 2.
             embedding=normalise(np.concatenate([normalise(image), normalise(text)])).tolist(),
             image_embedding=_scaled(image, asked, self.weights),
             text_embedding=_scaled(text, asked, self.weights),
@@ -102,7 +102,7 @@ class ImageTextEmbedding(Runner[PairInput, OfPairs]):
 
 
 class MultimodalEmbedding(Runner[ContentInput, OfPairs]):
-    """Base of the runners of multimodal-embedding."""
+    """Base of the runners for multimodal-embedding."""
 
     task = "multimodal-embedding"
 

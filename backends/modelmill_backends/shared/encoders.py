@@ -1,6 +1,6 @@
-"""What text encoders of all runtimes share: embeddings, similarity, and choosing among the caller's classes.
+"""Runners on text encoders of any runtime: embeddings, similarity, and the choice among the caller's classes.
 
-A runtime gives a ``SentenceEncoder``; the runners here are made of one, so that one model's weights answer
+A runtime provides a ``SentenceEncoder``. All runners here use one, so that one model's weights answer
 several tasks.
 """
 
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
 
 TEMPLATE = "This is about {}."
 NEUTRAL_CLASS = "something"
-"""Fills the template for the sentence that says nothing, which a class must beat by itself."""
+"""Fills the template of the neutral sentence, with which each class is compared."""
 
 LISTS_KEPT = 16
-"""Lists of sentences whose tokens are kept."""
+"""Number of lists of sentences whose tokens are kept."""
 LIST_CHARACTERS = 500_000
-"""Of the longest list that is kept."""
+"""Characters of the longest list that is kept."""
 
 Tokens = tuple[int, ...]
-"""Token ids of one text, special ones included, no more than the window holds."""
+"""Token ids of one text, special ones included, at most as many as the window holds."""
 
 
 class EncoderOptions(RunnerOptions):
-    """What a catalogue entry may set for a sentence encoder."""
+    """Options of a catalogue entry for a sentence encoder."""
 
     scale: float = Field(20.0, gt=0, description="Sharpens cosines before the softmax over classes.")
 
 
 class SentenceEncoder(Protocol):
-    """A loaded encoder, whatever its runtime."""
+    """A loaded encoder of any runtime."""
 
     @property
     def config(self) -> SentenceConfig: ...
 
     def tokens(self, text: str) -> Tokens:
-        """Tokenizes one text, cut off at the window. Runs in threads."""
+        """The tokens of one text, cut off at the window. Runs in threads."""
 
     def vectors(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """Pooled vectors ``[n, dim]`` of any length."""
@@ -70,10 +70,10 @@ class EncoderRunner(Runner[Item, Weights]):
 
     @abstractmethod
     def encoder_of(self, weights: Weights, context: LoadContext) -> SentenceEncoder:
-        """The encoder that the weights make."""
+        """The encoder of these weights."""
 
     def group_key(self, item: Item) -> Hashable:
-        # Config concerns preprocess and postprocess; sentences and classes have vectors of their own.
+        # Only preprocess and postprocess use the config; each sentence or class has its own vector.
         return ()
 
 
@@ -97,18 +97,18 @@ class EmbeddingRunner(EncoderRunner[text_embedding.Input, Weights]):
 
 
 class ComparingRunner(EncoderRunner[Item, Weights]):
-    """Base of runners that compare a text with sentences, which many items of a batch have in common."""
+    """Base of runners that compare a text with sentences. Many items of a batch have the same sentences."""
 
     def __init__(self, weights: Weights, context: LoadContext) -> None:
         super().__init__(weights, context)
-        # Kept by their tokens: a sentence may be a million characters long, its tokens are bounded.
+        # The keys are tokens: a sentence may have a million characters, but its tokens are bounded.
         self._sentences: Any = TextVectors(self.encoder.vectors)  # type: ignore[arg-type]
-        # The items of a batched job mostly bring the same sentences, up to a thousand of them.
+        # The items of a batched job usually have the same sentences, up to a thousand of them.
         self._tokenized_once = lru_cache(LISTS_KEPT)(self._tokenized)
 
     @abstractmethod
     def parts(self, item: Item) -> tuple[str, Sequence[str]]:
-        """The text, and the sentences that it is compared with."""
+        """The text, and the sentences to compare it with."""
 
     def preprocess(self, item: Item) -> Prepared[Item]:
         text, sentences = self.parts(item)
@@ -121,7 +121,7 @@ class ComparingRunner(EncoderRunner[Item, Weights]):
         """The cosines of each item, in the order of its sentences."""
         import numpy as np
 
-        # Equal lists are one object, unless they are too large to be kept: their cosines come together.
+        # Equal lists are one object, unless they are too large to be kept, so they share one computation.
         rows_by_list: dict[int, list[int]] = {}
         for row, prepared in enumerate(batch):
             rows_by_list.setdefault(id(prepared.data[1]), []).append(row)
@@ -131,8 +131,8 @@ class ComparingRunner(EncoderRunner[Item, Weights]):
         cosines: list[Any] = [None] * len(batch)
         for others, rows in zip(lists, rows_by_list.values(), strict=True):
             table = np.stack([kept[tokens] for tokens in others])
-            # Not `@`: BLAS takes several threads for it, and waits for cores on which others work.
-            # Rounding takes the cosine of equal texts a little over 1.
+            # Not `@`: BLAS uses several threads for it, and waits for cores that other threads use.
+            # clip: rounding can give equal texts a cosine a little above 1.
             found = np.einsum("nd,cd->nc", texts[rows], table).clip(-1, 1)
             for row, values in zip(rows, found, strict=True):
                 cosines[row] = values

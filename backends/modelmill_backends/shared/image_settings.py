@@ -1,6 +1,6 @@
-"""Images as a ``preprocessor_config.json`` wants them, with Pillow and numpy alone.
+"""Prepares images as a ``preprocessor_config.json`` asks, with Pillow and numpy only.
 
-``transformers`` does the same, but importing it imports torch. Covered are the steps of CLIP's and
+``transformers`` does the same, but importing it imports torch. This module knows the steps of CLIP's and
 SigLIP's processors, in their order: resize, centre crop, rescale, normalise.
 """
 
@@ -29,7 +29,7 @@ _KNOWN = ("CLIPImageProcessor", "CLIPFeatureExtractor", "SiglipImageProcessor", 
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """Sizes are (height, width); ``shortest_edge`` keeps the aspect and goes before ``size``."""
+    """Sizes are (height, width). ``shortest_edge`` keeps the aspect ratio and overrides ``size``."""
 
     shortest_edge: int | None
     size: tuple[int, int] | None
@@ -40,10 +40,10 @@ class ImageSettings:
     deviation: tuple[float, ...]
 
     def cropped(self, image: Image) -> NDArray[np.uint8]:
-        """An RGB image as ``[height, width, 3]``, resized and cropped: what is left to do is ``affine``.
+        """An RGB image as ``[height, width, 3]``, resized and cropped. The last step is ``affine``.
 
         Raises:
-            MediaError: ``invalid_media``: the aspect is kept, and the image is too narrow for that.
+            MediaError: ``invalid_media``: the aspect ratio is kept, and the image is too narrow for that.
         """
         import numpy as np
         from PIL.Image import Resampling
@@ -72,7 +72,8 @@ class ImageSettings:
         import numpy as np
 
         scale, shift = self.affine()
-        # Channels first while it is bytes, then in place: a sixth of the time of the plain formula.
+        # Channels move to the front as bytes, then the arithmetic is in place: this takes a sixth of the
+        # time of the simple formula.
         values = self.cropped(image).transpose(2, 0, 1).astype(np.float32, order="C")
         values *= scale
         values += shift
@@ -80,10 +81,10 @@ class ImageSettings:
 
 
 def read_image_settings(entry: ModelEntry, folder: Path) -> ImageSettings:
-    """Reads ``preprocessor_config.json``, or the part of ``processor_config.json`` that took its place.
+    """Reads ``preprocessor_config.json``, or the part of ``processor_config.json`` that replaces it.
 
     Raises:
-        ModelmillError: ``model_load_failed``: there is none, or it asks for other steps.
+        ModelmillError: ``model_load_failed``: neither file exists, or it asks for other steps.
     """
     config = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json").get(
         "image_processor", {}
@@ -97,32 +98,32 @@ def read_image_settings(entry: ModelEntry, folder: Path) -> ImageSettings:
 
 
 class UnknownStepsError(ValueError):
-    """A processor takes steps that ``ImageSettings`` has not. The text says which."""
+    """A processor needs steps that ``ImageSettings`` does not have. The text names them."""
 
 
 def image_settings(config: Mapping[str, Any]) -> ImageSettings:
     """The settings of a processor, from its file or its ``to_dict``.
 
     Raises:
-        UnknownStepsError: it takes other steps.
+        UnknownStepsError: it needs other steps.
     """
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or _KNOWN[0])
     if kind.removesuffix("Fast").removesuffix("Pil") not in _KNOWN:
-        raise UnknownStepsError(f"{kind}; known here are {', '.join(_KNOWN)}")
+        raise UnknownStepsError(f"{kind}; supported are {', '.join(_KNOWN)}")
     if config.get("do_pad"):
-        raise UnknownStepsError("padding, which is not known here")
+        raise UnknownStepsError("padding, which is not supported")
     size = config.get("size", 224) if config.get("do_resize", True) else None
-    # CLIP keeps the aspect and crops unless told otherwise; the others do if they are told to.
+    # CLIP keeps the aspect ratio and crops unless its file says otherwise; the others do so if it says so.
     is_clip = kind.startswith("CLIP")
     crop = config.get("crop_size", 224 if is_clip else None)
     crops = bool(config.get("do_center_crop", is_clip)) and crop is not None
     if isinstance(size, int):
-        # So in old files.
+        # Old files hold a single number.
         size = {"shortest_edge": size} if is_clip else {"height": size, "width": size}
     if size is not None:
         size = {name: value for name, value in size.items() if value is not None}
         if size.keys() not in ({"shortest_edge"}, {"height", "width"}):
-            raise UnknownStepsError(f"a size by {', '.join(size)}, which is not known here")
+            raise UnknownStepsError(f"a size by {', '.join(size)}, which is not supported")
     normalises = config.get("do_normalize", True)
     return ImageSettings(
         shortest_edge=size.get("shortest_edge") if size else None,
@@ -136,7 +137,7 @@ def image_settings(config: Mapping[str, Any]) -> ImageSettings:
 
 
 def check_aspect(image: Image) -> None:
-    """Refuses what would grow beyond all bounds when its short side is scaled up to the model's size.
+    """Refuses a very narrow image: it would become huge when its short side is scaled to the model's size.
 
     Raises:
         MediaError: ``invalid_media``.
@@ -151,7 +152,7 @@ def check_aspect(image: Image) -> None:
 
 
 def _centre(image: Image, height: int, width: int) -> Image:
-    # Pillow fills what lies outside of a small image with black, as the original does.
+    # If the image is smaller than the crop, Pillow fills the rest with black, as the original processor does.
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -1,4 +1,4 @@
-"""Masks of an image: run lengths, pictures and boxes of boolean arrays ``[height, width]``."""
+"""Masks of an image, boolean arrays ``[height, width]``, as run lengths, PNGs and boxes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def encode_rle(mask: NDArray[np.bool_]) -> str:
-    """COCO's uncompressed run lengths: column by column, beginning with the count of zeros, which may be 0.
+    """COCO's uncompressed run lengths, column by column. The first number counts zeros and may be 0.
 
     Source: pycocotools' mask API, "uncompressed RLE", whose ``counts`` are these numbers.
     """
@@ -30,14 +30,14 @@ def encode_rle(mask: NDArray[np.bool_]) -> str:
 
 
 def decode_rle(text: str, size: Sequence[int]) -> NDArray[np.bool_]:
-    """The mask that ``encode_rle`` was given.
+    """The mask for run lengths of ``encode_rle``.
 
     Args:
         text: The run lengths.
         size: ``[height, width]``.
 
     Raises:
-        ValueError: they do not cover an image of that size.
+        ValueError: the run lengths do not cover an image of this size.
     """
     import numpy as np
 
@@ -70,7 +70,7 @@ def png_mask(mask: NDArray[np.bool_]) -> str:
 def png_map(values: NDArray[np.floating[Any]]) -> tuple[str, float, float]:
     """A map of any numbers as a 16-bit PNG of one channel, in a data URL, with its minimum and maximum.
 
-    A value is ``minimum + grey / 65535 * (maximum - minimum)``; a map of one value is 0 everywhere.
+    A value is ``minimum + grey / 65535 * (maximum - minimum)``. If all values are equal, grey is 0.
     """
     import numpy as np
 

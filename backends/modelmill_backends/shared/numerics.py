@@ -1,6 +1,6 @@
-"""The few formulas that runners share, over numpy arrays.
+"""The few formulas that runners share, for numpy arrays.
 
-``normalise`` uses only what numpy arrays and torch tensors have in common, and takes both.
+``normalise`` takes numpy arrays and torch tensors: it uses only operations that both have.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Along the last axis, in double precision so that the sum is 1 to the last digit shown."""
+    """Softmax along the last axis, in double precision so that the sum is 1 to the last digit."""
     import numpy as np
 
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -23,17 +23,17 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 
 
 def sigmoid(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Element by element, without overflow at either end."""
+    """Sigmoid of each element, without overflow."""
     import numpy as np
 
     wide = logits.astype(np.float64)
-    # exp of a non-positive number only: exp(800) would be infinite.
+    # exp only of numbers that are not positive: exp(800) would be infinite.
     power = np.exp(-np.abs(wide))
     result: NDArray[np.float64] = np.where(wide >= 0, 1 / (1 + power), power / (1 + power))
     return result
 
 
 def normalise(vectors: Any) -> Any:
-    """Scales the last axis to length 1; a vector of zeros stays one."""
+    """Scales vectors along the last axis to length 1; a vector of zeros stays unchanged."""
     length = ((vectors * vectors).sum(-1) ** 0.5)[..., None]
     return vectors / length.clip(1e-12)

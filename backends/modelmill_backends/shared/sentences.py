@@ -1,12 +1,12 @@
-"""Sentence encoders as sentence-transformers saves them: what its JSON files say, and the pooling.
+"""Sentence encoders as sentence-transformers saves them: its JSON files, and the pooling.
 
-Shared by the runtimes: ``pool`` uses only what numpy arrays and torch tensors have in common.
+All runtimes use this module: ``pool`` takes numpy arrays and torch tensors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_WINDOW = 512
+NO_LIMIT = 1_000_000
+"""Configurations write a limit that is absent as a huge number, such as 10 ** 30."""
 POOLINGS = ("mean", "cls", "lasttoken", "mean_sqrt_len_tokens")
 _POOLING_FLAGS = {
     "pooling_mode_mean_tokens": "mean",
@@ -35,7 +37,7 @@ _ACTIVATIONS = ("Identity", "Tanh")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """A layer after the pooling, as the Dense module of sentence-transformers.
+    """A layer after the pooling: the Dense module of sentence-transformers.
 
     Attributes:
         weight: ``[out, in]``.
@@ -59,7 +61,7 @@ class Dense:
 
 @dataclass(frozen=True, slots=True)
 class SentenceConfig:
-    """How a folder's token vectors become one vector."""
+    """How a model's token vectors become one vector."""
 
     pooling: str = "mean"
     dense: tuple[Dense, ...] = ()
@@ -71,10 +73,10 @@ class SentenceConfig:
     default_prompt: str | None = None
 
     def with_prompt(self, text: str, prompt_name: str | None) -> str:
-        """The text as the model wants it.
+        """The text with the named or default prompt before it.
 
         Raises:
-            ModelmillError: ``invalid_input``: the model has no such prompt; names those it has.
+            ModelmillError: ``invalid_input``: the model has no such prompt; the message lists those it has.
         """
         name = prompt_name or self.default_prompt
         if name is not None:
@@ -85,7 +87,7 @@ class SentenceConfig:
         return text.lower() if self.lower_case else text
 
     def finished(self, pooled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Pooled vectors ``[n, dim]`` as the layers after the pooling leave them."""
+        """Pooled vectors ``[n, dim]`` after the layers that follow the pooling."""
         for layer in self.dense:
             pooled = layer.applied(pooled)
         return pooled
@@ -95,18 +97,18 @@ class SentenceConfig:
 
 
 def read_sentence_config(entry: ModelEntry, folder: Path) -> SentenceConfig:
-    """Reads ``modules.json`` and what it names.
+    """Reads ``modules.json`` and the files that it names.
 
-    A bare encoder gets mean pooling, as in sentence-transformers.
+    An encoder without these files gets mean pooling, as in sentence-transformers.
 
     Raises:
-        ModelmillError: ``model_load_failed``: the folder asks for a module or a pooling that is not here.
+        ModelmillError: ``model_load_failed``: the folder asks for an unsupported module or pooling.
     """
     modules = _read(folder / "modules.json") or []
     kinds = {str(module.get("type", "")).rpartition(".")[2]: module for module in modules}
     for kind in kinds:
         if kind not in _MODULES:
-            raise load_failed(entry, f"modules.json asks for {kind}; known are {', '.join(_MODULES)}")
+            raise load_failed(entry, f"modules.json asks for {kind}; supported are {', '.join(_MODULES)}")
     pooling_folder = kinds.get("Pooling", {}).get("path") or "1_Pooling"
     sentence = _read(folder / "sentence_bert_config.json") or {}
     extra = _read(folder / "config_sentence_transformers.json") or {}
@@ -125,10 +127,15 @@ def read_sentence_config(entry: ModelEntry, folder: Path) -> SentenceConfig:
     )
 
 
-def pool(hidden: Any, mask: Any, pooling: str) -> Any:
-    """One vector a text: ``[n, tokens, dim]`` and a 0/1 mask ``[n, tokens]`` → ``[n, dim]``.
+def least_limit(limits: Iterable[float | None], default: int) -> int:
+    """The smallest of a model's limits in tokens; ``default`` if there is none."""
+    return min([int(limit) for limit in limits if limit and 0 < limit < NO_LIMIT] or [default])
 
-    Expects padding on the right. Sources: the Pooling module of sentence-transformers.
+
+def pool(hidden: Any, mask: Any, pooling: str) -> Any:
+    """One vector per text: ``[n, tokens, dim]`` and a 0/1 mask ``[n, tokens]`` → ``[n, dim]``.
+
+    Expects padding on the right. Source: the Pooling module of sentence-transformers.
     """
     if pooling == "cls":
         return hidden[:, 0]
@@ -158,10 +165,12 @@ def _pooling(entry: ModelEntry, config: Mapping[str, Any]) -> str:
     mode = config.get("pooling_mode")
     modes = [mode] if isinstance(mode, str) else modes or ["mean"]
     if len(modes) > 1 or modes[0] not in POOLINGS:
-        raise load_failed(entry, f"it pools by {' + '.join(modes)}; known is one of {', '.join(POOLINGS)}")
+        raise load_failed(
+            entry, f"it pools by {' + '.join(modes)}; supported is one of {', '.join(POOLINGS)}"
+        )
     if config.get("include_prompt") is False:
         raise load_failed(
-            entry, "it pools without its prompt (include_prompt = false), which is not known here"
+            entry, "it pools without its prompt (include_prompt = false), which is not supported"
         )
     return str(modes[0])
 
@@ -175,7 +184,7 @@ def _dense(entry: ModelEntry, folder: Path) -> Dense:
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise load_failed(entry, f"its Dense module asks for {activation}; known are {known}")
+        raise load_failed(entry, f"its Dense module asks for {activation}; supported are {known}")
     if not file.is_file():
         raise load_failed(entry, "its Dense module has no safetensors weights, and pickles are never read")
     weights = load_file(file)
@@ -185,9 +194,9 @@ def _dense(entry: ModelEntry, folder: Path) -> Dense:
 def _window(folder: Path) -> int:
     tokenizer = _read(folder / "tokenizer_config.json") or {}
     config = _read(folder / "config.json") or {}
-    # Absent limits are written as huge numbers, such as 10 ** 30.
-    limits = [tokenizer.get("model_max_length"), config.get("max_position_embeddings")]
-    return min([int(limit) for limit in limits if limit and limit < 1_000_000] or [DEFAULT_WINDOW])
+    return least_limit(
+        [tokenizer.get("model_max_length"), config.get("max_position_embeddings")], DEFAULT_WINDOW
+    )
 
 
 def _read(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Embeddings of sentences that come again and again, such as the classes of a zero-shot job."""
+"""A cache for embeddings of sentences that many jobs repeat, such as the classes of a zero-shot job."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CHUNK = 64
 
 
 class TextVectors:
-    """An LRU in front of a text encoder. Not thread-safe: ``forward`` runs alone.
+    """An LRU cache of a text encoder. Not thread-safe, which is enough: only ``forward`` uses it.
 
     Args:
         encode: Sentences → vectors ``[n, dim]``, of any length.
-        capacity: Sentences kept. 10,000 vectors of 512 floats are 20 MB.
-        chunk: Sentences that one pass encodes at most: a batch may bring thousands of classes.
+        capacity: Number of sentences kept. 10,000 vectors of 512 floats are 20 MB.
+        chunk: The most sentences that one pass encodes: a batch may have thousands of classes.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class TextVectors:
         return len(self._kept)
 
     def of(self, sentences: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """The vector, of length 1, of each sentence; all that are missing are encoded together."""
+        """The vector of length 1 of each sentence. Missing ones are encoded in as few passes as possible."""
         import numpy as np
 
         wanted = dict.fromkeys(sentences)
-        # Like lengths go together, so that less padding is encoded.
+        # Sentences of similar length share a pass, so that less padding is encoded.
         missing = sorted((text for text in wanted if text not in self._kept), key=len)
         found = {text: self._kept[text] for text in wanted if text in self._kept}
         for start in range(0, len(missing), self._chunk):
             chunk = missing[start : start + self._chunk]
             vectors = normalise(np.asarray(self._encode(chunk), dtype=np.float32))
-            # Copies: a row that is kept would keep the whole chunk's array alive.
+            # Copies: a view of one row would keep the whole chunk's array in memory.
             found.update((text, vector.copy()) for text, vector in zip(chunk, vectors, strict=True))
         for text in wanted:
             self._kept[text] = found[text]

@@ -1,4 +1,4 @@
-"""What speech recognisers answer: a text and, where it is asked for, when its parts were said."""
+"""The answer of speech recognisers: a text and, if asked for, the times of its parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from modelmill.errors import ModelmillError, invalid_field
 from modelmill_tasks.automatic_speech_recognition import Chunk, Output
 
 PAUSE_S = 0.5
-"""A pause of this length ends a segment, for models that tell words only."""
+"""A pause of this length ends a segment, for models that give the times of words only."""
 
 
 def spoken_words(words: Sequence[Chunk], timestamps: bool | Literal["word"]) -> Output:
-    """The answer of a model that tells of each word when it was said."""
+    """The answer of a model that gives the times of each word."""
     text = " ".join(word.text for word in words)
     if timestamps is False:
         return Output(text=text)
@@ -21,7 +21,7 @@ def spoken_words(words: Sequence[Chunk], timestamps: bool | Literal["word"]) -> 
 
 
 def refuse_config(field: str, message: str) -> ModelmillError:
-    """``invalid_input`` for a key of ``config`` that this model cannot follow."""
+    """``invalid_input`` for a value in ``config`` that this model does not support."""
     return invalid_field(f"config.{field}", message)
 
 

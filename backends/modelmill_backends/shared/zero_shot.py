@@ -1,7 +1,7 @@
-"""Zero-shot classification of images by cosine: what CLIP, SigLIP and ConSE have in common.
+"""Zero-shot classification of images by cosine: the part that CLIP, SigLIP and ConSE share.
 
-A runner embeds images and sentences into one space; the rest is here. All items of a batch share
-one pass over their images whatever their classes, and the sentences' embeddings are kept.
+A runner embeds images and sentences into one space; everything else is here. All items of a batch share one
+pass over their images, even if their classes differ. The embeddings of sentences are kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from modelmill_backends.contract import LoadContext, Prepared, Runner, Weights
 from modelmill_backends.shared.numerics import normalise, sigmoid, softmax
 from modelmill_backends.shared.text_vectors import TextVectors
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.zero_shot_image_classification import Input, Output
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 NEUTRAL_CLASS = "thing"
-"""Fills the template for the sentence that says nothing, which a class must beat by itself."""
+"""Fills the template of the neutral sentence, with which each class is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Scoring:
     Attributes:
         scale: The model's ``exp(logit_scale)``.
         bias: SigLIP's ``logit_bias``; 0 elsewhere.
-        sigmoid: Whether it was trained to judge each class by itself (SigLIP).
+        sigmoid: Whether it was trained to judge each class independently (SigLIP).
     """
 
     scale: float
@@ -46,16 +46,16 @@ class Scoring:
     def probabilities(
         self, cosines: NDArray[np.float32], multi_label: bool | None, neutral: float = 0.0
     ) -> NDArray[np.float64]:
-        """One probability a class.
+        """One probability per class.
 
-        ``multi_label`` None is the model's own way. False: softmax. True: SigLIP's sigmoid; for a
-        model trained with softmax, whose cosines have no zero point, the sigmoid of how far the
-        class lies above the neutral sentence.
+        ``multi_label`` None: as the model was trained. False: softmax. True: SigLIP's sigmoid. The cosines
+        of a model trained with softmax have no zero point, so for them the sigmoid takes the difference
+        between the class and the neutral sentence.
 
         Args:
             cosines: ``[classes]``.
             multi_label: As in the task's config.
-            neutral: Cosine with the neutral sentence, where ``needs_neutral``.
+            neutral: Cosine with the neutral sentence, if ``needs_neutral``.
         """
         if self.needs_neutral(multi_label):
             return sigmoid(self.scale * (cosines - neutral))
@@ -64,11 +64,11 @@ class Scoring:
 
 
 class ZeroShotRunner(Runner[Input, Weights]):
-    """Base of runners that compare an image's vector with those of sentences."""
+    """Base of runners that compare an image's vector with the vectors of sentences."""
 
     task = "zero-shot-image-classification"
     template: ClassVar[str]
-    """The sentence around a class when the caller gives none."""
+    """The sentence around a class, if the caller gives none."""
 
     def __init__(self, weights: Weights, context: LoadContext) -> None:
         super().__init__(weights, context)
@@ -81,7 +81,7 @@ class ZeroShotRunner(Runner[Input, Weights]):
 
     @abstractmethod
     def pixels(self, image: Image) -> Any:
-        """What ``encode_images`` wants of one RGB image. Runs in threads."""
+        """The input of ``encode_images`` for one RGB image. Runs in threads."""
 
     @abstractmethod
     def encode_images(self, pixels: Sequence[Any]) -> NDArray[np.float32]:
@@ -100,7 +100,7 @@ class ZeroShotRunner(Runner[Input, Weights]):
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
         import numpy as np
 
-        # Jobs of one kind bring the same classes: their cosines are computed together.
+        # Items with the same classes share one computation of their cosines.
         rows_by_texts: dict[tuple[str, ...], list[int]] = {}
         for row, prepared in enumerate(batch):
             rows_by_texts.setdefault(self._sentences(prepared.item), []).append(row)
@@ -109,7 +109,7 @@ class ZeroShotRunner(Runner[Input, Weights]):
         cosines: list[Any] = [None] * len(batch)
         for texts, rows in rows_by_texts.items():
             table = np.stack([vectors[text] for text in texts])
-            # Not `@`: BLAS takes several threads for it, and waits for cores on which images are decoded.
+            # Not `@`: BLAS uses several threads for it, and waits for cores on which images are decoded.
             found = np.einsum("nd,cd->nc", images[rows], table)
             for row, values in zip(rows, found, strict=True):
                 cosines[row] = values
@@ -122,7 +122,7 @@ class ZeroShotRunner(Runner[Input, Weights]):
         return Output(probabilities=scores.tolist())
 
     def _sentences(self, item: Input) -> tuple[str, ...]:
-        """The classes' sentences, then the neutral one where the scoring needs it."""
+        """The classes' sentences, then the neutral one if the scoring needs it."""
         template = item.config.hypothesis_template or self.template
         names = list(item.classes)
         if self.scoring.needs_neutral(item.config.multi_label):

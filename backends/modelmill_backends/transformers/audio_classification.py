@@ -12,13 +12,13 @@ from modelmill_backends.transformers.sounds import Sounds, load_sounds
 from modelmill_tasks.audio_classification import Input, Output
 
 MAX_S = 60
-"""Seconds that are heard. The attention of wav2vec2 and its kin grows with the square of the length."""
+"""Seconds that the model hears. The cost of wav2vec2's attention grows with the square of the length."""
 
 
 class AudioClassificationRunner(Runner[Input, Sounds]):
     """The labels are the model's ``id2label``; a multi-label model's scores do not sum to 1.
 
-    ``Prepared.cost`` is the number of started quarters of a minute.
+    ``Prepared.cost`` is the length in quarters of a minute, rounded up.
     """
 
     backend = "transformers"
@@ -28,7 +28,7 @@ class AudioClassificationRunner(Runner[Input, Sounds]):
         super().__init__(weights, context)
         config = weights.model.config
         self._labels = [config.id2label[index] for index in range(config.num_labels)]
-        # As the library's pipeline decides.
+        # The library's pipeline decides in the same way.
         self._probabilities = sigmoid if config.problem_type == "multi_label_classification" else softmax
 
     @classmethod
@@ -36,7 +36,7 @@ class AudioClassificationRunner(Runner[Input, Sounds]):
         return load_sounds(context, "AutoModelForAudioClassification")
 
     def group_key(self, item: Input) -> Hashable:
-        # top_k concerns postprocess only.
+        # Only postprocess uses top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

@@ -15,13 +15,13 @@ from modelmill_backends.options import read_options
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.ctc import CtcRecogniser
 from modelmill_backends.transformers.sounds import Sounds, load_sounds
-from modelmill_backends.transformers.weights import Options
+from modelmill_backends.transformers.weights import TransformersOptions
 from modelmill_backends.transformers.whisper import WhisperRecogniser
 from modelmill_tasks.automatic_speech_recognition import Input, Output
 
 
 class SpeechRecognitionRunner(Runner[Input, Sounds]):
-    """``Prepared.cost`` is the number of windows of (at most) 30 seconds that are heard."""
+    """``Prepared.cost`` is the number of pieces of at most 30 seconds."""
 
     backend = "transformers"
     task = "automatic-speech-recognition"
@@ -34,9 +34,9 @@ class SpeechRecognitionRunner(Runner[Input, Sounds]):
     @classmethod
     def load(cls, context: LoadContext) -> Sounds:
         entry = context.entry
-        code = ["*.py"] if read_options(entry, Options).trust_remote_code else []
+        code = ["*.py"] if read_options(entry, TransformersOptions).trust_remote_code else []
         folder = locate(entry, ("*.safetensors", *code))
-        # Located once: to ask a hub twice may mean to wait twice.
+        # Located once: asking a hub twice may mean waiting twice.
         found = entry.model_copy(update={"source": Source(folder=folder)})
         return load_sounds(replace(context, entry=found), _auto_class(context, folder), tokenizer=True)
 
@@ -60,5 +60,5 @@ def _auto_class(context: LoadContext, folder: Path) -> str:
         return "AutoModelForCTC"
     what = ", ".join(names) or "model without architectures in its config.json"
     raise load_failed(
-        context.entry, f"a {what} is no recogniser that is known here: Whisper and CTC models are"
+        context.entry, f"a {what} is not supported for speech recognition; Whisper and CTC models are"
     )

@@ -1,4 +1,4 @@
-"""Models that continue texts (``AutoModelForCausalLM``): what their runners have in common."""
+"""The base of the runners on models that continue texts (``AutoModelForCausalLM``)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modelmill_tasks.shared.generation import GenerationConfig
 
 
 class CausalRunner(Runner[Item, Generative]):
-    """Base of the runners on such a model; one model's runners share its weights."""
+    """Base of the runners on such a model. The runners of one model share its weights."""
 
     backend = "transformers"
 
@@ -33,25 +33,24 @@ class CausalRunner(Runner[Item, Generative]):
         return beam_group(self.weights.defaults, config_of(item))
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], field: str) -> list[int]:
-        """Tokens of a conversation, up to where the assistant's answer begins.
+        """Tokens of a conversation, up to the start of the assistant's answer.
 
         Raises:
-            ModelmillError: ``invalid_input``, naming ``field``: there is no chat template, or it refuses.
+            ModelmillError: ``invalid_input`` for ``field``: there is no chat template, or it refuses the
+                conversation.
         """
         if not has_template(self.weights.tokenizer):
-            raise refused(
-                field, "this model has no chat template; ask it for text-generation with a plain text"
-            )
-        # The template writes the special tokens itself.
+            raise refused(field, "this model has no chat template; use text-generation with a plain text")
+        # The template contains the special tokens already.
         return self.weights.encode(
             templated(self.weights.tokenizer, messages, field), add_special_tokens=False
         )
 
     def prepared(self, item: Item, ids: list[int], field: str, *, continues: bool) -> Prepared[Item]:
-        """The item, with its prompt's tokens.
+        """The item, with the tokens of its prompt.
 
         Raises:
-            ModelmillError: ``invalid_input``, naming ``field``: they are none, or fill the window.
+            ModelmillError: ``invalid_input`` for ``field``: the prompt has no tokens, or fills the window.
         """
         if not ids:
             raise refused(field, "holds nothing that the model's tokenizer knows")
@@ -71,6 +70,6 @@ class CausalRunner(Runner[Item, Generative]):
 
 
 def config_of(item: Any) -> GenerationConfig:
-    """The generation config of any task's item."""
+    """The generation config of an item of any generating task."""
     config: GenerationConfig = item.config
     return config

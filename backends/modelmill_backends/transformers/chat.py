@@ -1,4 +1,4 @@
-"""Conversations as a model's chat template writes them."""
+"""Conversations in the form that a model's chat template gives them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from modelmill_tasks.shared.generation import FinishReason
 
 
 def has_template(processor: Any) -> bool:
-    """Whether the tokenizer or processor knows how to write a conversation."""
+    """Whether the tokenizer or processor has a chat template."""
     return bool(getattr(processor, "chat_template", None))
 
 
 def templated(processor: Any, messages: Sequence[dict[str, Any]], field: str) -> str:
-    """The conversation as one text, up to where the assistant's answer begins.
+    """The conversation as one text, up to the start of the assistant's answer.
 
     Args:
         processor: A tokenizer or processor with a chat template.
-        messages: ``role`` and ``content`` each, as the template takes them.
-        field: What to name in the error.
+        messages: Each has ``role`` and ``content``, as the template takes them.
+        field: The field to name in the error.
 
     Raises:
-        ModelmillError: ``invalid_input``: the template does not take such a conversation, and says why.
+        ModelmillError: ``invalid_input``: the template refuses the conversation; the message says why.
     """
     import jinja2
 
@@ -34,12 +34,12 @@ def templated(processor: Any, messages: Sequence[dict[str, Any]], field: str) ->
         text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         said = (str(error) or type(error).__name__)[:300]
-        raise refused(field, f"the model's chat template does not take it: {said}") from None
+        raise refused(field, f"the model's chat template refuses it: {said}") from None
     return text
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages for a model that only reads: each content a text, its parts a line each.
+    """Messages for a model that reads text only: each content is one text, with one line per part.
 
     Raises:
         ModelmillError: ``invalid_input``: a message holds an image.
@@ -56,7 +56,7 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def rich_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Messages for a model that also sees, each content a list of parts, and the images in their order."""
+    """Messages for a model that also takes images, each content a list of parts; and the images, in order."""
     found, images = [], []
     for message in messages:
         parts: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ def rich_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], li
 
 
 def completion(model: Generative, prompt_tokens: int, rows: Sequence[Row]) -> Output:
-    """The task's output of one item's rows."""
+    """The task's output for the rows of one item."""
     choices = [
         Choice(
             index=index,

@@ -13,7 +13,7 @@ from modelmill_tasks.chat_completion import Input, Output
 
 
 class ChatCompletionRunner(CausalRunner[Input]):
-    """For models that read; images are refused."""
+    """For models that read text only. Images are refused."""
 
     task = "chat-completion"
 
@@ -26,7 +26,7 @@ class ChatCompletionRunner(CausalRunner[Input]):
 
 
 class VisionChatCompletionRunner(VisionLanguageRunner[Input]):
-    """For models that also see, such as LLaVA."""
+    """For models that also take images, such as LLaVA."""
 
     task = "chat-completion"
 

@@ -1,4 +1,4 @@
-"""Speech recognition by models of ``AutoModelForCTC``: wav2vec2, HuBERT, MMS and their kin."""
+"""Speech recognition by models of ``AutoModelForCTC``: wav2vec2, HuBERT, MMS and similar ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import Prepared
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config, spoken_words
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from modelmill_backends.shared.audio import Samples
 
 PIECE_S = 30
-"""Seconds of a pass, since attention grows with their square. Longer recordings are cut at quiet places."""
+"""Longer recordings are cut at quiet places, as the cost of attention grows with the square of the length."""
 
 
 class CtcRecogniser:
-    """Takes the likeliest token of each frame; words are told by the tokenizer's delimiter."""
+    """Takes the most probable token of each frame. The tokenizer's delimiter separates words."""
 
     def __init__(self, sounds: Sounds) -> None:
         self._sounds = sounds
-        # Seconds of a frame of logits.
+        # Seconds of one frame of logits.
         self._frame_s = getattr(sounds.model.config, "inputs_to_logits_ratio", 320) / sounds.rate
 
     def prepare(self, item: Input, samples: Samples) -> Prepared[Input]:
@@ -35,11 +35,11 @@ class CtcRecogniser:
         ]
         return Prepared(item, parts, cost=len(parts))
 
-    def run(self, batch: Sequence[Prepared[Input]], progress: Progress) -> list[list[Any]]:
-        """For each item the token ids of its pieces' frames."""
+    def run(self, batch: Sequence[Prepared[Input]], progress: ProgressSink) -> list[list[Any]]:
+        """For each item, the token ids of the frames of its pieces."""
         rows = [(index, row) for index, prepared in enumerate(batch) for _, row in prepared.data]
         found: list[list[Any]] = [[] for _ in batch]
-        # Equal lengths wait for each other only within one such part.
+        # Rows share passes only within such a part, so that progress is reported after each part.
         step = 4 * MAX_ROWS
         for first in range(0, len(rows), step):
             part = [
@@ -56,7 +56,7 @@ class CtcRecogniser:
         words: list[Chunk] = []
         for (start_s, _), ids in zip(prepared.data, raw, strict=False):
             with self._sounds.loaded.tokenizing:
-                # Special tokens stay until equal neighbours are merged: the blank that parts them is one.
+                # Special tokens are kept: the blank between equal letters is one, and decode needs it.
                 decoded = self._sounds.loaded.tokenizer.decode(
                     ids, skip_special_tokens=False, output_word_offsets=True
                 )
@@ -71,7 +71,7 @@ class CtcRecogniser:
         return spoken_words(words, prepared.item.config.return_timestamps)
 
     def _frames(self, row: Any) -> int | None:
-        """Frames of logits of an input that was not padded; None where inputs never are."""
+        """Number of frames of logits without the padding; None if this model's inputs are never padded."""
         if not self._sounds.may_pad:
             return None
         config = self._sounds.model.config
@@ -83,6 +83,8 @@ class CtcRecogniser:
 
 def _check(config: Config) -> None:
     if config.language is not None:
-        raise refuse_config("language", "the model knows the one language it was trained on; leave it out")
+        raise refuse_config(
+            "language", "the model knows only the language that it was trained on; leave language out"
+        )
     if config.translate:
-        raise refuse_config("translate", "the model cannot translate; leave it out")
+        raise refuse_config("translate", "the model cannot translate; leave translate out")

@@ -1,4 +1,4 @@
-"""What a caller's generation config comes to on a given model: its defaults, its window, its languages."""
+"""Combines a caller's generation config with the model's defaults and its window."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.errors import ModelmillError, invalid_field
 from modelmill_tasks.shared.generation import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 
 LIBRARY_TOP_K = 50
-"""Of transformers' ``generate``, where a model that is asked to sample says nothing."""
+"""The default of transformers' ``generate`` for sampling, if the model sets none."""
 COOLEST = 1e-6
-"""Temperatures below it are raised to it: the logits, divided by it, are still finite numbers."""
+"""The lowest temperature that is used: the logits divided by it are still finite numbers."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """How one item's tokens are chosen, all defaults filled in."""
+class DecodingSettings:
+    """The settings by which one item's tokens are chosen, with all defaults filled in."""
 
     samples: bool = False
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
@@ -30,59 +30,63 @@ class Settings:
     early_stopping: bool | str = False
     temperature: float = 1.0
     top_k: int = 0
-    """0 is no limit."""
+    """0 means no limit."""
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     first_token: int | None = None
-    """The only token that the text may begin with, such as that of a language."""
+    """The token that the text must begin with, such as the token of a language."""
     last_token: int | None = None
     """The token that a text of ``max_new_tokens`` ends with (BART)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """A model's own way to generate.
+    """A model's own defaults for generation.
 
     Attributes:
-        values: Its ``generation_config.json``, by the library's names, with what a task's own parameters
-            (``task_specific_params`` of older configurations) put over it.
-        counts_prompt: Whether ``max_length`` counts the prompt too, as in models that only decode. Such a
-            number says nothing of the answer and is not used.
+        values: Its ``generation_config.json``, by the library's names. The parameters of a task override it
+            (``task_specific_params`` of older configurations).
+        counts_prompt: Whether ``max_length`` includes the prompt, as in models that only decode. If so, it
+            does not limit the answer and is not used.
     """
 
     values: Mapping[str, Any]
     counts_prompt: bool
 
     def over(self, values: Mapping[str, Any]) -> Defaults:
-        """With these on top."""
+        """These defaults, overridden by ``values``."""
         return Defaults({**self.values, **values}, self.counts_prompt)
 
     def beams(self, config: GenerationConfig) -> int:
-        """Beams of the search that ``config`` asks for; 1 is none."""
+        """The number of beams that ``config`` asks for; 1 means no beam search."""
         return 1 if self._samples(config) else int(config.num_beams or self._get("num_beams", 1))
 
-    def resolve(self, config: GenerationConfig, room: int | None, *, one_answer: bool = False) -> Settings:
+    def resolve(
+        self, config: GenerationConfig, room: int | None, *, one_answer: bool = False
+    ) -> DecodingSettings:
         """The settings of one item.
 
         Args:
-            config: The caller's.
-            room: Tokens that fit behind the prompt; None where the model sets no bound.
-            one_answer: The task gives one answer, so that further ones need not be made.
+            config: The caller's config.
+            room: Number of tokens that fit after the prompt; None if the model has no limit.
+            one_answer: The task returns one answer, so only one is generated.
 
         Raises:
-            ModelmillError: ``invalid_input``: several answers, which would be equal.
+            ModelmillError: ``invalid_input``: the caller asks for several answers that would be equal.
         """
         samples, beams = self._samples(config), self.beams(config)
         sequences = config.num_return_sequences or self._get("num_return_sequences", 1)
         if one_answer:
             sequences = 1
         if not samples and sequences > beams:
-            message = f"{sequences} answers need sampling or as many beams; this asks for {beams}"
+            message = (
+                f"{sequences} answers need sampling or at least {sequences} beams; the request has {beams}"
+            )
             raise refused("config.num_return_sequences", message)
         most = config.max_new_tokens or self._max_new_tokens()
         most = most if room is None else min(most, room)
-        return Settings(
+        return DecodingSettings(
             samples=samples,
             max_new_tokens=most,
             min_new_tokens=min(_either(config.min_new_tokens, self._min_new_tokens()), most),
@@ -112,7 +116,7 @@ class Defaults:
         most = self._get("max_new_tokens", None)
         if most is None and not self.counts_prompt:
             length = self._get("max_length", None)
-            # It counts the token that the decoder starts with.
+            # It includes the token that the decoder starts with.
             most = None if length is None else max(1, length - 1)
         return int(most or DEFAULT_MAX_NEW_TOKENS)
 
@@ -128,10 +132,10 @@ class Defaults:
 
 
 def take_defaults(model: Any) -> Defaults:
-    """The model's defaults, which its ``generation_config`` then no longer holds.
+    """Moves the model's defaults out of its ``generation_config``.
 
-    The library would apply them to all rows of a batch alike, whatever their items ask for. What it keeps are
-    special tokens and rules that hold for every text of the model, such as ``no_repeat_ngram_size``.
+    The library would apply them to all rows of a batch, even if their items ask for something else. Special
+    tokens and rules for every text of the model, such as ``no_repeat_ngram_size``, stay there.
     """
     config = model.generation_config
     values = config.to_dict()
@@ -150,17 +154,15 @@ _OURS = (
 
 
 def refused(field: str, message: str) -> ModelmillError:
-    """The error of an item that this model cannot answer: ``invalid_input``, naming the field."""
-    return ModelmillError(
-        ErrorCode.INVALID_INPUT, f"{field}: {message}.", fields=[FieldError(field, message)]
-    )
+    """The error for an item that this model cannot answer: ``invalid_input`` for ``field``."""
+    return invalid_field(field, message)
 
 
 def check_room(field: str, tokens: int, window: int | None) -> int | None:
-    """Tokens that fit behind a prompt of ``tokens``; None where the model's window has no end.
+    """Number of tokens that fit after a prompt of ``tokens``; None if the model's window has no limit.
 
     Raises:
-        ModelmillError: ``invalid_input``: none do.
+        ModelmillError: ``invalid_input``: there is no room for an answer.
     """
     if window is None:
         return None

@@ -6,15 +6,14 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.masks import png_map
-from modelmill_backends.transformers.regions import RegionInputs, as_outputs
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_backends.transformers.regions import RegionInputs, as_outputs, load_for_images
+from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.depth_estimation import Input, Output
 
 
 class DepthEstimationRunner(Runner[Input, Loaded]):
-    """The model's map is scaled to the image as the model's own processor does it."""
+    """The model's own processor scales the map to the image."""
 
     backend = "transformers"
     task = "depth-estimation"
@@ -25,12 +24,8 @@ class DepthEstimationRunner(Runner[Input, Loaded]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
-        loaded = load_pretrained(context, "AutoModelForDepthEstimation", images=True)
-        if not hasattr(loaded.image_processor, "post_process_depth_estimation"):
-            kind = type(loaded.image_processor).__name__
-            loaded.close()
-            raise load_failed(context.entry, f"a {kind} does not scale maps of depth")
-        return loaded
+        method = "post_process_depth_estimation"
+        return load_for_images(context, "AutoModelForDepthEstimation", method, "scale maps of depth")
 
     def group_key(self, item: Input) -> Hashable:
         return ()
@@ -42,11 +37,11 @@ class DepthEstimationRunner(Runner[Input, Loaded]):
         return self._images.run([prepared.data for prepared in batch])
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
-        # By place: ZoeDepth calls the sizes source_sizes, and the others target_sizes.
+        # Positional arguments: ZoeDepth names the sizes source_sizes, other processors target_sizes.
         (found,) = self.weights.image_processor.post_process_depth_estimation(
             as_outputs(raw), [prepared.data.size]
         )
-        # The library squeezes the map of an image that is one pixel wide.
+        # reshape: the library squeezes the map of an image that is one pixel wide.
         depth = found["predicted_depth"].reshape(prepared.data.size).numpy()
         picture, low, high = png_map(depth)
         return Output(depth=picture, minimum=low, maximum=high)

@@ -1,5 +1,6 @@
-"""Models of ``AutoModel`` that make vectors of images: CLIP, SigLIP and their like, which encode texts too,
-and vision models such as ViT and DINOv2, which do not.
+"""Models of ``AutoModel`` that turn images into vectors.
+
+CLIP, SigLIP and similar models also encode texts; vision models such as ViT and DINOv2 do not.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
+from modelmill_backends.shared.sentences import least_limit
 from modelmill_backends.transformers.images import ImageInputs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,10 +25,10 @@ VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model")
 
 
 class VisionEncoder:
-    """A loaded model with what it takes to feed it.
+    """A loaded model and its inputs.
 
-    The vector of an image is what the model itself offers: ``get_image_features`` of a dual encoder, else
-    its ``pooler_output``, else its first token (CLS); of a convolutional network without a pooler, the mean.
+    The vector of an image is ``get_image_features`` of a dual encoder. For other models it is the
+    ``pooler_output``, or, without a pooler, the first token (CLS); for a convolutional network the mean.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -40,7 +42,7 @@ class VisionEncoder:
 
     @property
     def normalizes(self) -> bool:
-        """No: a vision model's own vector is its pooler's."""
+        """False: the pooler of a vision model does not normalise."""
         return False
 
     def prepare_image(self, image: Image) -> Any:
@@ -69,12 +71,11 @@ class DualEncoder(VisionEncoder):
         self.is_siglip = "siglip" in loaded.model.config.model_type
         text_config = getattr(loaded.model.config, "text_config", None)
         limits = [getattr(text_config, "max_position_embeddings", None), loaded.tokenizer.model_max_length]
-        # Absent limits are written as huge numbers, such as 10 ** 30.
-        self.window = int(min([limit for limit in limits if limit and limit < 1e6] or [DEFAULT_WINDOW]))
+        self.window = least_limit(limits, DEFAULT_WINDOW)
 
     @property
     def normalizes(self) -> bool:
-        """Yes: ``image_embeds`` and ``text_embeds`` of these models' own ``forward`` have length 1."""
+        """True: ``image_embeds`` and ``text_embeds`` of these models' own ``forward`` have length 1."""
         return True
 
     def encode_images(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
@@ -82,7 +83,7 @@ class DualEncoder(VisionEncoder):
         return self._images.run(prepared, lambda **inputs: _tensor(model.get_image_features(**inputs)))
 
     def prepare_text(self, text: str) -> Mapping[str, list[int]]:
-        """The tokenizer's arrays, unpadded: token ids and whatever the model wants beside them."""
+        """The tokenizer's arrays without padding: token ids and the model's other inputs."""
         with self.loaded.tokenizing:
             return dict(self.loaded.tokenizer(text, truncation=True, max_length=self.window))
 
@@ -98,7 +99,7 @@ class DualEncoder(VisionEncoder):
         import numpy as np
 
         tokenizer = self.loaded.tokenizer
-        # SigLIP was trained on padded texts and sees the padding.
+        # SigLIP was trained on padded texts, and the padding changes its result.
         width = self.window if self.is_siglip else max(len(row["input_ids"]) for row in rows)
         arrays = {}
         for name in rows[0]:
@@ -114,11 +115,11 @@ class DualEncoder(VisionEncoder):
 
 
 class EncoderWeights:
-    """The ``load`` that all runners on these models share: a model is read once for all its tasks."""
+    """The ``load`` that all runners on these models share, so that a model is read once for all its tasks."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Any:
-        """A ``DualEncoder`` where the model encodes texts, else a ``VisionEncoder``.
+        """A ``DualEncoder`` if the model encodes texts, otherwise a ``VisionEncoder``.
 
         Raises:
             ModelmillError: ``model_load_failed``: as ``load_pretrained``.
@@ -131,7 +132,7 @@ class EncoderWeights:
 
 
 def need_dual_encoder(encoder: VisionEncoder, context: LoadContext) -> DualEncoder:
-    """The encoder as one that compares images with texts.
+    """The encoder, if it can compare images with texts.
 
     Raises:
         ModelmillError: ``model_load_failed``: it has no text encoder.
@@ -144,9 +145,9 @@ def need_dual_encoder(encoder: VisionEncoder, context: LoadContext) -> DualEncod
 def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
     import transformers
 
-    options = read_options(context.entry, Options)
+    options = read_options(context.entry, TransformersOptions)
     if not any(file for pattern in VOCABULARIES for file in loaded.folder.glob(pattern)):
-        # The library would make one that knows no words.
+        # Without these files the library would make a tokenizer without words.
         loaded.close()
         raise load_failed(context.entry, "its folder holds no tokenizer")
     tokenizers: Any = transformers.AutoTokenizer
@@ -162,9 +163,9 @@ def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
 
 
 def _has_trained_pooler(loaded: Loaded) -> bool:
-    """Whether ``pooler_output`` means anything.
+    """Whether the pooler has trained weights.
 
-    A classifier's weights may lack the pooler of the bare model, which the library then fills at random.
+    A classifier's weights may lack the pooler of the bare model. The library then fills it at random.
     """
     from safetensors import safe_open
 
@@ -179,5 +180,5 @@ def _has_trained_pooler(loaded: Loaded) -> bool:
 
 
 def _tensor(features: Any) -> Any:
-    # Since version 5 of the library the features come inside of an output object.
+    # Since version 5 of the library, the features are inside an output object.
     return getattr(features, "pooler_output", features)

@@ -1,4 +1,4 @@
-"""Sentence encoders of ``AutoModel``, pooled as sentence-transformers would."""
+"""Sentence encoders of ``AutoModel``, pooled as in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Encoder:
 
 
 class TransformersEncoderRunner(EncoderRunner[Item, Loaded]):
-    """Any encoder of ``AutoModel``; a folder as sentence-transformers saves it says how to pool."""
+    """Any encoder of ``AutoModel``. A folder that sentence-transformers saved defines the pooling."""
 
     backend = "transformers"
 

@@ -1,4 +1,4 @@
-"""Filling a gap by any model of ``AutoModelForMaskedLM``."""
+"""Filling a gap in a text by any model of ``AutoModelForMaskedLM``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.fill_mask import MASKS, Filling, Input, Output
 
 LOGITS_A_PASS = 2**27
-"""Values, tokens times vocabulary, that one pass makes at most: half a gigabyte."""
+"""One pass computes at most so many values (tokens times vocabulary): half a gigabyte."""
 
 
 class FillMaskRunner(Runner[Input, Loaded]):
@@ -40,7 +40,7 @@ class FillMaskRunner(Runner[Input, Loaded]):
         return load_pretrained(context, "AutoModelForMaskedLM", tokenizer=True)
 
     def group_key(self, item: Input) -> Hashable:
-        # Of several values of top_k the largest is computed, and cut off in postprocess.
+        # forward computes the largest top_k of the batch, and postprocess cuts each item off at its own.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -49,11 +49,11 @@ class FillMaskRunner(Runner[Input, Loaded]):
         if self._mask_id not in row["input_ids"]:
             row = self._row(self._around_the_mask(text))
         if list(row["input_ids"]).count(self._mask_id) != 1:
-            raise self._refused("the gap is not within the model's window")
+            raise self._refused("the gap is outside the model's window")
         return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        """Scores and tokens of each item, best first, as many as the most that one of them asks for."""
+        """Scores and tokens of each item, best first; their number is the largest ``top_k`` of the batch."""
         import torch
 
         top_k = max(prepared.item.config.top_k for prepared in batch)
@@ -93,7 +93,7 @@ class FillMaskRunner(Runner[Input, Loaded]):
         return self._texts.row(self._texts.encode(text))
 
     def _with_own_mask(self, text: str) -> str:
-        """The text with the one gap in the model's own spelling."""
+        """The text, with its one gap as the model's own mask token."""
         spellings = [self._mask] if self._mask in text else MASKS
         found = [spelling for spelling in spellings for _ in range(text.count(spelling))]
         if len(found) != 1:
@@ -101,7 +101,7 @@ class FillMaskRunner(Runner[Input, Loaded]):
         return text.replace(found[0], self._mask)
 
     def _around_the_mask(self, text: str) -> str:
-        """A piece of a long text with the gap in its middle, about as long as the window."""
+        """The part of a long text around the gap, about as long as the window."""
         before, _, after = text.partition(self._mask)
         return self._texts.tail(before, max(1, self._texts.window // 2 - 2)) + self._mask + after
 

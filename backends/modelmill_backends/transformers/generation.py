@@ -1,4 +1,4 @@
-"""Makes texts: one loop for all runners that generate, whatever their items ask for."""
+"""Generates texts: one loop for all runners that generate, for items with any settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Defaults, Settings, take_defaults
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.sentences import NO_LIMIT
+from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
 from modelmill_backends.transformers.weights import Loaded
@@ -20,27 +21,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONTEXT = 8
-"""Tokens of the prompt that tell how the first new one is written."""
+"""The last tokens of the prompt, which decide how the first new token is written, such as its space."""
 ONE_ITEM_TOKENS = 2048
-"""Tokens that count as one item of a batch's capacity."""
+"""So many tokens count as one item of a batch's capacity."""
 
 Inputs = Callable[[Sequence[int]], dict[str, Any]]
-"""Places of items in the batch, of which some may come several times → the model's inputs, a row for each."""
+"""Positions of items in the batch, with repetitions → the model's inputs, one row for each."""
 
 
 @dataclass(slots=True)
 class Generative:
-    """A loaded model that generates, with what its runners share.
+    """A loaded model that generates, with everything that its runners share.
 
     Attributes:
         loaded: The model.
-        decoder: What has ``generate``: the model, or a part of it.
-        defaults: Its own way to generate.
+        decoder: The object with ``generate``: the model, or a part of it.
+        defaults: The model's own defaults for generation.
         eos: Tokens that end a text.
         pad: The token that fills up shorter rows.
-        window: Tokens that the decoder can hold, the prompt's included; None where there is no bound.
+        window: Number of tokens that the decoder can hold, prompt included; None if there is no limit.
         special: The tokenizer's special tokens, by their text.
-        processor: Prepares images and text together, where the model has one.
+        processor: Prepares images and text in one call, if the model has one.
     """
 
     loaded: Loaded
@@ -57,7 +58,7 @@ class Generative:
         return self.loaded.tokenizer
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids. Longer than any window, unless ``options`` say otherwise."""
+        """Token ids, not cut off at the window unless ``options`` say so."""
         with self.loaded.tokenizing:
             found: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
         return found
@@ -74,12 +75,12 @@ class Generative:
 
 
 def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> Generative:
-    """Takes over how the model generates.
+    """Prepares a model for ``generate``; its own defaults move into ``Generative.defaults``.
 
     Args:
         loaded: The model, with its tokenizer.
-        decoder: What has ``generate``, where that is not the model itself.
-        eos: The token that ends a text, where the configuration does not say.
+        decoder: The object with ``generate``, if it is not the model itself.
+        eos: The token that ends a text; default: that of the configuration or the tokenizer.
     """
     decoder = loaded.model if decoder is None else decoder
     config, tokenizer = decoder.generation_config, loaded.tokenizer
@@ -99,31 +100,31 @@ def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> G
 
 
 def window_of(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that a model can hold; None where neither its configuration nor its tokenizer sets a bound."""
+    """Number of tokens that a model can hold; None if its configuration and its tokenizer have no limit."""
     config = model.config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "n_positions", "max_target_positions"):
         limit = getattr(config, name, None)
         if limit:
             return int(limit)
-    # An absent limit is a huge number there, such as 10 ** 30. That of an encoder is none of the decoder.
+    # The tokenizer of an encoder-decoder has the encoder's limit, not the decoder's.
     limit = tokenizer.model_max_length
-    bound = not model.config.is_encoder_decoder and limit and limit < 1_000_000
+    bound = not model.config.is_encoder_decoder and limit and limit < NO_LIMIT
     return int(limit) if bound else None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for one item.
+    """The input of ``generate`` for one item.
 
     Attributes:
         settings: How its tokens are chosen.
-        prompt: The decoder's tokens that come first, as far as they are text.
-        continues: The text goes on from the prompt and is written as it follows on it.
-        shape: What must be equal for two items to share a pass, such as the shape of their images.
-        encoded: Tokens that an encoder reads.
+        prompt: The text tokens that the decoder begins with.
+        continues: The answer continues the prompt's text, so its first token is written as a continuation.
+        shape: Two items share a pass only if this is equal, such as the shape of their images.
+        encoded: Number of tokens that an encoder reads.
     """
 
-    settings: Settings
+    settings: DecodingSettings
     prompt: Sequence[int] = ()
     continues: bool = False
     shape: Hashable = ()
@@ -135,7 +136,7 @@ class Request:
 
     @property
     def cost(self) -> float:
-        """Share of a batch's capacity: tokens that have to be kept."""
+        """Share of a batch's capacity, by the number of tokens that are kept in memory."""
         settings = self.settings
         copies = max(settings.beams, settings.sequences)
         tokens = len(self.prompt) + self.encoded + settings.max_new_tokens
@@ -143,21 +144,21 @@ class Request:
 
 
 def generate(
-    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: Progress, **rules: Any
+    model: Generative, requests: Sequence[Request], inputs: Inputs, progress: ProgressSink, **rules: Any
 ) -> list[list[Row]]:
-    """Answers all requests, in one pass where that is possible.
+    """Answers all requests, in one pass if possible.
 
-    Items share a pass whatever their settings, but for those of a beam search, which must be equal.
+    Items with different settings can share a pass. Beam searches share one only if their settings are equal.
 
     Args:
-        model: What generates.
-        requests: What is asked, an entry an item.
+        model: The model that generates.
+        requests: One request per item.
         inputs: Makes the model's inputs for some of the items.
-        progress: Is told after each token, and asked whether the item is still wanted.
-        rules: Further arguments of the library's ``generate``, which hold for all.
+        progress: Receives the progress after each token, and says which items are canceled.
+        rules: Further arguments of the library's ``generate``, the same for all items.
 
     Returns:
-        The texts of each item, as many as its ``sequences``.
+        The texts of each item; their number is its ``sequences``.
     """
     import torch
 
@@ -171,10 +172,10 @@ def generate(
 
 
 def plan(requests: Sequence[Request], window: int | None) -> list[list[int]]:
-    """Which items share a pass.
+    """Decides which items share a pass.
 
-    All rows of a pass are as long as its longest prompt, and go on until its last row ends. Together that
-    must stay within the window: beyond it a model has no positions, even for rows that have ended.
+    All rows of a pass are padded to its longest prompt, and the pass runs until its last row ends. The sum of
+    both must fit into the window: outside it a model has no positions, not even for rows that have ended.
     """
     waiting = sorted(range(len(requests)), key=lambda item: -requests[item].settings.max_new_tokens)
     passes: list[list[int]] = []
@@ -205,10 +206,10 @@ def _choose_each(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
-    """One pass in which each row chooses its tokens by its own settings."""
+    """One pass in which the tokens of each row are chosen by the row's own settings."""
     rows = [
         Row(
             item,
@@ -247,10 +248,10 @@ def _beam_search(
     requests: Sequence[Request],
     items: Sequence[int],
     inputs: Inputs,
-    progress: Progress,
+    progress: ProgressSink,
     rules: dict[str, Any],
 ) -> list[Row]:
-    """One pass of the library's own beam search; all items have the same settings."""
+    """One pass of the library's own beam search, for items with equal settings."""
     settings = requests[items[0]].settings
     given = inputs(items)
     watch = BeamWatch(items, settings, progress)
@@ -270,7 +271,7 @@ def _beam_search(
         forced_eos_token_id=settings.last_token,
         stopping_criteria=[watch, *stops],
     )
-    # A model that also encodes begins with one token of its own.
+    # The result of an encoder-decoder begins with one start token.
     start = 1 if model.decoder.config.is_encoder_decoder else given["input_ids"].shape[1]
     rows = []
     for place, tokens in enumerate(found[:, start:].tolist()):
@@ -282,12 +283,12 @@ def _beam_search(
 
 
 def _stops(model: Generative, texts: Sequence[str]) -> list[Any]:
-    """The library's own criterion for texts that end a beam."""
+    """The library's own criterion for stop strings in a beam search."""
     from transformers import StopStringCriteria
 
     if not texts:
         return []
-    # It asks the tokenizer, and would do so inside of generate, where nobody takes turns.
+    # It uses the tokenizer. Inside of generate it would do so without the lock.
     with model.loaded.tokenizing:
         return [StopStringCriteria(model.tokenizer, list(texts))]
 
@@ -295,7 +296,7 @@ def _stops(model: Generative, texts: Sequence[str]) -> list[Any]:
 def _ended(
     model: Generative, row: Row, tokens: list[int], out_of_time: bool
 ) -> tuple[list[int], FinishReason]:
-    """The tokens of a beam search's row without what fills it up, and why they end."""
+    """The tokens of a row of a beam search, without padding, and the reason for their end."""
     end = next((place for place, token in enumerate(tokens) if token in model.eos), None)
     if end is not None:
         return tokens[: end + 1], FinishReason.STOP
@@ -318,24 +319,24 @@ def text_of(model: Generative, row: Row) -> str:
     """The text of a row, without its stop string.
 
     Raises:
-        ModelmillError: ``inference_failed``: the model gave no numbers.
+        ModelmillError: ``inference_failed``: the model's scores were not numbers.
     """
     if row.broken:
         raise ModelmillError(
             ErrorCode.INFERENCE_FAILED,
-            "The model's scores are not numbers. A model made for bfloat16 can do that in float16: "
-            "its catalogue entry can set options.dtype.",
+            "The model's scores are not numbers. This can happen in float16 with a model made for bfloat16: "
+            "set options.dtype in its catalogue entry.",
         )
     return cut(continuation(model.decode, row.context, row.tokens), row.settings.stop)[0]
 
 
 def now() -> int:
-    """When a result is made, in Unix seconds."""
+    """The current time in whole Unix seconds, for results."""
     return int(time.time())
 
 
 def usage_of(prompt_tokens: int, rows: Sequence[Row]) -> Usage:
-    """Tokens of one item: its prompt's once, and those of all its texts."""
+    """The token counts of one item: its prompt once, and all its texts."""
     completion = sum(len(row.tokens) for row in rows)
     return Usage(
         prompt_tokens=prompt_tokens, completion_tokens=completion, total_tokens=prompt_tokens + completion
@@ -343,7 +344,7 @@ def usage_of(prompt_tokens: int, rows: Sequence[Row]) -> Usage:
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and their 0/1 mask, ``[n, longest]``, padded on the left so that all end together."""
+    """Token ids and their 0/1 mask, ``[n, longest]``, padded on the left so that all rows end together."""
     import numpy as np
 
     longest = max(map(len, rows))
@@ -356,7 +357,7 @@ def pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int6
 
 
 def beam_group(defaults: Defaults, config: Any) -> Hashable:
-    """The group key of an item: all share a pass, but for beam searches with other settings."""
+    """The group key of an item: all items share a pass, except beam searches with different settings."""
     if defaults.beams(config) == 1:
         return ()
     return defaults.resolve(config, None, one_answer=True), config.num_return_sequences

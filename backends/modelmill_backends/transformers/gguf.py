@@ -1,6 +1,6 @@
-"""GGUF files: weights of few bits in one file, without code, unpacked once into what every load reads.
+"""GGUF files: weights of few bits in one file, without code. They are unpacked once to safetensors.
 
-The library can load such a file itself, but takes seconds for each part of it, every time.
+The library can load a GGUF file itself, but that takes seconds for each part of it, at every load.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from modelmill_backends.artifacts import fingerprint, made_once
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed, module_missing
+from modelmill_backends.shared.artifacts import fingerprint, made_once
 
 logger = logging.getLogger(__name__)
 
 UNPACK_VERSION = 1
-"""Part of each folder's name: raise it when what is written changes."""
+"""Part of each folder's name. Increase it when the written files change."""
 
 
 def unpacked(context: LoadContext, file: Path) -> Path:
     """A folder with the file's model as safetensors in half precision, its configuration and tokenizer.
 
-    Made now if it has not been: in about 12 s for 135 million weights.
+    If the folder does not exist yet, it is made now: in about 12 s for 135 million weights.
 
     Raises:
         ModelmillError: ``model_load_failed``: the package ``gguf`` is missing, or the cache is read-only.
     """
     try:
-        import gguf  # noqa: F401 - the library asks for it later, and less clearly
+        import gguf  # noqa: F401 - the library needs it later, with a less clear error
     except ModuleNotFoundError as error:
         raise module_missing(context.entry, error.name) from None
-    # Not in the model's own folder: entries that share a file share what is made of it.
+    # The folder is not the model's own, so that entries with the same file share the result.
     name = f"{file.stem}-{fingerprint(file, UNPACK_VERSION)}"
     folder = context.settings.cache_dir / "transformers" / name
     return made_once(context.entry, folder, lambda target: _unpack(context, file, target))
@@ -43,9 +43,9 @@ def unpacked(context: LoadContext, file: Path) -> Path:
 
 @contextmanager
 def _few_collections() -> Iterator[None]:
-    """Python looks for garbage more rarely: reading a vocabulary makes a million objects, all of them kept.
+    """Python looks for garbage less often: reading a vocabulary makes a million objects, which all stay.
 
-    It takes a third of the time otherwise.
+    Otherwise the search takes a third of the time.
     """
     usual = gc.get_threshold()
     gc.set_threshold(100_000, 50, 100)
@@ -75,9 +75,9 @@ def _unpack(context: LoadContext, file: Path, target: Path) -> None:
         logger.exception("model %s: reading %s failed", context.entry.name, file.name)
         said = f"{type(error).__name__}: {first_line(error, file.parent)}"
         raise load_failed(context.entry, f"its GGUF file cannot be read: {said}") from error
-    # Half precision holds what 4 to 8 bits and their scale say, but for roundings far below their own.
+    # Half precision holds 4 to 8 bits and their scale, with rounding far below their own.
     model = model.half()
-    # Else a load would look for the GGUF file again.
+    # With these attributes, a load would look for the GGUF file again.
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, name):
             delattr(model.config, name)

@@ -11,7 +11,7 @@ from modelmill_backends.shared.numerics import sigmoid, softmax
 from modelmill_backends.transformers.images import ImageInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.image_classification import Input, Output
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 
 class ImageClassificationRunner(Runner[Input, Loaded]):
@@ -25,7 +25,7 @@ class ImageClassificationRunner(Runner[Input, Loaded]):
         self._images = ImageInputs(weights)
         config = weights.model.config
         self._labels = [config.id2label[index] for index in range(config.num_labels)]
-        # As the library's pipeline decides.
+        # The library's pipeline decides in the same way.
         alone = config.problem_type == "multi_label_classification" or config.num_labels == 1
         self._probabilities = sigmoid if alone else softmax
 
@@ -34,7 +34,7 @@ class ImageClassificationRunner(Runner[Input, Loaded]):
         return load_pretrained(context, "AutoModelForImageClassification", images=True)
 
     def group_key(self, item: Input) -> Hashable:
-        # top_k concerns postprocess only.
+        # Only postprocess uses top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

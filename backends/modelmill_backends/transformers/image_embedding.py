@@ -1,4 +1,4 @@
-"""Image embedding by any model of ``AutoModel`` that sees images, and text embedding in the same space."""
+"""Image embedding by any model of ``AutoModel`` that takes images, and text embedding in the same space."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modelmill_tasks.text_embedding import Input, Output
 
 
 class ImageEmbeddingRunner(EncoderWeights, ImageEmbedding[VisionEncoder]):
-    """Dual encoders normalise unless told otherwise; vision models (ViT, DINOv2) give their own length."""
+    """Dual encoders normalise unless the caller asks otherwise; vision models (ViT, DINOv2) do not."""
 
     backend = "transformers"
 
@@ -31,7 +31,7 @@ class ImageEmbeddingRunner(EncoderWeights, ImageEmbedding[VisionEncoder]):
 
 
 class DualEncoderTextEmbeddingRunner(EncoderWeights, Runner[Input, VisionEncoder]):
-    """The texts' side of a dual encoder; they have no prompts. Normalises unless told otherwise."""
+    """The text encoder of a dual encoder. It has no prompts. Normalises unless the caller asks otherwise."""
 
     backend = "transformers"
     task = "text-embedding"
@@ -42,7 +42,7 @@ class DualEncoderTextEmbeddingRunner(EncoderWeights, Runner[Input, VisionEncoder
         self._encoder = need_dual_encoder(weights, context)
 
     def group_key(self, item: Input) -> Hashable:
-        # The prompt is checked in preprocess; normalize concerns postprocess only.
+        # Only preprocess uses the prompt, and only postprocess uses normalize.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

@@ -1,4 +1,4 @@
-"""Image segmentation: panoptic, instance or semantic, as far as the model can."""
+"""Image segmentation: panoptic, instance or semantic, depending on the model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from modelmill_tasks.image_segmentation import Input, Output, Segment, Subtask
 
 
 class ImageSegmentationRunner(SegmentationRunner[Input]):
-    """The first of panoptic, instance and semantic that the model can do, unless told."""
+    """Default subtask: the first of panoptic, instance and semantic that the model can do."""
 
     task = "image-segmentation"
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         subtask = item.config.subtask
         if self.family is None and subtask not in (None, Subtask.SEMANTIC):
-            message = f"model {self.entry.name} does semantic segmentation only; leave it out or set semantic"
+            message = (
+                f"model {self.entry.name} does semantic segmentation only; leave subtask out or set semantic"
+            )
             raise invalid_field("config.subtask", message)
         return self.prepared(item, item.image)
 

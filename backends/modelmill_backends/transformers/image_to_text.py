@@ -33,14 +33,14 @@ BLIP, ENCODER_DECODER = "blip", "vision-encoder-decoder"
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image, and the tokens that its text begins with."""
+    """One image, and the request with the first tokens of its text."""
 
     pixels: NDArray[Any]
     request: Request
 
 
 class ImageToTextRunner(Runner[Input, Generative]):
-    """BLIP goes on from the caller's text; the others begin by themselves."""
+    """BLIP continues the caller's text; other models take no text."""
 
     backend = "transformers"
     task = "image-to-text"
@@ -61,8 +61,8 @@ class ImageToTextRunner(Runner[Input, Generative]):
         loaded.close()
         raise load_failed(
             context.entry,
-            f"a {kind} is not asked for image-to-text here; ask it for chat-completion with an image, "
-            'by runner = "vision"',
+            f"a {kind} does not answer image-to-text; use chat-completion with an image, "
+            'and set runner = "vision"',
         )
 
     def group_key(self, item: Input) -> Hashable:
@@ -95,15 +95,15 @@ class ImageToTextRunner(Runner[Input, Generative]):
         return Output(text=text, usage=usage, created=now())
 
     def _prompt(self, text: str | None) -> list[int]:
-        """The decoder's first tokens, as ``BlipForConditionalGeneration.generate`` makes them."""
+        """The decoder's first tokens, as in ``BlipForConditionalGeneration.generate``."""
         if not self._continues:
             if text is not None:
-                raise refused("text", "this model takes no beginning of its text; leave it out")
+                raise refused("text", "this model takes no beginning of its answer; leave text out")
             return []
         config = self.weights.loaded.model.config.text_config
         if text is None:
             return [config.bos_token_id]
-        # The first token is replaced, and the last would end the text.
+        # Without the first token, which is replaced, and the last, which would end the text.
         return [config.bos_token_id, *self.weights.encode(text)[1:-1]]
 
     def _begun(self, prompts: Sequence[Sequence[int]], pixels: Any) -> dict[str, Any]:

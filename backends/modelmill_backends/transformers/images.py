@@ -1,4 +1,4 @@
-"""Images for models of ``transformers``: prepared one at a time in threads, then together on the device."""
+"""Images for models of ``transformers``: prepared one by one in threads, then batched on the device."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class ImageInputs:
-    """The inputs of a model that sees images.
+    """The inputs of a model that takes images.
 
-    Where the processor's steps are known, images stay bytes until they are on the device, and are
-    normalised there: that is a quarter of what must be copied, and spares the CPU the arithmetic. Any
-    other processor does its own work, one image at a time.
+    If the processor's steps are known, images stay bytes until they are on the device and are normalised
+    there: a quarter of the data is copied, and the CPU has no arithmetic to do. Any other processor prepares
+    the images itself, one at a time.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -37,10 +37,10 @@ class ImageInputs:
             self._scale, self._shift = (torch.from_numpy(part).to(name) for part in self._settings.affine())
 
     def prepare(self, image: Image) -> dict[str, NDArray[Any]]:
-        """What ``run`` wants of one RGB image. Runs in threads.
+        """The input of ``run`` for one RGB image. Runs in threads.
 
         Raises:
-            MediaError: ``invalid_media``: the aspect is kept, and the image is too narrow for that.
+            MediaError: ``invalid_media``: the aspect ratio is kept, and the image is too narrow for that.
         """
         if self._settings is None:
             return to_arrays(self._loaded.image_processor, image)
@@ -49,9 +49,9 @@ class ImageInputs:
     def run(
         self, prepared: Sequence[Mapping[str, NDArray[Any]]], model: Callable[..., Any]
     ) -> NDArray[np.float32]:
-        """One row an image of the tensor that ``model`` makes of its inputs, in order.
+        """The row of ``model``'s result for each image, in order.
 
-        One pass, unless images differ in shape: then one a shape.
+        Images of one shape share a pass.
         """
         import numpy as np
         import torch
@@ -63,7 +63,7 @@ class ImageInputs:
             found = [
                 model(**self._on_device([prepared[row] for row in rows])).float() for rows in shapes.values()
             ]
-            # Waits for the device, so only when it knows all that it has to do.
+            # This waits for the device, so it comes after all passes are queued there.
             results = np.concatenate([tensor.cpu().numpy() for tensor in found])
         if len(shapes) == 1:
             return results
@@ -77,26 +77,22 @@ class ImageInputs:
         }
         if self._settings is not None:
             inputs["pixel_values"] = self._normalised(inputs["pixel_values"])
-        dtype = self._loaded.model.dtype
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return self._loaded.in_model_dtype(inputs)
 
     def _normalised(self, raw: Any) -> Any:
-        """``[n, height, width, 3]`` of bytes as ``[n, 3, height, width]`` of single precision."""
+        """Bytes ``[n, height, width, 3]`` as normalised single precision, ``[n, 3, height, width]``."""
         import torch
 
-        # Channels first before the arithmetic, which is several times slower the other way round on a CPU.
+        # Channels move to the front first: otherwise the arithmetic is several times slower on a CPU.
         values = raw.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         return values.mul_(self._scale).add_(self._shift)
 
 
 def to_arrays(processor: Any, image: Image) -> dict[str, Any]:
-    """The model's inputs for one RGB image by the library's processor, without a batch axis.
+    """The model's inputs for one RGB image from the library's processor, without a batch axis.
 
     Raises:
-        MediaError: ``invalid_media``: the processor keeps the aspect, and the image is too narrow for that.
+        MediaError: ``invalid_media``: the processor keeps the aspect ratio, and the image is too narrow.
     """
     size = getattr(processor, "size", None)
     edge = size.get("shortest_edge") if isinstance(size, Mapping) else getattr(size, "shortest_edge", None)
@@ -107,10 +103,10 @@ def to_arrays(processor: Any, image: Image) -> dict[str, Any]:
 
 def _settings_of(processor: Any) -> ImageSettings | None:
     if not type(processor).__module__.startswith("transformers."):
-        # Code that came with the weights may do anything, whatever its class is called.
+        # Code that came with the weights may do other steps, even if its class has a known name.
         return None
     try:
-        # What the library made of the file, which may leave out what is the class's default.
+        # Not the file itself, which may leave out values that are the class's default.
         return image_settings(processor.to_dict())
     except UnknownStepsError:
         return None

@@ -22,7 +22,7 @@ class InstanceSegmentationRunner(SegmentationRunner[Input]):
         if self.family is None:
             kind = type(weights.model).__name__
             raise load_failed(
-                context.entry, f"a {kind} does not tell instances apart; known are {', '.join(FAMILIES)}"
+                context.entry, f"a {kind} does not separate instances; supported are {', '.join(FAMILIES)}"
             )
 
     def preprocess(self, item: Input) -> Prepared[Input]:

@@ -1,4 +1,4 @@
-"""Keypoint detection by VitPose, which looks at one person at a time: a detector finds them first."""
+"""Keypoint detection by VitPose. It takes one person at a time, so a detector finds the people first."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
-from modelmill_backends.registry import find_runner
+from modelmill_backends.shared.parts import load_part
 from modelmill_backends.transformers.regions import labels_of, model_type, require_scipy
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
-from modelmill_backends.transformers.weights import Options as ModelOptions
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 from modelmill_tasks.keypoint_detection import Input, Keypoint, KeypointObject, Output
 from modelmill_tasks.object_detection import Config as DetectorConfig
 from modelmill_tasks.object_detection import Input as DetectorInput
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import Box
 
 if TYPE_CHECKING:
@@ -29,28 +28,27 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = 64
-"""People in one forward pass at most: a photo of a crowd holds a hundred."""
+"""The most people in one forward pass: a photo of a crowd shows a hundred."""
 MIN_EDGE = 8
-"""Pixels. The library takes images of fewer than four rows for something else."""
-DETECTION = "object-detection"
+"""Pixels. The library misinterprets an image with fewer than four rows."""
 
 
-class Options(ModelOptions):
-    """What a catalogue entry may set beside what any model of this backend may."""
+class KeypointDetectionOptions(TransformersOptions):
+    """Options of a catalogue entry, in addition to those of any model of this backend."""
 
     detector: str | None = Field(
-        None, description="Catalogue entry that finds the people; without it the whole image is one person."
+        None, description="Catalogue entry that finds the people; default: the whole image is one person."
     )
-    person_label: str = Field("person", description="What the detector calls them.")
+    person_label: str = Field("person", description="The detector's label for people.")
 
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """The model and, where there is one, its detector."""
+    """The model and its detector, if it has one."""
 
     pose: Loaded
     detector: Runner[Any, Any] | None
-    options: Options
+    options: KeypointDetectionOptions
 
     def close(self) -> None:
         self.pose.close()
@@ -60,7 +58,7 @@ class Estimator:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """An image in which people are to be found."""
+    """An image, prepared for the detector."""
 
     image: Image
     for_detector: Prepared[Any] | None
@@ -68,17 +66,17 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class People:
-    """Who was found in one image."""
+    """The people in one image."""
 
     boxes: list[Box]
     scores: list[float | None]
-    """How sure the detector is of each; None without one."""
+    """The detector's score for each person; None without a detector."""
     heatmaps: list[NDArray[np.float32]]
-    """``[keypoints, h, w]`` of each."""
+    """``[keypoints, h, w]`` for each person."""
 
 
 class KeypointDetectionRunner(Runner[Input, Estimator]):
-    """The people of all images of a batch share passes, ``CHUNK`` of them at a time."""
+    """The people of all images of a batch share passes, at most ``CHUNK`` in each."""
 
     backend = "transformers"
     task = "keypoint-detection"
@@ -87,7 +85,7 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
         super().__init__(weights, context)
         config = weights.pose.model.config
         names = labels_of(weights.pose.model)
-        # The library numbers labels that a model does not name.
+        # If a model names no labels, the library numbers them.
         unnamed = all(name == f"LABEL_{index}" for index, name in names.items())
         self._names = {} if unnamed else names
         self._experts = getattr(config.backbone_config, "num_experts", 1) > 1
@@ -95,10 +93,12 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
     @classmethod
     def load(cls, context: LoadContext) -> Estimator:
         entry = context.entry
-        options = read_options(entry, Options)
+        options = read_options(entry, KeypointDetectionOptions)
         if (kind := model_type(entry)) != "vitpose":
-            raise load_failed(entry, f"a {kind} does not find keypoints; known here is vitpose")
-        common = {name: entry.options[name] for name in ModelOptions.model_fields if name in entry.options}
+            raise load_failed(entry, f"a {kind} does not find keypoints; supported is vitpose")
+        common = {
+            name: entry.options[name] for name in TransformersOptions.model_fields if name in entry.options
+        }
         own = replace(context, entry=entry.model_copy(update={"options": common}))
         pose = load_pretrained(own, "VitPoseForPoseEstimation", images=True)
         require_scipy(entry, pose)
@@ -109,7 +109,7 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
             raise
 
     def group_key(self, item: Input) -> Hashable:
-        # The threshold concerns the detector's postprocess and ours only.
+        # Only the detector's postprocess and this runner's postprocess use the threshold.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -124,16 +124,16 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
         if detector is None:
             return Prepared(item, Scene(image, None))
         config = DetectorConfig(threshold=item.config.threshold)
-        # Built by us: what pydantic would check is known to be right.
+        # Without pydantic's checks: these values are known to be valid.
         asked = DetectorInput.model_construct(image=item.image, config=config)
         return Prepared(item, Scene(image, detector.preprocess(asked)))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
         scenes: list[Scene] = [prepared.data for prepared in batch]
         people = self._people(scenes)
-        everybody = [(row, box) for row, found in enumerate(people) for box in found.boxes]
-        for start in range(0, len(everybody), CHUNK):
-            chunk = everybody[start : start + CHUNK]
+        boxes = [(row, box) for row, found in enumerate(people) for box in found.boxes]
+        for start in range(0, len(boxes), CHUNK):
+            chunk = boxes[start : start + CHUNK]
             heatmaps = self._heatmaps([(scenes[row].image, box) for row, box in chunk])
             for (row, _), heatmap in zip(chunk, heatmaps, strict=True):
                 people[row].heatmaps.append(heatmap)
@@ -167,7 +167,7 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
         people = []
         for pair in zip(batch, detector.forward(batch), strict=True):
             output: Any = detector.postprocess(*pair)
-            # What is less than a pixel wide is nobody, and cannot be scaled up.
+            # A box of less than a pixel is not a person, and cannot be scaled up.
             found = [
                 one
                 for one in output.objects
@@ -187,14 +187,14 @@ class KeypointDetectionRunner(Runner[Input, Estimator]):
         ]
         inputs = {"pixel_values": pose.stacked_on_device(crops).to(pose.model.dtype)}
         if self._experts:
-            # Of the data sets that a VitPose+ was trained on, the first is COCO's people.
+            # VitPose+ was trained on several data sets; number 0 is COCO's people.
             inputs |= pose.to_device(dataset_index=np.zeros(len(crops), dtype=np.int64))
         with torch.inference_mode():
             heatmaps: NDArray[np.float32] = pose.model(**inputs).heatmaps.float().cpu().numpy()
         return heatmaps
 
     def _object(self, box: Box, score: float | None, pose: Any) -> KeypointObject:
-        # A heatmap's height is no probability, though trained towards one.
+        # The peak of a heatmap was trained to be a probability, but it can be outside 0 to 1.
         sure = pose["scores"].clamp(0, 1).reshape(-1).tolist()
         points = [
             Keypoint(x=x, y=y, v=v, name=self._names.get(index))
@@ -208,22 +208,11 @@ def _coco(box: Box) -> list[float]:
     return [box.left, box.top, box.width, box.height]
 
 
-def _load_detector(context: LoadContext, options: Options) -> Runner[Any, Any] | None:
+def _load_detector(context: LoadContext, options: KeypointDetectionOptions) -> Runner[Any, Any] | None:
     name = options.detector
     if name is None:
         return None
-    try:
-        entry = context.catalogue.find(name)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"option 'detector': {error.message}") from None
-    if entry.name == context.entry.name or DETECTION not in entry.tasks:
-        raise load_failed(context.entry, f"option 'detector': {name} does not answer {DETECTION}")
-    own = replace(context, entry=entry)
-    try:
-        runner_class = find_runner(entry, DETECTION)
-        runner = runner_class(runner_class.load(own), own)
-    except ModelmillError as error:
-        raise load_failed(context.entry, f"its detector does not load. {error.message}") from error
+    runner = load_part(context, "detector", name, "object-detection")
     labels = getattr(runner, "labels", None)
     if labels and options.person_label not in labels.values():
         raise load_failed(context.entry, f"option 'person_label': {name} knows no {options.person_label!r}")

@@ -1,4 +1,4 @@
-"""Languages of translation models: how each kind names them, and how it is told which are meant."""
+"""Languages of translation models: how each kind of model names them, and how it is told the languages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T5_PREFIX = re.compile(r"translate (\w+) to (\w+):")
 MARIAN_CODE = re.compile(r">>(.+)<<")
 
 LISTED = 60
-"""Languages that an error names at most."""
+"""An error lists at most so many languages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Way:
     """How a model is told the languages of one text.
 
     Attributes:
-        prefix: Put before the text.
-        source_code: The tokenizer's ``src_lang``.
-        first_token: What the translation begins with.
+        prefix: Text before the caller's text.
+        source_code: Value of the tokenizer's ``src_lang``.
+        first_token: The token that the translation begins with.
         params: The model's parameters for this pair of languages.
     """
 
@@ -45,14 +45,15 @@ class Way:
 
 
 class Languages(ABC):
-    """What a model knows of languages."""
+    """The languages of a model."""
 
     @abstractmethod
     def way(self, source: str | None, target: str | None) -> Way:
-        """The way from one language to another; None is the model's default.
+        """How to tell the model the two languages; None means the model's default.
 
         Raises:
-            ModelmillError: ``invalid_input``: it does not know one; names those it knows, where it can.
+            ModelmillError: ``invalid_input``: the model does not know a language. If possible, the message
+                lists the known ones.
         """
 
 
@@ -73,7 +74,7 @@ def languages_of(model_type: str, model: Generative, task_params: Mapping[str, A
 
 
 class PrefixLanguages(Languages):
-    """T5: the task is written before the text."""
+    """T5: a sentence before the text names the task and the languages."""
 
     def __init__(self, task_params: Mapping[str, Any]) -> None:
         self._pairs: dict[tuple[str, str], Mapping[str, Any]] = {}
@@ -92,17 +93,17 @@ class PrefixLanguages(Languages):
         known = ", ".join(f"{one} to {other}" for one, other in self._pairs)
         if not found:
             unknown = source is not None and all(code_in != pair[0] for pair in self._pairs)
-            raise refused(SOURCE if unknown else TARGET, f"the model translates {known} only")
+            raise refused(SOURCE if unknown else TARGET, f"the model translates only {known}")
         if len(found) > 1:
-            raise refused(TARGET, f"say which; the model translates {known}")
+            raise refused(TARGET, f"choose one; the model translates {known}")
         params = dict(self._pairs[found[0]])
         one, other = (self._names.get(code, code) for code in found[0])
         return Way(prefix=params.get("prefix") or f"translate {one} to {other}: ", params=params)
 
     def _any(self, source: str | None, target: str | None) -> Way:
-        # A configuration without tasks, as those of Flan-T5: nobody can tell what it has learnt.
+        # A configuration without tasks, as in Flan-T5, does not say which languages the model knows.
         if source is None or target is None:
-            raise refused(TARGET if target is None else SOURCE, "name it; the model has no default")
+            raise refused(TARGET if target is None else SOURCE, "set it; the model has no default")
         one, other = (self._names.get(name.lower(), name.capitalize()) for name in (source, target))
         return Way(prefix=f"translate {one} to {other}: ")
 
@@ -114,7 +115,7 @@ class PrefixLanguages(Languages):
 
 
 class CodedLanguages(Languages):
-    """NLLB, mBART, M2M-100: a token says the language, before the text and before the translation."""
+    """NLLB, mBART, M2M-100: a token before the text and one before the translation name the languages."""
 
     def __init__(self, codes: Mapping[str, int], source: str, target: str | None) -> None:
         self._codes = dict(codes)
@@ -124,18 +125,18 @@ class CodedLanguages(Languages):
     def way(self, source: str | None, target: str | None) -> Way:
         target = target or self._target
         if target is None:
-            raise refused(TARGET, f"name it; the model knows {_listed(self._codes)}")
+            raise refused(TARGET, f"set it; the model knows {_listed(self._codes)}")
         source = source or self._source
         for field_name, code in ((SOURCE, source), (TARGET, target)):
             if code not in self._codes:
                 near = get_close_matches(code, self._codes, n=3, cutoff=0.4)
-                hint = f"near it are {', '.join(near)}; it" if near else "it"
+                hint = f"similar codes: {', '.join(near)}; it" if near else "it"
                 raise refused(field_name, f"the model has no such code; {hint} knows {_listed(self._codes)}")
         return Way(source_code=source, first_token=self._codes[target])
 
 
 class MarkedLanguages(Languages):
-    """Marian with several target languages: a mark before the text, such as ``>>fra<<``."""
+    """Marian with several target languages: a mark before the text names one, such as ``>>fra<<``."""
 
     def __init__(self, targets: Iterable[str], source: str | None) -> None:
         self._targets = sorted(targets)
@@ -145,13 +146,13 @@ class MarkedLanguages(Languages):
         if source is not None:
             self._pair.way(source, None)
         if target not in self._targets:
-            said = "name it" if target is None else "the model has no such code"
+            said = "set it" if target is None else "the model has no such code"
             raise refused(TARGET, f"{said}; it knows {_listed(self._targets)}")
         return Way(prefix=f">>{target}<< ")
 
 
 class OnePair(Languages):
-    """A model that translates from one language into one other."""
+    """A model that translates from one language into one other language."""
 
     def __init__(self, source: str | None, target: str | None) -> None:
         self._source = source
@@ -163,9 +164,9 @@ class OnePair(Languages):
                 continue
             if own is None:
                 raise refused(
-                    field_name, "the model has one language here and does not name it; leave it out"
+                    field_name, "the model knows only one language here and does not name it; leave it out"
                 )
-            raise refused(field_name, f"the model knows {own} only")
+            raise refused(field_name, f"the model knows only {own}")
         return Way()
 
 

@@ -1,4 +1,4 @@
-"""Multimodal embedding by CLIP, SigLIP and their like."""
+"""Multimodal embedding by CLIP, SigLIP and similar models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from modelmill_backends.transformers.dual_encoder import DualEncoder, EncoderWei
 
 
 class MultimodalEmbeddingRunner(EncoderWeights, MultimodalEmbedding[DualEncoder]):
-    """Any model with ``get_image_features`` and ``get_text_features``. Normalises unless told otherwise."""
+    """Any model with ``get_image_features`` and ``get_text_features``. Normalises by default."""
 
     backend = "transformers"
 

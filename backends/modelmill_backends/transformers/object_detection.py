@@ -1,4 +1,4 @@
-"""Object detection by any model of ``AutoModelForObjectDetection``: DETR, RT-DETR, YOLOS and their like."""
+"""Object detection by any model of ``AutoModelForObjectDetection``: DETR, RT-DETR, YOLOS and similar."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
-from modelmill_backends.transformers.regions import RegionInputs, as_outputs, detected, labels_of
-from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_backends.transformers.regions import (
+    RegionInputs,
+    as_outputs,
+    detected,
+    labels_of,
+    load_for_images,
+)
+from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.object_detection import Input, Output
 
 
@@ -22,19 +27,16 @@ class ObjectDetectionRunner(Runner[Input, Loaded]):
         super().__init__(weights, context)
         self._images = RegionInputs(weights, ("logits", "pred_boxes"))
         self.labels = labels_of(weights.model)
-        """What it can find, by the model's index."""
+        """The labels that it can find, by the model's index."""
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
-        loaded = load_pretrained(context, "AutoModelForObjectDetection", images=True)
-        if not hasattr(loaded.image_processor, "post_process_object_detection"):
-            kind = type(loaded.image_processor).__name__
-            loaded.close()
-            raise load_failed(context.entry, f"a {kind} does not tell boxes from the model's answer")
-        return loaded
+        method = "post_process_object_detection"
+        lack = "read boxes from the model's answer"
+        return load_for_images(context, "AutoModelForObjectDetection", method, lack)
 
     def group_key(self, item: Input) -> Hashable:
-        # threshold and top_k concern postprocess only.
+        # Only postprocess uses threshold and top_k.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:

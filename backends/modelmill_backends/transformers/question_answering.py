@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_WINDOW, MAX_OVERLAP = 384, 128
-"""Tokens of a window and of what two share; such models were trained so (the library's ``run_qa``)."""
+"""Tokens of a window, and tokens that two windows share, as in training (the library's ``run_qa``)."""
 
-Window = Mapping[str, Any]
+ContextWindow = Mapping[str, Any]
+"""A stretch of the context with the question before it: an element of ``TextInputs.windows``."""
 
 
 class QuestionAnsweringRunner(Runner[Input, Loaded]):
-    """Answers are pieces of the context, by whole words.
+    """Answers are pieces of the context, always whole words.
 
-    A context that is longer than the window is read in windows that overlap, and the best answers of all
-    windows are taken. ``Prepared.cost`` counts windows.
+    If a context is longer than the window, it is read in windows that overlap. The best answers of all
+    windows are returned. ``Prepared.cost`` counts windows.
     """
 
     backend = "transformers"
@@ -37,7 +38,9 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
         if not weights.tokenizer.is_fast:
-            raise load_failed(context.entry, "its tokenizer does not tell where in the text a token stands")
+            raise load_failed(
+                context.entry, "its tokenizer does not give the positions of tokens in the text"
+            )
         self._texts = TextInputs(weights)
         self._window = min(self._texts.window, MAX_WINDOW)
         self._cls_id: int | None = weights.tokenizer.cls_token_id
@@ -47,22 +50,22 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         return load_pretrained(context, "AutoModelForQuestionAnswering", tokenizer=True)
 
     def group_key(self, item: Input) -> Hashable:
-        # What config holds concerns postprocess only.
+        # Only postprocess uses the config.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         if item.context is None:
-            raise invalid_field("context", "this model finds answers in a text and needs one")
+            raise invalid_field("context", "this model finds answers in a text; set context")
         for name, history in (("prev_q", item.prev_q), ("prev_a", item.prev_a)):
             if history:
-                raise invalid_field(name, "this model knows no conversations; leave prev_q and prev_a out")
+                raise invalid_field(name, "this model takes no conversation; leave prev_q and prev_a out")
         question = self._texts.cut(item.question, self._window // 2)
         room = self._window - self._texts.length(question, "")
         stride = min(MAX_OVERLAP, self._window // 2, room // 2)
         windows = self._texts.windows(
             question, item.context, window=self._window, stride=stride, field="context"
         )
-        # The other windows hold nothing of the context, which may be all spaces.
+        # A window may hold nothing of the context, for example if that is only spaces.
         windows = [window for window in windows if 1 in window["sequence_ids"]]
         if not windows:
             raise invalid_field("context", "holds nothing that the model can read")
@@ -70,7 +73,7 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         return Prepared(item, windows, cost=tokens / self._window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
-        """For each item a pair a window: the logits of where an answer starts and ends."""
+        """For each item one pair per window: the logits of an answer's start and of its end."""
 
         def ends(**inputs: Any) -> tuple[Any, Any]:
             found = self.weights.model(**inputs)
@@ -99,12 +102,12 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         )
 
     def _spans(
-        self, window: Window, start: NDArray[np.float32], end: NDArray[np.float32], longest: int
+        self, window: ContextWindow, start: NDArray[np.float32], end: NDArray[np.float32], longest: int
     ) -> Iterator[tuple[float, tuple[int, int]]]:
-        """Score and place of the window's possible answers, best first.
+        """Score and position of the possible answers in the window, best first.
 
-        As the library's pipeline had it: the score of a span is the product of the softmaxes of its ends
-        over the context and the token that stands for "no answer".
+        As in the library's former pipeline, the score of a span is the product of two softmaxes, of its start
+        and of its end. Each runs over the context and the token that means "no answer".
         """
         import numpy as np
 
@@ -114,15 +117,15 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
         allowed = np.where(inside | silent, 0.0, -np.inf)
         starts, ends = (softmax(logits[:length] + allowed) * inside for logits in (start, end))
         scores = np.tril(np.triu(np.outer(starts, ends)), longest - 1)
-        # A small part of all pairs: the others end before they start, or too far from there.
+        # Only a small part of all pairs is left: the others end before they start, or are too long.
         places = np.flatnonzero(scores)
         for place in places[np.argsort(-scores.flat[places], kind="stable")]:
             first, last = divmod(int(place), length)
             yield float(scores[first, last]), _by_words(window, first, last)
 
 
-def _by_words(window: Window, first: int, last: int) -> tuple[int, int]:
-    """From the start of the first token's word to the end of the last one's, in code points."""
+def _by_words(window: ContextWindow, first: int, last: int) -> tuple[int, int]:
+    """From the start of the first token's word to the end of the last token's word, in code points."""
     words, sequences, offsets = window["word_ids"], window["sequence_ids"], window["offset_mapping"]
 
     def same(one: int, other: int) -> bool:

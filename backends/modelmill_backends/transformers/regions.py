@@ -1,4 +1,4 @@
-"""What the runners that find regions of images share: images of any shape in, named tensors out."""
+"""Helpers of the runners that find regions of images: inputs for images of any shape, outputs by name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
-from modelmill_backends.failures import module_missing
+from modelmill_backends.contract import LoadContext
+from modelmill_backends.failures import load_failed, module_missing
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.images import to_arrays
-from modelmill_backends.transformers.weights import Loaded
-from modelmill_tasks.shared.media import open_image
+from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.shared.regions import MAX_OBJECTS, Box, DetectedObject
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SeenImage:
-    """An image as a model sees it."""
+    """An image, prepared for a model."""
 
     arrays: dict[str, NDArray[Any]]
     """The model's inputs by name, without a batch axis."""
     height: int
-    """Of the oriented original, in pixels."""
+    """Height of the oriented original, in pixels."""
     width: int
 
     @property
@@ -42,14 +43,15 @@ class SeenImage:
 
 
 RawOutputs = dict[str, "NDArray[np.float32]"]
-"""Tensors of one image by the names of the model's output, without a batch axis."""
+"""The model's outputs for one image by name, without a batch axis."""
 
 
 class RegionInputs:
-    """Prepares images one at a time by the library's processor, and runs them in batches of one shape.
+    """Prepares images one at a time with the library's processor, and runs images of one shape as a batch.
 
-    Images of different shapes do not share a pass. Padded to one shape they could, but what lies beside the
-    padding would change: the masks reach a DETR's attention, and not its convolutions, and YOLOS has none.
+    Images of different shapes do not share a pass. They could if they were padded to one shape, but the
+    padding would change the results near it: the masks affect a DETR's attention but not its convolutions,
+    and YOLOS has no masks.
     """
 
     def __init__(self, loaded: Loaded, outputs: Sequence[str]) -> None:
@@ -61,13 +63,13 @@ class RegionInputs:
         """Decodes a media field. Runs in threads.
 
         Raises:
-            MediaError: it is no image, damaged, or too narrow for the model.
+            MediaError: it is not an image, or it is damaged or too narrow for the model.
         """
         image = open_image(source)
         try:
             arrays = to_arrays(self._loaded.image_processor, image)
         except ValueError:
-            # What keeps the aspect makes a width of 0 of an image that is very narrow, and refuses it.
+            # A processor that keeps the aspect ratio would scale a very narrow image to a width of 0.
             raise MediaError(
                 ErrorCode.INVALID_MEDIA,
                 f"The image has {image.width} × {image.height} pixels, "
@@ -84,8 +86,8 @@ class RegionInputs:
         """The named outputs of each image, in order, in single precision.
 
         Args:
-            images: What ``prepare`` gave.
-            call: The places of the images of one pass and their inputs → the outputs. The model if None.
+            images: Results of ``prepare``.
+            call: Positions of the images of one pass, and their inputs → the outputs. Default: the model.
         """
         import torch
 
@@ -101,20 +103,16 @@ class RegionInputs:
         return results
 
     def on_device(self, images: Sequence[SeenImage]) -> dict[str, Any]:
-        """The inputs of images of one shape as tensors with a batch axis."""
-        dtype = self._loaded.model.dtype
+        """The inputs of images of one shape, as tensors with a batch axis."""
         inputs = {
             name: self._loaded.stacked_on_device([image.arrays[name] for image in images])
             for name in images[0].arrays
         }
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return self._loaded.in_model_dtype(inputs)
 
 
 def same_shapes(images: Sequence[SeenImage]) -> Iterable[list[int]]:
-    """Which images share a pass: their places, by the shapes of their inputs."""
+    """Positions of the images that share a pass, because their inputs have the same shapes."""
     shapes: dict[Hashable, list[int]] = {}
     for row, image in enumerate(images):
         shapes.setdefault(tuple(array.shape for array in image.arrays.values()), []).append(row)
@@ -122,7 +120,7 @@ def same_shapes(images: Sequence[SeenImage]) -> Iterable[list[int]]:
 
 
 def require_numbers(raw: RawOutputs) -> None:
-    """Refuses an answer with NaN in it, which is above no threshold and would look like: nothing found.
+    """Refuses an answer that contains NaN: NaN is above no threshold, so the result would be empty.
 
     Raises:
         ModelmillError: ``inference_failed``.
@@ -132,13 +130,13 @@ def require_numbers(raw: RawOutputs) -> None:
     if any(np.isnan(array).any() for array in raw.values()):
         raise ModelmillError(
             ErrorCode.INFERENCE_FAILED,
-            "The model's answer holds values that are no numbers, as half precision may bring: "
-            'options = { dtype = "float32" } in its catalogue entry helps then.',
+            "The model's answer holds values that are not numbers. Half precision may cause this: "
+            'set options = { dtype = "float32" } in its catalogue entry.',
         )
 
 
 def as_outputs(raw: RawOutputs) -> Any:
-    """One image's tensors as the library's processors want them: with a batch axis, by attribute.
+    """One image's outputs as the library's processors take them: attributes, with a batch axis.
 
     Raises:
         ModelmillError: ``inference_failed``, as ``require_numbers``.
@@ -156,8 +154,8 @@ def detected(
 
     Args:
         found: Score, label and corners (left, top, right, lower) in pixels.
-        image: Boxes are clipped to it. What lies outside of it, as in OWLv2's padding, is left out.
-        top_k: How many at most; ``MAX_OBJECTS`` if None.
+        image: Boxes are clipped to this image. Objects outside it, as in OWLv2's padding, are left out.
+        top_k: The largest number of objects; None means ``MAX_OBJECTS``.
     """
     inside = ((score, label, _clipped(corners, image)) for score, label, corners in found)
     seen = (one for one in inside if one[2][2] > one[2][0] and one[2][3] > one[2][1])
@@ -180,8 +178,28 @@ def labels_of(model: Any) -> dict[int, str]:
     return {int(index): str(label) for index, label in model.config.id2label.items()}
 
 
+def load_for_images(context: LoadContext, auto_class: str, method: str, lack: str) -> Loaded:
+    """Loads a model whose image processor must also turn the model's answer into results.
+
+    Args:
+        context: The model's.
+        auto_class: As in ``load_pretrained``.
+        method: The processor's method that does so.
+        lack: The ability that a processor without this method lacks, for the message.
+
+    Raises:
+        ModelmillError: ``model_load_failed``: as ``load_pretrained``, or the processor has no such method.
+    """
+    loaded = load_pretrained(context, auto_class, images=True)
+    if not hasattr(loaded.image_processor, method):
+        kind = type(loaded.image_processor).__name__
+        loaded.close()
+        raise load_failed(context.entry, f"a {kind} does not {lack}")
+    return loaded
+
+
 def model_type(entry: ModelEntry) -> str:
-    """What architecture the entry's ``config.json`` names; reads the weights not yet.
+    """The architecture that the entry's ``config.json`` names. Does not fetch the weights.
 
     Raises:
         ModelmillError: ``model_load_failed``: no source, or the hub cannot be reached.
@@ -192,7 +210,7 @@ def model_type(entry: ModelEntry) -> str:
 
 
 def require_scipy(entry: ModelEntry, loaded: Loaded) -> None:
-    """For processors that resize with scipy, which the library imports only when it is there.
+    """Checks that scipy is installed, for processors that resize with it. The library does not check it.
 
     Raises:
         ModelmillError: ``model_load_failed``.

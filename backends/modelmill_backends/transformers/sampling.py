@@ -1,7 +1,7 @@
 """Chooses the next token of each row of a batch by the row's own settings.
 
-``transformers`` applies one configuration to a whole batch. Here its greedy search is the outer loop: for
-rows that sample, the token is drawn before, and is the only one left when the search takes the likeliest.
+``transformers`` applies one configuration to a whole batch. Here its greedy search is the outer loop. For a
+row that samples, this module draws the token first and excludes all others, so the search must take it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.transformers.decoding import DecodingSettings
 
 MINUS_INFINITY = float("-inf")
 
@@ -17,23 +17,28 @@ MINUS_INFINITY = float("-inf")
 class Chooser:
     """A logits processor of the library, for one pass of ``generate``.
 
-    The order is that of the library: repetition penalty, least length, temperature, top_k, top_p.
+    The order is the library's: repetition penalty, minimum length, temperature, top_k, top_p.
 
     Attributes:
-        broken: ``[rows]``: a logit of the row was not a number, so that its text means nothing.
+        broken: ``[rows]``: a logit of the row was not a number, so its text is meaningless.
     """
 
     def __init__(
-        self, rows: Sequence[Settings], sequence: Sequence[int], padding: Any, eos: Sequence[int], device: str
+        self,
+        rows: Sequence[DecodingSettings],
+        sequence: Sequence[int],
+        padding: Any,
+        eos: Sequence[int],
+        device: str,
     ) -> None:
-        """Makes one.
+        """Prepares the choice for the rows of one pass.
 
         Args:
             rows: The settings of each row.
-            sequence: Which of its item's answers each row is; its seed is the item's plus this.
-            padding: ``[rows]``: tokens of padding at the left; None where there are none.
+            sequence: The number of the row among its item's answers; it is added to the item's seed.
+            padding: ``[rows]``: number of padding tokens at the left; None without padding.
             eos: Tokens that end a text.
-            device: Where the logits are.
+            device: The device of the logits.
         """
         import torch
 
@@ -43,7 +48,7 @@ class Chooser:
         self._step = 0
         self.broken: Any = torch.zeros(len(rows), dtype=torch.bool, device=device)
         self.ended = [False] * len(rows)
-        """Rows for which no more tokens need be drawn."""
+        """Rows for which no more tokens need to be drawn."""
         penalties = [row.repetition_penalty for row in rows]
         self._penalty = torch.tensor(penalties, device=device)[:, None] if set(penalties) != {1.0} else None
         self._drawn = [index for index, row in enumerate(rows) if row.samples]
@@ -67,7 +72,7 @@ class Chooser:
         return scores
 
     def _penalised(self, ids: Any, scores: Any) -> Any:
-        """Keskar et al. 2019 (CTRL), over the prompt and the text so far."""
+        """The repetition penalty of Keskar et al. 2019 (CTRL), over the prompt and the text so far."""
         import torch
 
         size = scores.shape[-1]
@@ -93,9 +98,9 @@ class Chooser:
 
 
 class _Sampler:
-    """Draws a token for each of some rows, from each row's own stream of random numbers."""
+    """Draws one token for each row that samples, from the row's own stream of random numbers."""
 
-    def __init__(self, rows: Sequence[Settings], sequence: Sequence[int], device: str) -> None:
+    def __init__(self, rows: Sequence[DecodingSettings], sequence: Sequence[int], device: str) -> None:
         import torch
 
         def column(values: Sequence[float]) -> Any:
@@ -114,14 +119,15 @@ class _Sampler:
             self._streams.append(stream)
 
     def draw(self, scores: Any, active: Sequence[bool]) -> Any:
-        """One token ``[rows]`` of scores ``[rows, vocabulary]``; those of inactive rows mean nothing.
+        """One token ``[rows]`` from scores ``[rows, vocabulary]``; tokens of inactive rows are meaningless.
 
-        The same token as ``torch.multinomial`` draws with the row's generator: it too divides by exponential
-        noise and takes the largest, but also stops the whole batch for one row without a valid number.
+        The result equals ``torch.multinomial`` with the row's generator, which also divides by exponential
+        noise and takes the largest. But ``multinomial`` fails for the whole batch if one row has no valid
+        number.
         """
         import torch
 
-        # The largest is 0 then, so that no temperature makes an infinity of it.
+        # Afterwards the largest score is 0, so no temperature can make it infinite.
         scores = (scores - scores.amax(-1, keepdim=True)) / self._temperature
         scores = self._nucleus(self._likeliest(scores))
         noise = torch.ones_like(scores)
@@ -131,7 +137,7 @@ class _Sampler:
         return (scores.softmax(-1) / noise).argmax(-1)
 
     def _likeliest(self, scores: Any) -> Any:
-        """Only the ``top_k`` of each row, and those that are as likely as the last of them."""
+        """Keeps the ``top_k`` best scores of each row, and those equal to the last of them."""
         import torch
 
         size = scores.shape[-1]
@@ -146,7 +152,7 @@ class _Sampler:
         return scores.masked_fill((scores < least) & ~free, MINUS_INFINITY)
 
     def _nucleus(self, scores: Any) -> Any:
-        """Only the likeliest that together reach ``top_p`` (Holtzman et al. 2020), at least one."""
+        """Keeps the most probable tokens that reach ``top_p`` in sum (Holtzman et al. 2020), at least one."""
         if self._top_p is None:
             return scores
         ordered, places = scores.sort(descending=False)

@@ -1,7 +1,8 @@
-"""Cuts an image into segments by the masks that a model answers with, in memory of a few images' size.
+"""Cuts an image into segments by a model's masks, with the memory of a few images.
 
-The results are those of the library's processors (``post_process_*_segmentation``), which scale every mask of
-a model to the image at once: 100 masks of a photo of 12 megapixels are 5 GB. Here it is one at a time.
+The results equal those of the library's processors (``post_process_*_segmentation``). But these scale all
+masks of a model to the image at once: 100 masks of a photo of 12 megapixels are 5 GB. Here one mask is
+scaled at a time.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MASK_THRESHOLD = 0.5
-"""How sure the model must be of a pixel, as everywhere in the library."""
+"""Lowest probability of a pixel that belongs to a mask, as in the library."""
 OVERLAP = 0.5
-"""What must be left of a segment where others cover it, as a share of its own mask; the pipeline's value."""
+"""Share of a segment's own mask that other segments must leave visible; the pipeline's value."""
 MASK2FORMER_SIZE = (384, 384)
 """The library scales Mask2Former's masks to this size first."""
 
@@ -36,7 +37,7 @@ Item = TypeVar("Item", bound=TaskInput)
 
 
 class Found(NamedTuple):
-    """A segment: its label's index, its score and which pixels ``[height, width]`` of the image it has."""
+    """A segment: the index of its label, its score and its pixels ``[height, width]`` in the image."""
 
     label: int
     score: float
@@ -45,14 +46,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of model that gives one mask a query: the names of its outputs, and how to read them."""
+    """A kind of model with one mask per query: the names of its outputs, and how to read them."""
 
     classes: str
-    """Output ``[queries, labels + 1]``; the last label means: nothing."""
+    """Output ``[queries, labels + 1]``; the last label means "no object"."""
     masks: str
     """Output ``[queries, height, width]``."""
     overlapping: bool = True
-    """Whether its instances may overlap, and are ranked by label and mask together."""
+    """Whether its instances may overlap and are ranked by the scores of label and mask."""
     first_size: tuple[int, int] | None = None
 
     def mask(self, raw: RawOutputs, query: int) -> Any:
@@ -72,14 +73,14 @@ FAMILIES = {
 
 
 class SegmentationRunner(Runner[Item, Loaded]):
-    """Base of the runners that segment: one set of weights answers all of their tasks."""
+    """Base of the runners that segment. One set of weights answers all their tasks."""
 
     backend = "transformers"
 
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
         self.family = FAMILIES.get(weights.model.config.model_type)
-        """None for a model that can do semantic segmentation only."""
+        """None for a model that can only do semantic segmentation."""
         names = ("logits",) if self.family is None else (self.family.classes, self.family.masks)
         self._images = RegionInputs(weights, names)
         self.labels = labels_of(weights.model)
@@ -91,7 +92,7 @@ class SegmentationRunner(Runner[Item, Loaded]):
         return load_pretrained(context, name, images=True)
 
     def group_key(self, item: Item) -> Hashable:
-        # The config concerns postprocess only.
+        # Only postprocess uses the config.
         return ()
 
     def prepared(self, item: Item, image: str) -> Prepared[Item]:
@@ -102,10 +103,10 @@ class SegmentationRunner(Runner[Item, Loaded]):
 
 
 def instances(raw: RawOutputs, family: Family, size: tuple[int, int], threshold: float) -> Iterator[Found]:
-    """The objects with at least ``threshold`` as score, best first. Their masks may overlap.
+    """The objects with a score of at least ``threshold``, best first. Their masks may overlap.
 
-    Source: the processors' ``post_process_instance_segmentation``, with ``return_binary_maps`` where it has
-    that: it says itself that one map for all is wrong where instances overlap.
+    Source: the processors' ``post_process_instance_segmentation``, with ``return_binary_maps`` if it has that
+    parameter. Its documentation says that a single map is wrong if instances overlap.
     """
     import torch
     from torch.nn.functional import interpolate
@@ -119,7 +120,7 @@ def instances(raw: RawOutputs, family: Family, size: tuple[int, int], threshold:
     ranked: list[tuple[float, int, int]] = []
     for score, place in zip(best.tolist(), places.tolist(), strict=True):
         query, label = divmod(place, scores.shape[1])
-        # A mask's own score is 1 at most, so what is below the threshold here stays there.
+        # A mask's own score is at most 1, so a score below the threshold stays below it.
         if score >= threshold:
             logits = family.mask(raw, query)
             inside = logits > 0
@@ -134,7 +135,7 @@ def instances(raw: RawOutputs, family: Family, size: tuple[int, int], threshold:
 
 
 def panoptic(raw: RawOutputs, family: Family, size: tuple[int, int], threshold: float) -> Iterator[Found]:
-    """Segments with a score above ``threshold``, best first. No pixel is in two of them.
+    """Segments with a score above ``threshold``, best first. Each pixel is in at most one of them.
 
     Source: the processors' ``compute_segments`` without labels to fuse, as the pipeline calls it.
     """
@@ -178,7 +179,7 @@ def semantic(raw: RawOutputs, family: Family | None, size: tuple[int, int]) -> N
 
 
 def _winners(scores: Any, size: tuple[int, int]) -> NDArray[np.int16]:
-    """Which of ``scores[labels, h, w]`` is the largest at each pixel when all are scaled to ``size``."""
+    """The label with the largest of ``scores[labels, h, w]`` at each pixel, after scaling to ``size``."""
     import torch
 
     top = torch.full(size, -torch.inf)
@@ -192,17 +193,17 @@ def _winners(scores: Any, size: tuple[int, int]) -> NDArray[np.int16]:
 
 
 def _candidates(scores: Any) -> list[int]:
-    """The labels that can be the largest anywhere: of 150, an image mostly has a dozen.
+    """The labels that can have the largest score at some pixel: usually a dozen of 150.
 
-    A scaled value lies between the least and the largest of four neighbours. A label whose largest is below
-    some other's least, in each group of four, is nowhere on top.
+    A scaled value is between the smallest and the largest of four neighbours. If, in each group of four, a
+    label's largest value is below the smallest value of another label, it cannot have the largest score.
     """
     from torch.nn.functional import max_pool2d
 
     kernel = tuple(min(2, edge) for edge in scores.shape[1:])
     most = max_pool2d(scores[None], kernel, stride=1)[0]
     least = -max_pool2d(-scores[None], kernel, stride=1)[0]
-    # What rounding may do to a scaled value.
+    # Rounding can change a scaled value by this much.
     slack = 1e-5 * float(scores.abs().max())
     reach = (most >= least.amax(0) - slack).flatten(1).any(1)
     found: list[int] = reach.nonzero().flatten().tolist()

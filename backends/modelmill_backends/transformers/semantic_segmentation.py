@@ -1,4 +1,4 @@
-"""Semantic segmentation by SegFormer and its like, and by models with one mask a query."""
+"""Semantic segmentation by SegFormer and similar models, and by models with one mask per query."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelmill_tasks.semantic_segmentation import Input, Output, Stuff
 
 
 class SemanticSegmentationRunner(SegmentationRunner[Input]):
-    """The labels that occur, by their index in the model."""
+    """Returns the labels that occur, in the order of their index in the model."""
 
     task = "semantic-segmentation"
 

@@ -1,4 +1,4 @@
-"""Models that read a text and write another (``AutoModelForSeq2SeqLM``): what their runners share."""
+"""The base of the runners on models that read a text and write another (``AutoModelForSeq2SeqLM``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
-from modelmill_backends.shared.sentences import pad
+from modelmill_backends.shared.sentences import least_limit, pad
 from modelmill_backends.transformers.causal import config_of
 from modelmill_backends.transformers.decoding import Defaults
 from modelmill_backends.transformers.generation import Generative, Request, beam_group, generate, generative
@@ -15,19 +15,19 @@ from modelmill_backends.transformers.stopping import Row
 from modelmill_backends.transformers.weights import load_pretrained
 
 DEFAULT_WINDOW = 512
-"""Tokens read of a text, where the model names no bound: that of T5."""
+"""Number of tokens that are read of a text, if the model sets no limit; as for T5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One text, ready for the model."""
+    """One text, prepared for the model."""
 
     ids: list[int]
     request: Request
 
 
 class Seq2SeqRunner(Runner[Item, Generative]):
-    """Base of the runners on such a model; one model's runners share its weights."""
+    """Base of the runners on such a model. The runners of one model share its weights."""
 
     backend = "transformers"
 
@@ -36,17 +36,16 @@ class Seq2SeqRunner(Runner[Item, Generative]):
         config = weights.loaded.model.config
         self.model_type: str = config.model_type
         self.task_params: Mapping[str, Any] = getattr(config, "task_specific_params", None) or {}
-        """What older configurations say of single tasks, by ``summarization``, ``translation_en_to_de``, …"""
-        # An absent limit is a huge number, such as 10 ** 30.
+        """Parameters of tasks in older configurations: ``summarization``, ``translation_en_to_de``, …"""
         limits = [weights.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-        self.reads = min([int(limit) for limit in limits if limit and limit < 1_000_000] or [DEFAULT_WINDOW])
+        self.reads = least_limit(limits, DEFAULT_WINDOW)
 
     @classmethod
     def load(cls, context: LoadContext) -> Generative:
         return generative(load_pretrained(context, "AutoModelForSeq2SeqLM", tokenizer=True))
 
     def params_of(self, item: Item) -> Mapping[str, Any]:
-        """The part of ``task_params`` that is for this item."""
+        """The part of ``task_params`` for this item."""
         return {}
 
     def group_key(self, item: Item) -> Hashable:
@@ -54,12 +53,12 @@ class Seq2SeqRunner(Runner[Item, Generative]):
         return beam_group(self._defaults(params), config_of(item)), self._rules(params)
 
     def prepared(self, item: Item, ids: list[int], first_token: int | None = None) -> Prepared[Item]:
-        """The item, with its text's tokens.
+        """The item, with the tokens of its text.
 
         Args:
             item: The item.
             ids: Tokens for the encoder.
-            first_token: What the answer has to begin with, such as the token of a language.
+            first_token: The token that the answer must begin with, such as that of a language.
         """
         window = self.weights.window
         room = None if window is None else window - 1
@@ -87,6 +86,6 @@ class Seq2SeqRunner(Runner[Item, Generative]):
         return self.weights.defaults.over(params) if params else self.weights.defaults
 
     def _rules(self, params: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-        """What of a task's parameters the library applies to all rows of a pass alike."""
+        """The parameters of a task that the library applies to all rows of a pass."""
         size = params.get("no_repeat_ngram_size")
         return (("no_repeat_ngram_size", size),) if size else ()

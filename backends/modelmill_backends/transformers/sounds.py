@@ -1,4 +1,4 @@
-"""Audio as the library's models take it, and the loading of their feature extractors."""
+"""Inputs for the library's audio models, and the loading of their feature extractors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.shared.audio import open_audio, require_codecs
-from modelmill_backends.transformers.weights import Loaded, Options, load_pretrained
+from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from modelmill_backends.shared.audio import Samples
 
 MIN_S = 0.1
-"""Seconds below which a recording holds too few frames for an encoder."""
+"""A recording of fewer seconds has too few frames for an encoder."""
 MAX_ROWS = 16
-"""Recordings, or pieces of them, of one forward pass."""
+"""The most recordings, or pieces of recordings, in one forward pass."""
 
 
 @dataclass(slots=True)
 class Sounds:
-    """A model for audio with what makes its inputs."""
+    """An audio model with its feature extractor."""
 
     loaded: Loaded
     extractor: Any
@@ -38,15 +38,15 @@ class Sounds:
 
     @property
     def rate(self) -> int:
-        """Samples a second that the model takes."""
+        """Samples per second that the model takes."""
         return int(self.extractor.sampling_rate)
 
     @property
     def may_pad(self) -> bool:
-        """Whether recordings of several lengths can share a pass without changing each other's results.
+        """Whether recordings of different lengths can share a pass without changing each other's results.
 
-        Of the wav2vec2 family only models with layer norm were trained with an attention mask; a group norm
-        takes its mean over all of the time, the padding too. Of others nothing is known here.
+        In the wav2vec2 family only models with layer norm were trained with an attention mask. A group norm
+        takes its mean over the whole time axis, including padding. Other models are treated as unable.
         """
         config = self.model.config
         norm = getattr(config, "feat_extract_norm", None)
@@ -57,7 +57,7 @@ class Sounds:
         """``[samples]`` at the model's rate.
 
         Raises:
-            MediaError: it cannot be read, or is shorter than ``MIN_S``.
+            MediaError: the audio cannot be read, or it is shorter than ``MIN_S``.
         """
         samples = open_audio(source, self.rate)
         if samples.size < MIN_S * self.rate:
@@ -72,7 +72,7 @@ class Sounds:
     def run(self, rows: Sequence[Mapping[str, NDArray[Any]]]) -> list[NDArray[np.float32]]:
         """The logits of each row of inputs, in order: ``[labels]``, or ``[frames, labels]``.
 
-        Rows share a pass where they are of one shape or may be padded. Frames of the padding stay in.
+        Rows share a pass if they have the same shape or may be padded. The result includes padding frames.
         """
         import torch
 
@@ -92,18 +92,15 @@ class Sounds:
     def _on_device(self, rows: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
         inputs = {name: self._stacked([row[name] for row in rows]) for name in rows[0]}
         if not self.may_pad:
-            # Of equal lengths there is nothing to mask, and some models do worse with a mask of ones.
+            # With equal lengths there is nothing to mask, and some models do worse with a mask of ones.
             inputs.pop("attention_mask", None)
-        dtype = self.model.dtype
-        return {
-            name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()
-        }
+        return self.loaded.in_model_dtype(inputs)
 
     def _stacked(self, values: Sequence[NDArray[Any]]) -> Any:
         import numpy as np
 
         longest = max(value.shape[0] for value in values)
-        # Zeros are silence, and masked.
+        # Zeros are silence, and they are masked.
         padded = [
             np.pad(value, [(0, longest - value.shape[0]), *[(0, 0)] * (value.ndim - 1)]) for value in values
         ]
@@ -123,7 +120,7 @@ def load_sounds(context: LoadContext, auto_class: str, *, tokenizer: bool = Fals
     loaded = load_pretrained(context, auto_class, tokenizer=tokenizer)
     import transformers
 
-    trusted = read_options(context.entry, Options).trust_remote_code
+    trusted = read_options(context.entry, TransformersOptions).trust_remote_code
     extractors: Any = transformers.AutoFeatureExtractor
     try:
         extractor = extractors.from_pretrained(

@@ -1,4 +1,4 @@
-"""Ends each row of a batch where its own settings say, and tells how far the rows are."""
+"""Ends each row of a batch where its own settings ask for it, and reports the progress of the rows."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmill_backends.progress import Progress
-from modelmill_backends.transformers.decoding import Settings
+from modelmill_backends.progress import ProgressSink
+from modelmill_backends.transformers.decoding import DecodingSettings
 from modelmill_tasks.shared.generation import FinishReason
 
 SLACK = 4
-"""Tokens looked at beside those that a stop string can consist of: some give no characters."""
+"""Additional tokens in the search for a stop string, because some tokens give no characters."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(slots=True)
 class Row:
-    """One text that is being made.
+    """One text that is being generated.
 
     Attributes:
-        item: Place in the batch of the item that it answers.
-        settings: The item's.
-        sequence: Which of the item's answers it is.
-        context: The last tokens of the prompt, where the text goes on from it; else nothing.
-        ends: Tokens that end it, beside the model's own.
-        tokens: What was made so far.
-        reason: Why it ended; None while it goes on.
-        broken: The model gave no numbers for it.
+        item: Position of its item in the batch.
+        settings: The item's settings.
+        sequence: Its number among the item's answers.
+        context: The last tokens of the prompt, if the text continues the prompt; otherwise empty.
+        ends: Tokens that end it, in addition to the model's own.
+        tokens: The tokens so far.
+        reason: Why it ended; None until then.
+        broken: The model's scores for it were not numbers.
     """
 
     item: int
-    settings: Settings
+    settings: DecodingSettings
     sequence: int = 0
     context: Sequence[int] = ()
     ends: Collection[int] = ()
@@ -43,16 +43,16 @@ class Row:
 
 
 def continuation(decode: Decode, context: Sequence[int], tokens: Sequence[int]) -> str:
-    """The text of ``tokens`` as it follows on that of ``context``: with the space that it begins with."""
+    """The text of ``tokens`` as a continuation of ``context``, including a space at its beginning."""
     if not context:
         return decode(tokens)
     before, whole = decode(context), decode([*context, *tokens])
-    # A character whose bytes lie on both sides is not the same in both.
+    # If a character has bytes on both sides, the whole does not begin with the text of the context.
     return whole[len(before) :] if whole.startswith(before) else decode(tokens)
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first of the stop strings in it, and whether there is one."""
+    """The text before its first stop string, and whether it has one."""
     places = [place for place in map(text.find, stop) if place >= 0]
     return (text[: min(places)], True) if places else (text, False)
 
@@ -64,16 +64,21 @@ class Watch:
     """
 
     def __init__(
-        self, rows: Sequence[Row], eos: Collection[int], decode: Decode, progress: Progress, ended: list[bool]
+        self,
+        rows: Sequence[Row],
+        eos: Collection[int],
+        decode: Decode,
+        progress: ProgressSink,
+        ended: list[bool],
     ) -> None:
-        """Makes one.
+        """Prepares the criterion for the rows of one pass.
 
         Args:
-            rows: What is made; their tokens and reasons are filled in here.
+            rows: The texts; this object fills in their tokens and reasons.
             eos: Tokens that end any text of the model.
-            decode: Tokens to text.
-            progress: Whom to tell, and to ask whether an item is still wanted.
-            ended: ``[rows]``, set when a row has ended.
+            decode: Turns tokens into text.
+            progress: Receives the progress, and says which items are canceled.
+            ended: ``[rows]``; this object sets an element when its row has ended.
         """
         self._rows = rows
         self._eos = frozenset(eos)
@@ -81,13 +86,13 @@ class Watch:
         self._progress = progress
         self._ended = ended
         self._started = time.monotonic()
-        # In bytes: a token holds at least one.
+        # The number of bytes is enough: each token has at least one.
         self._reach = [
             max((len(stop.encode()) for stop in row.settings.stop), default=0) + SLACK for row in rows
         ]
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
-        """Which rows have ended ``[rows]``, after tokens ``[rows, length]``."""
+        """Whether each row has ended, ``[rows]``, after tokens ``[rows, length]``."""
         import torch
 
         spent = time.monotonic() - self._started
@@ -121,14 +126,14 @@ class Watch:
         last = self._decode([*row.context, *row.tokens[-reach:]][-reach:])
         if not cut(last, stop)[1]:
             return False
-        # The prompt's end may be part of what was found.
+        # The match may begin in the prompt.
         return cut(continuation(self._decode, row.context, row.tokens), stop)[1]
 
 
 class BeamWatch:
-    """As ``Watch``, for a beam search: its rows are candidates of items, several an item."""
+    """As ``Watch``, for a beam search: its rows are candidates, several per item."""
 
-    def __init__(self, items: Sequence[int], settings: Settings, progress: Progress) -> None:
+    def __init__(self, items: Sequence[int], settings: DecodingSettings, progress: ProgressSink) -> None:
         self._items = items
         self._settings = settings
         self._progress = progress
@@ -137,7 +142,7 @@ class BeamWatch:
         self.out_of_time = False
 
     def __call__(self, ids: Any, scores: Any, **_: Any) -> Any:
-        """Which candidates have ended ``[items * candidates]``."""
+        """Whether each candidate has ended, ``[items * candidates]``."""
         import torch
 
         self._step += 1

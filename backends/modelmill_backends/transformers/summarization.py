@@ -16,7 +16,7 @@ T5_PREFIX = "summarize: "
 
 
 class SummarizationRunner(Seq2SeqRunner[Input]):
-    """The model's parameters for the task, in older configurations, are its defaults."""
+    """The defaults are the model's parameters for the task, which older configurations have."""
 
     task = "summarization"
 

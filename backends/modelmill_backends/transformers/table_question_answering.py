@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LONGEST_TOKEN = 100
-"""Characters; the tokenizer takes no longer word apart."""
+"""Characters. The tokenizer does not split longer words."""
 
 
 class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
-    """Any TAPAS, with a head for aggregation or without.
+    """Any TAPAS, with or without a head for aggregation.
 
-    Rows that cannot fit are left out before the tokenizer ranks the numbers of each column, so that a table
-    may be longer than the model can count.
+    Rows that cannot fit are left out before the tokenizer ranks the numbers of each column, so a table may
+    have more rows than the model can count.
 
-    ``Prepared.cost`` is the share of the model's window.
+    ``Prepared.cost`` is the item's share of the model's window.
     """
 
     backend = "transformers"
@@ -42,21 +42,21 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         self._texts = TextInputs(weights)
         config = weights.model.config
         if config.model_type != "tapas":
-            raise load_failed(context.entry, f"it is a {config.model_type}; tables are read by TAPAS only")
+            raise load_failed(context.entry, f"it is a {config.model_type}; only TAPAS can read tables")
         self._aggregations = _by_number(config.aggregation_labels) if config.num_aggregation_labels else None
         self._no_aggregation: int | None = config.no_aggregation_label_index
-        # The model has so many embeddings of columns and of rows; 0 is for what is in no table.
+        # The model has so many embeddings for columns and rows; number 0 is for text outside the table.
         self._most_columns, self._most_rows = (size - 1 for size in config.type_vocab_sizes[1:3])
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
         if importlib.util.find_spec("pandas") is None:
-            # The tokenizer takes a table from nothing else.
+            # The tokenizer takes tables only from pandas.
             raise module_missing(context.entry, "pandas", ("tables",))
         return load_pretrained(context, "AutoModelForTableQuestionAnswering", tokenizer=True)
 
     def group_key(self, item: Input) -> Hashable:
-        # Each table becomes a row of tokens.
+        # Tables of any shape become one row of tokens each.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -76,7 +76,7 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
     def postprocess(self, prepared: Prepared[Input], raw: Sequence[NDArray[np.float32]]) -> Output:
         import torch
 
-        # The tokenizer's own way from logits to cells takes tensors with a batch axis.
+        # The tokenizer turns logits into cells; it takes tensors with a batch axis.
         data = {name: torch.tensor([values]) for name, values in prepared.data.items()}
         length = len(prepared.data["input_ids"])
         logits = [torch.from_numpy(part[None, :length].copy()) for part in raw]
@@ -92,7 +92,7 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         return Output(answer=answer, aggregator=aggregator, cells=cells, coordinates=coordinates)
 
     def _query(self, query: str) -> tuple[str, int]:
-        """The query, cut off at half of the window, and its number of tokens."""
+        """The query, cut off at half the window, and its number of tokens."""
         most = self._texts.window // 2
         tokens = self._tokenizer.tokenize(query[: most * LONGEST_TOKEN])
         if not tokens:
@@ -102,20 +102,20 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         return self._tokenizer.convert_tokens_to_string(tokens[:most]), min(len(tokens), most)
 
     def _frame(self, table: dict[str, list[str]], room: int) -> Any:
-        """The table as the tokenizer takes it, without rows that do not fit even with a token a cell."""
+        """The table as the tokenizer takes it, without rows that cannot fit even with one token per cell."""
         import pandas as pd
 
-        # A header and a cell of a token each are the least that a column takes.
+        # A column takes at least two tokens: one for its header and one for a cell.
         most = min(self._most_columns, room // 2)
         if len(table) > most:
             raise invalid_field(
-                "table", f"has {len(table)} columns; beside this query the model takes at most {most}"
+                "table", f"has {len(table)} columns; with this query the model takes at most {most}"
             )
         rows = min(self._most_rows, room // len(table) - 1)
-        # As objects: the type that pandas would choose for texts differs by its version.
+        # dtype=object: the default type for texts depends on the version of pandas.
         return pd.DataFrame({name: column[:rows] for name, column in table.items()}, dtype=object)
 
 
 def _by_number(labels: Any) -> dict[int, str]:
-    """The configuration's labels, whose numbers JSON has made into texts."""
+    """The configuration's labels by number. In JSON their numbers are texts."""
     return {int(number): str(label) for number, label in labels.items()}

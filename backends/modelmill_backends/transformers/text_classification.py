@@ -47,7 +47,7 @@ class TextClassificationRunner(SequenceClassifierRunner[Input]):
         )
 
     def _scores(self, logits: NDArray[np.float32]) -> NDArray[Any]:
-        """As the library's pipeline decides."""
+        """The scores of the labels. The library's pipeline decides in the same way."""
         if self._problem == "regression":
             return logits
         alone = self._problem == "multi_label_classification" or len(self._labels) == 1

@@ -1,4 +1,4 @@
-"""Text embedding by any encoder of ``AutoModel``, pooled as sentence-transformers would."""
+"""Text embedding by any encoder of ``AutoModel``, pooled as in sentence-transformers."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from modelmill_tasks.text_generation import Choice, Input, Output
 
 
 class TextGenerationRunner(CausalRunner[Input]):
-    """Continues the text or, where there is a system message, answers it in the form of a chat."""
+    """Continues the text. If there is a system message, answers the text as in a chat."""
 
     task = "text-generation"
 

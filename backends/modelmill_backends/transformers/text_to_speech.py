@@ -1,4 +1,4 @@
-"""Text to speech by VITS, MMS-TTS among them."""
+"""Text to speech by VITS, including MMS-TTS."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHARACTERS_PER_COST = 200
-"""Characters of text that count as one of a batch."""
+"""So many characters of text count as one item of a batch's capacity."""
 
 
 class TextToSpeechRunner(Runner[Input, Loaded]):
-    """Speaks one text after the other: the model draws from the one global generator of random numbers, and
-    how much it draws depends on the longest text of a pass. So each text has its seed to itself."""
+    """Speaks one text after the other.
+
+    The model draws from the global generator of random numbers, and how much it draws depends on the longest
+    text of a pass. So each text has its own pass, and its own seed.
+    """
 
     backend = "transformers"
     task = "text-to-speech"
@@ -37,7 +40,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
     def load(cls, context: LoadContext) -> Loaded:
         entry = context.entry
         require_codecs(entry)
-        # Half precision rounds how long each sound lasts, and these models are small.
+        # Half precision would round the length of each sound, and these models are small.
         options = {"dtype": "float32"} | entry.options
         exact = replace(context, entry=entry.model_copy(update={"options": options}))
         loaded = load_pretrained(exact, "AutoModelForTextToWaveform", tokenizer=True)
@@ -48,7 +51,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         return loaded
 
     def group_key(self, item: Input) -> Hashable:
-        # Each is spoken by itself.
+        # forward runs each item in a separate pass.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -89,7 +92,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         model, config = self.weights.model, prepared.item.config
         on_gpu = self.weights.device.kind == "cuda"
         settings = {"speaker_id": config.speaker or 0} if model.config.num_speakers > 1 else {}
-        # What others draw from the generator is not touched.
+        # fork_rng: random numbers of other code stay unchanged.
         with torch.inference_mode(), torch.random.fork_rng(devices=[0] if on_gpu else []):
             torch.manual_seed(config.seed or 0)
             waveform = model(**self.weights.to_device(input_ids=prepared.data), **settings).waveform[0]
@@ -98,11 +101,11 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
 
 
 def wav_url(samples: NDArray[np.float32], rate: int) -> str:
-    """Samples from −1 to 1 as the data URL of a WAV of 16 bits."""
+    """Samples from −1 to 1 as a 16-bit WAV in a data URL."""
     import numpy as np
     import soundfile
 
-    # A model of half precision may overflow; a gap is better than noise.
+    # A model in half precision may overflow. Silence is better than noise.
     clean = np.clip(np.nan_to_num(samples), -1.0, 1.0)
     buffer = io.BytesIO()
     soundfile.write(buffer, clean, rate, format="WAV", subtype="PCM_16")
@@ -110,12 +113,12 @@ def wav_url(samples: NDArray[np.float32], rate: int) -> str:
 
 
 def _unfit(loaded: Loaded) -> str | None:
-    """Why a model cannot be used, or None."""
+    """The reason why a model cannot be used, or None."""
     tokenizer = loaded.tokenizer
     if loaded.model.config.model_type != "vits":
-        return f"a {type(loaded.model).__name__} is not known here: VITS and MMS-TTS are"
+        return f"a {type(loaded.model).__name__} is not supported; VITS and MMS-TTS are"
     if tokenizer.is_uroman and find_spec("uroman") is None:
-        return "it reads texts in Latin letters only after the Python package uroman, which is not installed"
+        return "it needs the Python package uroman to turn texts into Latin letters, which is not installed"
     if tokenizer.phonemize and find_spec("phonemizer") is None:
-        return "it reads phonemes, for which the Python package phonemizer is not installed"
+        return "it needs the Python package phonemizer to turn texts into phonemes, which is not installed"
     return None

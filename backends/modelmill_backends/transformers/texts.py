@@ -1,4 +1,4 @@
-"""Texts for models of ``transformers``: tokenized one at a time in threads, then together on the device."""
+"""Texts for models of ``transformers``: tokenized one by one in threads, then batched on the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Runner
-from modelmill_backends.shared.sentences import DEFAULT_WINDOW
+from modelmill_backends.shared.sentences import DEFAULT_WINDOW, least_limit
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKENS_A_PASS = 32_768
-"""Tokens, padding included, that one pass takes at most: a text may bring a thousand pairs or windows."""
-UNLIMITED = 1_000_000
-"""Tokenizers write windows that have no limit as huge numbers, such as 10 ** 30."""
+"""The most tokens of one pass, padding included: a single item may have a thousand pairs or windows."""
 
 PLAIN: Mapping[str, Any] = {"split_special_tokens": True}
-"""For the tokenizer: a special token's spelling in the text is text. BART takes no batch of texts that
-have different numbers of its end token."""
+"""Makes the tokenizer treat the spelling of a special token in a text as text.
+
+BART refuses a batch of texts with different numbers of its end token.
+"""
 
 NOTHING = "holds nothing that the model can read"
 
 Row = Mapping[str, Sequence[Any]]
-"""The model's inputs for one text, by name, each with a value (or a list of them) a token."""
+"""The model's inputs for one text, by name. Each has one value, or one list of values, per token."""
 
 
 class TextInputs:
@@ -35,8 +35,8 @@ class TextInputs:
 
     Args:
         loaded: The model and its tokenizer.
-        window: Tokens that the model sees at most, special ones included; found out when left out.
-        tokens_a_pass: Tokens, padding included, of one pass.
+        window: Number of tokens that the model can read, special ones included; default: ``window_of``.
+        tokens_a_pass: The most tokens of one pass, padding included.
         whole: The model judges texts as a whole, maybe by their last token.
     """
 
@@ -51,24 +51,24 @@ class TextInputs:
         self._loaded = loaded
         self.window = window or window_of(loaded)
         self._pad_id = getattr(loaded.model.config, "pad_token_id", None)
-        # Such a model finds the last token by the padding's id: without one it takes a text at a time.
+        # Such a model finds the last token by the padding's id. Without that id it takes one text at a time.
         self._tokens_a_pass = 1 if whole and self._pad_id is None else tokens_a_pass
         names = inspect.signature(loaded.model.forward).parameters
         self._takes = frozenset(names)
-        # A cache of keys and values is for generating, and costs memory.
+        # A cache of keys and values helps only when generating, and costs memory.
         self._fixed = {"use_cache": False} if "use_cache" in names else {}
 
     def encode(self, text: Any, pair: Any = None, *, field: str = "text", **options: Any) -> Any:
-        """The tokenizer's ``BatchEncoding`` of a text, or of two; cut off at the window. Runs in threads.
+        """The tokenizer's ``BatchEncoding`` of one or two texts, cut off at the window. Runs in threads.
 
         Args:
             text: The text.
-            pair: A second text behind it.
-            field: The request's field that it comes from.
-            options: The tokenizer's own.
+            pair: A second text after it.
+            field: The request's field that the text comes from.
+            options: Options of the tokenizer.
 
         Raises:
-            ModelmillError: ``invalid_input``: nothing of it is a token.
+            ModelmillError: ``invalid_input``: the text has no tokens.
         """
         settings: dict[str, Any] = {"truncation": True, "max_length": self.window, "verbose": False} | options
         with self._loaded.tokenizing:
@@ -80,21 +80,21 @@ class TextInputs:
     def windows(
         self, text: str, pair: str | None = None, *, window: int, stride: int, field: str = "text"
     ) -> list[dict[str, Any]]:
-        """All of a text, in windows that overlap; of two texts all of the second, each time behind the first.
+        """A whole text in windows that overlap. With two texts, the second in windows, each after the first.
 
         Args:
             text: The text.
             pair: The second text.
-            window: Tokens of a window, special ones included.
-            stride: Tokens that neighbours share.
-            field: The request's field that the windows run over.
+            window: Number of tokens of a window, special ones included.
+            stride: Number of tokens that neighbours share.
+            field: The request's field that is divided into windows.
 
         Returns:
-            For each window the model's inputs and, a value a token, ``offset_mapping`` in code points,
-            ``special_tokens_mask``, ``sequence_ids`` and ``word_ids`` as the library has them.
+            For each window the model's inputs, and, with one value per token, ``offset_mapping`` in code
+            points, ``special_tokens_mask``, ``sequence_ids`` and ``word_ids`` as in the library.
         """
         encoded = self.encode(
-            [text],  # in a list, for windows are rows of a batch
+            [text],  # a list, because windows are rows of a batch
             None if pair is None else [pair],
             field=field,
             truncation="longest_first" if pair is None else "only_second",
@@ -115,23 +115,23 @@ class TextInputs:
         return found
 
     def length(self, text: str, pair: str | None = None, **options: Any) -> int:
-        """Tokens of a text, or of two, special ones included, before anything is cut off.
+        """The number of tokens of one or two texts, special ones included, before they are cut off.
 
         Args:
             text: The text.
-            pair: A second text behind it.
-            options: The tokenizer's own; those that the text will be encoded with.
+            pair: A second text after it.
+            options: The same options of the tokenizer as for ``encode``.
         """
         return len(self.encode(text, pair, truncation=False, max_length=None, **options)["input_ids"])
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """Token ids as the vocabulary writes them."""
+        """The entries of the vocabulary for these token ids."""
         with self._loaded.tokenizing:
             names: list[str] = self._loaded.tokenizer.convert_ids_to_tokens(ids)
         return names
 
     def row(self, encoded: Mapping[str, Any]) -> Row:
-        """What the model takes of what the tokenizer gave."""
+        """The part of the tokenizer's result that the model takes."""
         return {name: values for name, values in encoded.items() if name in self._takes}
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
@@ -141,12 +141,12 @@ class TextInputs:
         return text
 
     def cut(self, text: str, tokens: int) -> str:
-        """The beginning of ``text`` that is ``tokens`` tokens long, or all of it.
+        """The beginning of ``text`` with ``tokens`` tokens, or the whole text if it is shorter.
 
-        Needs a tokenizer that tells offsets; another one's texts stay whole.
+        If the tokenizer does not give offsets, the text stays whole.
         """
         if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
-            # No token is less than a character, but for bytes of one that is rare.
+            # A token has at least one character, except tokens for the bytes of rare characters.
             return text
         offsets = self.encode(
             text, add_special_tokens=False, max_length=tokens + 1, return_offsets_mapping=True
@@ -154,7 +154,7 @@ class TextInputs:
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
     def tail(self, text: str, tokens: int) -> str:
-        """The end of ``text`` that is ``tokens`` tokens long, or all of it; as ``cut``."""
+        """The end of ``text`` with ``tokens`` tokens, or the whole text if it is shorter; as ``cut``."""
         if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
             return text
         offsets = self.encode(
@@ -165,16 +165,16 @@ class TextInputs:
     def run(
         self, rows: Sequence[Row], model: Callable[..., Sequence[Any]]
     ) -> list[tuple[NDArray[np.float32], ...]]:
-        """What ``model`` makes of each row, in order.
+        """The results of ``model`` for each row, in order.
 
-        Rows of like length go together, in as few passes as ``tokens_a_pass`` allows.
+        Rows of similar length share a pass, in as few passes as ``tokens_a_pass`` allows.
 
         Args:
-            rows: From ``row``.
-            model: Takes the model's inputs, ``[n, tokens]`` each, and gives tensors ``[n, …]``.
+            rows: Results of ``row``.
+            model: Takes the model's inputs, ``[n, tokens]`` each, and returns tensors ``[n, …]``.
 
         Returns:
-            For each row its part of each tensor; along an axis of tokens the padding is still there.
+            For each row its part of each tensor. An axis of tokens still includes the padding.
         """
         import torch
 
@@ -184,21 +184,21 @@ class TextInputs:
                 tensors = model(**self._on_device([rows[index] for index in chunk]))
                 arrays = [tensor.float().cpu().numpy() for tensor in tensors]
                 for place, index in enumerate(chunk):
-                    # Copies where there are several passes: a view would keep the whole array alive.
+                    # The parts are views: they keep the arrays of the whole pass in memory.
                     found[index] = tuple(array[place] for array in arrays)
         return found
 
     def logits(self, rows: Sequence[Row]) -> list[NDArray[np.float32]]:
-        """The model's ``logits`` for each row; those of tokens without the padding."""
+        """The model's ``logits`` for each row, as in ``run``."""
         model = self._loaded.model
         found = self.run(rows, lambda **inputs: (model(**inputs).logits,))
         return [logits for (logits,) in found]
 
     def _chunks(self, rows: Sequence[Row]) -> Iterator[list[int]]:
-        """Numbers of the rows of each pass."""
+        """The indices of the rows of each pass."""
         chunk: list[int] = []
         for index in sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"])):
-            # The longest so far: all are padded to it.
+            # This row is the longest so far: all rows of the pass are padded to it.
             length = len(rows[index]["input_ids"])
             if chunk and length * (len(chunk) + 1) > self._tokens_a_pass:
                 yield chunk
@@ -218,7 +218,7 @@ class TextInputs:
 
 
 class SequenceClassifierRunner(Runner[Item, Loaded]):
-    """Base of runners on a model that judges whole texts; those of one model share it."""
+    """Base of runners on a model that judges whole texts. The runners of one model share its weights."""
 
     backend = "transformers"
 
@@ -231,24 +231,24 @@ class SequenceClassifierRunner(Runner[Item, Loaded]):
         return load_pretrained(context, "AutoModelForSequenceClassification", tokenizer=True)
 
     def group_key(self, item: Item) -> Hashable:
-        # Nothing that the caller may set concerns forward.
+        # forward uses nothing that the caller can set.
         return ()
 
 
 def window_of(loaded: Loaded) -> int:
-    """Tokens that the model sees at most: the least of what its tokenizer, settings and weights say."""
+    """Number of tokens that the model can read: the lowest limit of tokenizer, configuration, weights."""
     config = loaded.model.config.get_text_config()
     limits = [loaded.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
     for name, module in loaded.model.named_modules():
         padding = getattr(module, "padding_idx", None)
         if name.endswith("position_embeddings") and padding is not None:
-            # RoBERTa and its kin count positions from behind the padding's.
+            # RoBERTa and similar models count positions from the one after the padding's.
             limits.append(module.num_embeddings - padding - 1)
-    return min([int(limit) for limit in limits if limit and 0 < limit < UNLIMITED] or [DEFAULT_WINDOW])
+    return least_limit(limits, DEFAULT_WINDOW)
 
 
 def _padded(rows: Sequence[Sequence[Any]], value: int) -> NDArray[np.int64]:
-    """``[n, longest, …]`` of whole numbers, padded on the right."""
+    """Whole numbers ``[n, longest, …]``, padded on the right."""
     import numpy as np
 
     arrays = [np.asarray(row, dtype=np.int64) for row in rows]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
-from modelmill_backends.shared.entities import Token, entities
 from modelmill_backends.shared.numerics import softmax
+from modelmill_backends.transformers.entities import Token, entities
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.token_classification import Input, Output
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_OVERLAP = 128
-"""Tokens that neighbouring windows of a long text share."""
+"""The most tokens that neighbouring windows of a long text share."""
 
 
 class TokenClassificationRunner(Runner[Input, Loaded]):
     """The labels are the model's ``id2label``.
 
-    A text longer than the window is read in windows that overlap; a token's scores are those of the window
-    in which it stands further from the cut. ``Prepared.cost`` counts windows.
+    If a text is longer than the window, it is read in windows that overlap. A token in two windows gets its
+    scores from the one in which it is further from the edge. ``Prepared.cost`` counts windows.
     """
 
     backend = "transformers"
@@ -35,7 +35,9 @@ class TokenClassificationRunner(Runner[Input, Loaded]):
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
         if not weights.tokenizer.is_fast:
-            raise load_failed(context.entry, "its tokenizer does not tell where in the text a token stands")
+            raise load_failed(
+                context.entry, "its tokenizer does not give the positions of tokens in the text"
+            )
         self._texts = TextInputs(weights)
         room = self._texts.window - weights.tokenizer.num_special_tokens_to_add()
         self._overlap = min(MAX_OVERLAP, room // 4)
@@ -49,7 +51,7 @@ class TokenClassificationRunner(Runner[Input, Loaded]):
         return load_pretrained(context, "AutoModelForTokenClassification", tokenizer=True)
 
     def group_key(self, item: Input) -> Hashable:
-        # aggregation_strategy concerns postprocess only.
+        # Only postprocess uses aggregation_strategy.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -68,7 +70,7 @@ class TokenClassificationRunner(Runner[Input, Loaded]):
         for window, logits in zip(prepared.data, raw, strict=True):
             own = self._tokens(text, window, softmax(logits[: len(window["input_ids"])]))
             if tokens:
-                # Both windows have read the overlap; each is surer of the half that is further inside.
+                # Both windows include the overlap; each has better scores for the half further inside it.
                 overlap = min(self._overlap, len(own))
                 del tokens[len(tokens) - overlap // 2 :]
                 own = own[overlap - overlap // 2 :]
@@ -85,7 +87,7 @@ class TokenClassificationRunner(Runner[Input, Loaded]):
             if self._marks_subwords:
                 inner = len(names[index]) != end - start
             else:
-                # As the library's pipeline guesses.
+                # The library's pipeline guesses in the same way.
                 inner = start > 0 and " " not in text[start - 1 : start + 1]
             inner = inner and window["input_ids"][index] != unknown
             tokens.append(Token(start, end, scores[index], inner))

@@ -14,7 +14,7 @@ from modelmill_tasks.translation import Input, Output
 
 
 class TranslationRunner(Seq2SeqRunner[Input]):
-    """How languages are named, and where they go, depends on the kind of model (``languages``)."""
+    """The kind of model decides how languages are named and passed to it (``languages``)."""
 
     task = "translation"
 

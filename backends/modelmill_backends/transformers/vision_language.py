@@ -1,4 +1,4 @@
-"""Models that see and write (``AutoModelForImageTextToText`` with a chat template), such as LLaVA."""
+"""Models that take images and write text (``AutoModelForImageTextToText``, with a chat template): LLaVA."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from modelmill_backends.transformers.generation import (
     generative,
     pad_left,
 )
-from modelmill_backends.transformers.weights import Options, load_pretrained
+from modelmill_backends.transformers.weights import TransformersOptions, load_pretrained
 from modelmill_tasks.chat_completion import Message
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One conversation, ready for the model.
+    """One conversation, prepared for the model.
 
     Attributes:
-        request: Its tokens, among them those that stand for images.
-        beside: Further arrays ``[tokens]``, one value a token.
-        images: What the processor made of the images, with an axis of images or of their patches first.
+        request: Its tokens, including those that stand for images.
+        per_token: Further arrays ``[tokens]`` with one value per token.
+        images: The processor's arrays for the images. The first axis counts images or their patches.
     """
 
     request: Request
-    beside: Mapping[str, NDArray[Any]]
+    per_token: Mapping[str, NDArray[Any]]
     images: Mapping[str, NDArray[Any]]
 
 
 class VisionLanguageRunner(Runner[Item, Generative]):
-    """Base of the runners on such a model; one model's runners share its weights."""
+    """Base of the runners on such a model. The runners of one model share its weights."""
 
     backend = "transformers"
     name = "vision"
@@ -54,7 +54,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         import transformers
 
         loaded = load_pretrained(context, "AutoModelForImageTextToText")
-        remote = read_options(context.entry, Options).trust_remote_code
+        remote = read_options(context.entry, TransformersOptions).trust_remote_code
         processors: Any = transformers.AutoProcessor
         processor = processors.from_pretrained(loaded.folder, local_files_only=True, trust_remote_code=remote)
         if not has_template(processor):
@@ -69,16 +69,17 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         return beam_group(self.weights.defaults, config_of(item))
 
     def prepared(self, item: Item, messages: Sequence[Message], field: str) -> Prepared[Item]:
-        """The item, as a conversation.
+        """The item, prepared as a conversation.
 
         Raises:
-            ModelmillError: ``invalid_input``: the template refuses it, or it fills the window; a media code.
+            ModelmillError: ``invalid_input``: the template refuses it, or it fills the window; or a code of
+                media.
         """
         rich, sources = rich_messages(messages)
         text = templated(self.weights.processor, rich, field)
         images = [open_image(source) for source in sources]
         begin = self.weights.tokenizer.bos_token
-        # Some templates write the token that a text begins with, and others leave it to the tokenizer.
+        # Some templates write the token that begins a text; others leave it to the tokenizer.
         options = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
         with self.weights.loaded.tokenizing:
             found = dict(
@@ -86,19 +87,19 @@ class VisionLanguageRunner(Runner[Item, Generative]):
             )
         ids = found.pop("input_ids")
         found.pop("attention_mask", None)
-        beside = {name: values[0] for name, values in found.items() if values.shape == ids.shape}
-        pixels = {name: values for name, values in found.items() if name not in beside}
+        per_token = {name: values[0] for name, values in found.items() if values.shape == ids.shape}
+        pixels = {name: values for name, values in found.items() if name not in per_token}
         room = check_room(field, ids.shape[1], self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         if settings.beams > 1 and len(images) > 1:
-            raise refused("config.num_beams", "beams take one image at most; ask without them")
-        # An array of images goes on where that of the last item ends, so all further axes must be equal. A
-        # beam search repeats them row by row, which needs as many images as rows.
+            raise refused("config.num_beams", "a beam search takes at most one image; leave num_beams out")
+        # The arrays of all items' images are concatenated, so their other axes must be equal. A beam
+        # search repeats images row by row, so it needs one image per row.
         shape = tuple(sorted((name, values.shape[1:]) for name, values in pixels.items()))
         if not pixels and settings.beams == 1:
             shape = ()
         request = Request(settings, ids[0].tolist(), shape=shape)
-        return Prepared(item, Seen(request, beside, pixels), request.cost)
+        return Prepared(item, Seen(request, per_token, pixels), request.cost)
 
     def forward(self, batch: Sequence[Prepared[Item]]) -> Sequence[Any]:
         found: list[Seen] = [prepared.data for prepared in batch]
@@ -110,18 +111,12 @@ class VisionLanguageRunner(Runner[Item, Generative]):
 
     def _inputs(self, rows: Sequence[Seen]) -> dict[str, Any]:
         import numpy as np
-        import torch
 
         model = self.weights
         ids, mask = pad_left([seen.request.prompt for seen in rows], model.pad)
         arrays: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        for name in {name for seen in rows for name in seen.beside}:
-            arrays[name] = pad_left([seen.beside[name].tolist() for seen in rows], 0)[0]
+        for name in {name for seen in rows for name in seen.per_token}:
+            arrays[name] = pad_left([seen.per_token[name].tolist() for seen in rows], 0)[0]
         for name in {name for seen in rows for name in seen.images}:
             arrays[name] = np.concatenate([seen.images[name] for seen in rows if name in seen.images])
-        inputs = model.loaded.to_device(**arrays)
-        dtype: torch.dtype = model.loaded.model.dtype
-        return {
-            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for name, tensor in inputs.items()
-        }
+        return model.loaded.in_model_dtype(model.loaded.to_device(**arrays))

@@ -1,4 +1,4 @@
-"""Visual question answering: among fixed answers (ViLT), or written (BLIP, and models that chat)."""
+"""Visual question answering: with fixed answers (ViLT) or written answers (BLIP, and models that chat)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from modelmill_backends.transformers.stopping import Row
 from modelmill_backends.transformers.vision_language import VisionLanguageRunner
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.chat_completion import ContentPart, ImagePart, Message, Role, TextPart
-from modelmill_tasks.shared.media import open_image
+from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.visual_question_answering import Answer, Input, Output
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ AUTO_CLASS = "AutoModelForVisualQuestionAnswering"
 
 
 class ChoosingRunner(Runner[Input, Loaded]):
-    """ViLT: each of the answers in the model's ``id2label`` is judged by itself."""
+    """ViLT: each answer in the model's ``id2label`` is judged independently."""
 
     backend = "transformers"
     task = "visual-question-answering"
@@ -60,7 +60,7 @@ class ChoosingRunner(Runner[Input, Loaded]):
         return loaded
 
     def group_key(self, item: Input) -> Hashable:
-        # num_answers concerns postprocess only.
+        # Only postprocess uses num_answers.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -80,7 +80,7 @@ class ChoosingRunner(Runner[Input, Loaded]):
         return Output(answers=answers, created=now())
 
     def _question(self, text: str) -> dict[str, NDArray[Any]]:
-        """Ids and mask, filled up to the window so that questions of any length share a pass."""
+        """Ids and mask, padded to the window so that questions of any length share a pass."""
         import numpy as np
 
         tokenizer = self.weights.tokenizer
@@ -103,7 +103,7 @@ class Question:
 
 
 class GenerativeRunner(Runner[Input, Generative]):
-    """BLIP: an encoder reads the question beside the image, a decoder writes the answer."""
+    """BLIP: an encoder reads the image and the question, a decoder writes the answer."""
 
     backend = "transformers"
     task = "visual-question-answering"
@@ -116,7 +116,7 @@ class GenerativeRunner(Runner[Input, Generative]):
         if model.config.model_type != "blip":
             kind = type(model).__name__
             loaded.close()
-            raise load_failed(context.entry, f"the runner 'generative' is for BLIP and not for a {kind}")
+            raise load_failed(context.entry, f"the runner 'generative' is for BLIP, not for a {kind}")
         return generative(loaded, model.text_decoder, eos=model.config.text_config.sep_token_id)
 
     def group_key(self, item: Input) -> Hashable:
@@ -129,7 +129,7 @@ class GenerativeRunner(Runner[Input, Generative]):
         settings = self.weights.defaults.resolve(item.config, None if window is None else window - 1)
         pixels = pixels_of(self.weights.loaded, item.image)
         begin = [self.weights.loaded.model.decoder_start_token_id]
-        # Questions of one length share a pass: the library's decoder looks at padding whatever its mask says.
+        # Only questions of one length share a pass: the library's decoder reads padding in spite of its mask.
         shape = (pixels.shape, len(ids))
         request = Request(settings, begin, shape=shape, encoded=len(ids))
         return Prepared(item, Question(pixels, ids, request), max(1.0, request.cost))
@@ -146,7 +146,7 @@ class GenerativeRunner(Runner[Input, Generative]):
         return written(self.weights, raw, prepared.item.config.num_answers)
 
     def _inputs(self, rows: Sequence[Question]) -> dict[str, Any]:
-        """As ``BlipForQuestionAnswering.generate``; all questions are of one length."""
+        """As in ``BlipForQuestionAnswering.generate``; all questions have the same length."""
         import torch
 
         model = self.weights.loaded.model
@@ -168,12 +168,12 @@ class GenerativeRunner(Runner[Input, Generative]):
 
 
 class ChattingRunner(VisionLanguageRunner[Input]):
-    """LLaVA and its like: the question is a user's message with an image."""
+    """LLaVA and similar models: the question is a user's message with an image."""
 
     task = "visual-question-answering"
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        # Checked when the request came; a message would check the image again.
+        # Without checks: the image was checked with the request.
         image = ImagePart.model_construct(type="image", image=item.image)
         parts: list[ContentPart] = [image, TextPart(type="text", text=item.question)]
         message = Message.model_construct(role=Role.USER, content=parts)
@@ -184,7 +184,7 @@ class ChattingRunner(VisionLanguageRunner[Input]):
 
 
 def written(model: Generative, rows: Iterable[Row], most: int) -> Output:
-    """Answers that a model wrote, each once, ``most`` at most."""
+    """The answers that a model wrote, without repetitions, at most ``most``."""
     texts = dict.fromkeys(text_of(model, row).strip() for row in rows)
     answers = [Answer(answer=text, score=None) for text in list(texts)[:most]]
     return Output(answers=answers, created=now())

@@ -1,10 +1,10 @@
-"""Loads models of ``transformers``: from safetensors or GGUF, onto the device, and frees them again."""
+"""Loads models of ``transformers`` from safetensors or GGUF onto the device, and frees them."""
 
 from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +15,26 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
-from modelmill_backends.failures import library_failed, load_failed, module_missing
+from modelmill_backends.failures import library_failed, load_failed, module_missing, torch_without_gpu
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.gguf import unpacked
 
-REMOTE_CODE = "it brings its own Python code; set options.trust_remote_code = true if you trust it"
+REMOTE_CODE = "it contains Python code; set options.trust_remote_code = true if you trust it"
 
 
-class Options(RunnerOptions):
-    """What a catalogue entry may set for any model of this backend."""
+class TransformersOptions(RunnerOptions):
+    """Options of a catalogue entry for any model of this backend."""
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Type of the weights: auto is float32 on the CPU and float16 on a GPU."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that comes with the weights. Pin source.revision then."
+        False,
+        description="Run Python code that comes with the weights. If you set this, pin source.revision.",
     )
     needs_remote_code: bool = Field(
-        False, description="Without its own code the model would load and answer wrongly: refuse that."
+        False, description="Refuse to load the model without its own code: it would load but answer wrongly."
     )
 
 
@@ -42,8 +43,8 @@ class Loaded:
     """A model on its device, in eval mode, and the parts of its processor.
 
     Attributes:
-        tokenizing: Held while the tokenizer works. All runners of the model share it, and the library sets
-            truncation and padding on it at each call, so threads take turns. Not reentrant.
+        tokenizing: Lock of the tokenizer. All runners of the model share the tokenizer, and the library sets
+            truncation and padding on it at each call, so threads must take turns. Not reentrant.
     """
 
     model: Any
@@ -64,7 +65,7 @@ class Loaded:
         import numpy as np
         import torch
 
-        # The GPU fetches pinned memory by itself; of other memory the driver would make such a copy first.
+        # The GPU reads pinned memory directly; other memory the driver would first copy to pinned memory.
         pinned = self.device.kind == "cuda"
         host = torch.empty(
             (len(rows), *rows[0].shape), dtype=getattr(torch, rows[0].dtype.name), pin_memory=pinned
@@ -72,8 +73,16 @@ class Loaded:
         np.stack(rows, out=host.numpy())
         return host.to(self.device.torch_name, non_blocking=pinned)
 
+    def in_model_dtype(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The same inputs, those of floating point in the type of the model's weights."""
+        dtype = self.model.dtype
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in tensors.items()
+        }
+
     def close(self) -> None:
-        """Frees the device's memory, also what PyTorch keeps for later."""
+        """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.model = self.tokenizer = self.image_processor = None
         gc.collect()
         if self.device.kind == "cuda":
@@ -88,7 +97,7 @@ def load_pretrained(
     """Loads the entry's model by one of the library's ``Auto`` classes.
 
     Args:
-        context: The model's.
+        context: The context of the model.
         auto_class: Name of the class, such as ``AutoModelForImageClassification``.
         tokenizer: Load the tokenizer too.
         images: Load the image processor too.
@@ -97,7 +106,7 @@ def load_pretrained(
         ModelmillError: ``model_load_failed``: no GPU, no weights, no safetensors, a missing package.
     """
     entry = context.entry
-    options = read_options(entry, Options)
+    options = read_options(entry, TransformersOptions)
     if options.needs_remote_code and not options.trust_remote_code:
         raise load_failed(entry, REMOTE_CODE)
     try:
@@ -106,24 +115,12 @@ def load_pretrained(
     except ModuleNotFoundError as error:
         raise module_missing(entry, error.name, ("transformers",)) from None
     if context.device.kind == "cuda" and not torch.cuda.is_available():
-        raise load_failed(
-            entry,
-            "the worker is to use a GPU, but PyTorch sees none: "
-            "the driver is missing or the installed PyTorch is for CPUs only",
-        )
-    # Bars are for terminals; here they would fill the log.
+        raise torch_without_gpu(entry)
+    # Progress bars would fill the log.
     logs: Any = transformers.utils.logging
     logs.disable_progress_bar()
     torch.set_num_threads(context.device.threads)
-    folder = locate(entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
-    if folder.suffix == ".gguf":
-        folder = unpacked(context, folder)
-    if not any(folder.glob("*.safetensors")):
-        raise load_failed(
-            entry,
-            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
-            "name a revision that has them",
-        )
+    folder = _weights_folder(context, options)
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     try:
         model, report = getattr(transformers, auto_class).from_pretrained(
@@ -137,7 +134,7 @@ def load_pretrained(
         model = model.eval().requires_grad_(False).to(context.device.torch_name)
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
-            # Of a folder: the hub's revision was pinned when it was fetched.
+            # This reads a folder; the revision was pinned when the folder was fetched.
             loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
         if images:
             processors: Any = transformers.AutoImageProcessor
@@ -147,10 +144,24 @@ def load_pretrained(
     return loaded
 
 
-def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
-    """What a checkpoint lacks the library draws at random, with a line in the log: noise, with high scores.
+def _weights_folder(context: LoadContext, options: TransformersOptions) -> Path:
+    folder = locate(context.entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
+    if folder.suffix == ".gguf":
+        folder = unpacked(context, folder)
+    if not any(folder.glob("*.safetensors")):
+        raise load_failed(
+            context.entry,
+            "its source holds no safetensors weights, and pickles (.bin, .pt) are never read; "
+            "name a revision that has them",
+        )
+    return folder
 
-    Poolers may be missing: many checkpoints have none, and whoever needs one looks for itself.
+
+def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:
+    """Refuses a checkpoint that lacks weights of the model.
+
+    The library fills them at random and only writes a line to the log; the answers would be noise with high
+    scores. Poolers may be missing: many checkpoints have none, and code that needs a pooler checks it itself.
     """
     parameters = {name for name, _ in model.named_parameters()}
     lacking = sorted(name for name in parameters.intersection(missing) if "pooler" not in name)
@@ -158,7 +169,7 @@ def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[st
         raise load_failed(
             entry,
             f"its weights were not made for this task: a {type(model).__name__} needs {lacking[0]} "
-            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}beside what is there",
+            f"{f'and {len(lacking) - 1} more ' if len(lacking) > 1 else ''}in addition",
         )
 
 
@@ -168,7 +179,7 @@ def _explained(entry: ModelEntry, folder: Path, error: Exception) -> ModelmillEr
     return library_failed(entry, "transformers", folder, error)
 
 
-def _dtype(torch: Any, options: Options, device: Device) -> Any:
+def _dtype(torch: Any, options: TransformersOptions, device: Device) -> Any:
     name = options.dtype
     if name == "auto":
         name = "float16" if device.kind == "cuda" else "float32"

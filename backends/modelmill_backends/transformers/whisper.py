@@ -1,8 +1,8 @@
 """Speech recognition by Whisper.
 
-Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022). The model
-hears windows of 30 seconds. Longer recordings are cut at quiet places and their pieces heard as a batch,
-which keeps memory and time bounded; the paper's own way hears one window after the other.
+Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022). The model hears
+30 seconds at once. Longer recordings are cut at quiet places, and their pieces run as a batch, which bounds
+memory and time. The paper runs one piece after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from modelmill_backends.contract import Prepared
-from modelmill_backends.progress import Progress
+from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
 FRAME_S = 0.02
 """Seconds between two of the model's timestamps."""
 FRAMES_A_STAMP = 2
-"""Frames of its input between two of them."""
+"""Frames of the model's input between two timestamps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is heard in one window."""
+    """A piece of a recording, prepared for the model."""
 
     start_s: float
     length_s: float
     features: NDArray[np.float32]
-    """``[mels, frames]``, padded to the window."""
+    """``[mels, frames]``, padded to 30 seconds."""
     frames: int
-    """Frames before the padding."""
+    """Number of frames before the padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens, and the seconds from the start of the piece between which they were said."""
+    """Tokens, with their start and end in seconds from the start of the piece."""
 
     tokens: list[int]
     start: float
@@ -54,7 +54,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the model made of a piece."""
+    """The model's result for a piece."""
 
     segments: list[Segment]
     language: str | None
@@ -62,15 +62,15 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
-    """Stops the rows whose items nobody wants any more, and tells how far the others are."""
+    """Stops the rows of canceled items, and reports the progress of the others."""
 
-    progress: Progress
+    progress: ProgressSink
     items: Sequence[int]
-    """For each row its item's place in the batch."""
+    """For each row the position of its item in the batch."""
     counts: Sequence[bool]
-    """For each row whether its tokens are its item's whole progress."""
+    """For each row whether its tokens are the whole progress of its item."""
     limit: int
-    """Tokens of a pass at most."""
+    """The most tokens of a pass."""
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         import torch
@@ -86,14 +86,14 @@ class _Watch:
 
 @dataclass(slots=True)
 class _Row:
-    """A piece that is being heard."""
+    """A piece in progress."""
 
     index: int
-    """Its item's place in the batch."""
+    """Position of its item in the batch."""
     piece: Piece
     language: str | None
     seek: int = 0
-    """Frames that were heard."""
+    """Number of frames that are done."""
     segments: list[Segment] = field(default_factory=list)
 
 
@@ -116,22 +116,22 @@ class WhisperRecogniser:
 
     def prepare(self, item: Input, samples: Samples) -> Prepared[Input]:
         self._check(item.config)
-        rate, window_s = self._sounds.rate, self._sounds.extractor.chunk_length
+        rate, longest_s = self._sounds.rate, self._sounds.extractor.chunk_length
         parts = []
-        for start, part in pieces(samples, rate, window_s):
+        for start, part in pieces(samples, rate, longest_s):
             inputs = self._sounds.features(part, return_attention_mask=True)
             frames = int(inputs["attention_mask"].sum())
             parts.append(Piece(start / rate, part.size / rate, inputs["input_features"], frames))
         return Prepared(item, parts, cost=len(parts))
 
-    def run(self, batch: Sequence[Prepared[Input]], progress: Progress) -> list[list[Heard]]:
-        """For each item what was heard in its pieces."""
+    def run(self, batch: Sequence[Prepared[Input]], progress: ProgressSink) -> list[list[Heard]]:
+        """For each item the results of its pieces."""
         config = batch[0].item.config
         languages = self._languages(batch)
         rows = [
             _Row(index, piece, languages[index]) for index, each in enumerate(batch) for piece in each.data
         ]
-        # The alignment of words takes in what the longest of a batch was given beyond the others' ends.
+        # In a batch, the alignment of words would include the padding that the longest row causes in others.
         step = 1 if config.return_timestamps == "word" else MAX_ROWS
         found: list[list[Heard]] = [[] for _ in batch]
         for first in range(0, len(rows), step):
@@ -161,17 +161,17 @@ class WhisperRecogniser:
         if config.language is not None:
             self._code(config.language)
         if config.translate and not (self._multilingual and hasattr(self._generation, "task_to_id")):
-            raise refuse_config("translate", "the model knows English only and cannot translate")
+            raise refuse_config("translate", "the model knows only English and cannot translate")
         if config.return_timestamps and not hasattr(self._generation, "no_timestamps_token_id"):
             raise refuse_config("return_timestamps", "the model's generation_config has no timestamps")
         if config.return_timestamps == "word" and not hasattr(self._generation, "alignment_heads"):
             raise refuse_config(
                 "return_timestamps",
-                "the model has no alignment heads and cannot tell words; use true or false",
+                "the model has no alignment heads and gives no times of words; use true or false",
             )
 
     def _code(self, language: str) -> str:
-        """The code of a language that is named by its code or its English name."""
+        """The code of a language, from its code or its English name."""
         from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
         named = language.strip().lower().strip("<|>")
@@ -182,7 +182,7 @@ class WhisperRecogniser:
         return code
 
     def _languages(self, batch: Sequence[Prepared[Input]]) -> list[str | None]:
-        """Each item's: the caller's or, for a model of several, what its first piece sounds like."""
+        """The language of each item: the caller's or, for a multilingual model, that of the first piece."""
         import torch
 
         asked = batch[0].item.config.language
@@ -203,7 +203,7 @@ class WhisperRecogniser:
         return found
 
     def _features(self, parts: Sequence[Piece], seeks: Sequence[int] = ()) -> Any:
-        """``[rows, mels, frames of a window]``, of each piece what follows ``seek``."""
+        """Input ``[rows, mels, frames]`` with the part of each piece after its ``seek``."""
         import numpy as np
 
         rows = [piece.features for piece in parts]
@@ -212,10 +212,10 @@ class WhisperRecogniser:
         return self._sounds.loaded.stacked_on_device(rows).to(self._sounds.model.dtype)
 
     def _pass(self, rows: Sequence[_Row], config: Config, watch: _Watch) -> list[_Row]:
-        """Hears a window of each row, from its ``seek``; the rows of which something is left to hear.
+        """Runs the model on each row from its ``seek``. Returns the rows that are not done.
 
-        With timestamps the model may end before the window does, and goes on from there. The library's own
-        loop is not used: it goes on into the padding, and fails there when it aligns words.
+        With timestamps the model may stop before the end of the piece; the next pass continues from there.
+        The library's own loop is not used: it continues into the padding, and fails there with word times.
         """
         found = self._generate(rows, config, watch)
         left = []
@@ -243,8 +243,8 @@ class WhisperRecogniser:
             settings["task"] = "translate" if config.translate else "transcribe"
         if words:
             frames = torch.tensor([row.piece.frames - row.seek for row in rows])
-            window = torch.arange(rows[0].piece.features.shape[1])
-            settings |= {"return_token_timestamps": True, "attention_mask": window < frames[:, None]}
+            places = torch.arange(rows[0].piece.features.shape[1])
+            settings |= {"return_token_timestamps": True, "attention_mask": places < frames[:, None]}
         model = self._sounds.model
         attention = model.config._attn_implementation
         try:
@@ -259,16 +259,16 @@ class WhisperRecogniser:
                 )
         finally:
             if words:
-                # The library turns to its slowest attention to see the weights, and stays there.
+                # The library switches to its slowest attention to get the weights, and does not switch back.
                 model.set_attn_implementation(attention)
         return found["segments"]
 
     def _segment(self, segment: Any, count: int, offset_s: float) -> Segment:
-        """One of the library's segments of a pass, of which there are ``count``, as plain values."""
+        """One of the library's ``count`` segments of a pass, as plain values."""
         tokens = segment["tokens"].tolist()
         start = offset_s + float(segment["start"])
         if count == 1 and self._is_time(tokens[:1]) and not self._are_times(tokens[-2:]):
-            # For the library, a pass that is one segment starts with the pass.
+            # The library gives a single segment the start of the pass, even if it begins later.
             start += (tokens[0] - self._first_timestamp) * FRAME_S
         ends = segment.get("token_timestamps")
         return Segment(
@@ -278,7 +278,7 @@ class WhisperRecogniser:
             None if ends is None else [offset_s + float(each) for each in ends],
         )
 
-    def _report(self, progress: Progress, row: _Row, last: Piece) -> None:
+    def _report(self, progress: ProgressSink, row: _Row, last: Piece) -> None:
         if last.start_s > 0:
             done, total = row.piece.start_s + row.piece.length_s, last.start_s + last.length_s
             progress.report(row.index, int(done), int(total), "seconds")
@@ -312,7 +312,7 @@ class WhisperRecogniser:
         return found
 
     def _words(self, segment: Segment, last: float, language: str | None) -> list[tuple[str, float, float]]:
-        """Words with their times. A token starts where the one before it ends."""
+        """Words with their times. A token starts where the previous token ends."""
         from transformers.models.whisper.tokenization_whisper import LANGUAGES, _combine_tokens_into_words
 
         ends = segment.token_ends or []
@@ -331,5 +331,5 @@ class WhisperRecogniser:
 
 
 def _within(piece: Piece, seconds: float) -> float:
-    """Seconds of the whole recording, and not past the end of the piece."""
+    """The time in the whole recording, in seconds, at most the end of the piece."""
     return round(piece.start_s + min(seconds, piece.length_s), 3)

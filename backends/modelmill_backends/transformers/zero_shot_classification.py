@@ -1,6 +1,6 @@
 """Zero-shot classification of texts by natural language inference: does the text entail "This is about …"?
 
-Source: Yin et al., "Benchmarking Zero-shot Text Classification" (2019), as the library's pipeline has it.
+Source: Yin et al., "Benchmarking Zero-shot Text Classification" (2019), as in the library's pipeline.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TEMPLATE = "This example is {}."
-"""That of the library's own pipeline."""
+"""The template of the library's own pipeline."""
 
 
 class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
-    """Any model one of whose labels begins with "entail".
+    """Any model with a label that begins with "entail".
 
     ``Prepared.cost`` counts the tokens of all pairs of the text and a hypothesis, in windows.
     """
@@ -43,7 +43,7 @@ class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
                 "it was not trained on natural language inference: none of its labels is entailment",
             )
         self._entailment = found[0]
-        # As the library's pipeline decides: of three labels the last or the first is contradiction.
+        # As in the library's pipeline: contradiction is the last label or the first.
         self._contradiction = -1 if self._entailment == 0 else 0
 
     def preprocess(self, item: Input) -> Prepared[Input]:
@@ -61,24 +61,24 @@ class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
 
     def postprocess(self, prepared: Prepared[Input], raw: NDArray[np.float32]) -> Output:
         if prepared.item.config.multi_label or len(raw) == 1:
-            # Each by itself: entailment against contradiction.
+            # Each class independently: entailment against contradiction.
             scores = softmax(raw[:, [self._contradiction, self._entailment]])[:, 1]
         else:
             scores = softmax(raw[:, self._entailment])
         return Output(probabilities=scores.tolist())
 
     def _pairs(self, text: str, hypotheses: Sequence[str]) -> list[Row]:
-        """Rows of the text with each hypothesis; of what is too long, the text's end is left out."""
+        """A row of the text with each hypothesis. If a row is too long, the end of the text is left out."""
         texts = self._texts
-        # Twice the window: what is cut is sure to be out of the model's sight, and need not be
-        # tokenized again for each of a thousand classes.
+        # Text beyond twice the window cannot reach the model. It is cut here, so that it is not tokenized
+        # again for each of a thousand classes.
         text = texts.cut(text, 2 * texts.window)
         rows = []
         for index, hypothesis in enumerate(hypotheses):
             if texts.length("", hypothesis, **PLAIN) >= texts.window:
                 raise invalid_field(
                     f"classes.{index}",
-                    f"with its template it fills the model's window of {texts.window} tokens; shorten it",
+                    f"fills the model's window of {texts.window} tokens with its template; shorten it",
                 )
             rows.append(texts.row(texts.encode(text, hypothesis, truncation="only_first", **PLAIN)))
         return rows

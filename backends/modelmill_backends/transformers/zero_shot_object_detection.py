@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
-    """All items of a batch share one pass over their images, whatever their classes.
+    """All items of a batch share one pass over their images, even if their classes differ.
 
-    As in the library's pipeline, each class is judged by itself and the class is the whole query.
+    As in the library's pipeline, each class is judged independently, and the class is the whole query.
     """
 
     backend = "transformers"
@@ -38,7 +38,7 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         if loaded.model.config.model_type not in ("owlvit", "owlv2"):
             kind = type(loaded.model).__name__
             loaded.close()
-            raise load_failed(context.entry, f"a {kind} is not known here; OWL-ViT and OWLv2 are")
+            raise load_failed(context.entry, f"a {kind} is not supported; OWL-ViT and OWLv2 are")
         if loaded.model.config.model_type == "owlv2":
             require_scipy(context.entry, loaded)
         return loaded
@@ -74,11 +74,11 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
                 yield score, name, corners
 
     def _detect(self, pixels: Any, tables: Sequence[NDArray[np.float32]]) -> Mapping[str, Any]:
-        """What the model's own ``forward`` does, but with sentences that are encoded already."""
+        """The model's own ``forward``, but with classes that are already encoded."""
         import numpy as np
 
         model = self.weights.model
-        # Shorter lists of classes are filled up; their logits are computed for nothing and not read.
+        # Shorter lists of classes are padded; the logits of the padding are not read.
         queries = np.zeros((len(tables), max(map(len, tables)), tables[0].shape[1]), dtype=np.float32)
         for table, query in zip(tables, queries, strict=True):
             query[: len(table)] = table
@@ -99,6 +99,6 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         tower = model.owlv2 if model.config.model_type == "owlv2" else model.owlvit
         with torch.inference_mode():
             found = tower.get_text_features(**self.weights.to_device(**tokens))
-            # Since version 5 of the library the features come inside of an output object.
+            # Since version 5 of the library, the features are inside an output object.
             vectors: NDArray[np.float32] = getattr(found, "pooler_output", found).float().cpu().numpy()
         return vectors

@@ -1,7 +1,7 @@
-"""Audio in requests, and the bounds it must keep before it is decoded.
+"""Audio in requests, and its limits, which are checked before anything is decoded.
 
-The bytes say what they are, as with images. soundfile (libsndfile) is imported where it is used; decoding
-and resampling are the business of ``modelmill_backends.shared.audio``.
+As with images, the bytes decide the format, not the declared media type. soundfile (libsndfile) is imported
+only where it is used. ``modelmill_backends.shared.audio`` decodes and resamples.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Annotated, BinaryIO
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
-from modelmill.settings import get_settings
-from modelmill_tasks.shared.media import source_bytes
-from modelmill_tasks.shared.sources import checked
+from modelmill_tasks.limits import MediaLimits, process_limits
+from modelmill_tasks.shared.sources import checked, source_bytes
 
 AUDIO_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """libsndfile's names."""
@@ -30,59 +29,60 @@ MAX_CHANNELS = 32
 MIN_RATE, MAX_RATE = 1000, 384_000
 """Bounds of the sampling rate, in Hz."""
 MAX_VALUES_PER_S = 192_000
-"""A recording of the greatest length may have two channels of 96 kHz; shorter ones may have more."""
+"""A recording of the maximal length may have two channels of 96 kHz; a shorter one may have more."""
 UNKNOWN_FRAMES = 2**62
-"""What libsndfile says of a stream that does not tell its length is at least this."""
+"""If a stream does not give its length, libsndfile reports at least this many frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioHeader:
-    """What a file says of itself."""
+    """The header of an audio file."""
 
     format: str
     rate: int
     """Frames a second."""
     channels: int
     frames: int | None
-    """Samples of one channel; None where the file does not tell."""
+    """Samples of one channel; None if the file does not give its length."""
+    max_frames: int
+    """Frames that may be decoded."""
 
     @property
     def seconds(self) -> float:
-        """The length; 0 where the file does not tell."""
+        """The length; 0 if the file does not give it."""
         return (self.frames or 0) / self.rate
-
-    @property
-    def max_frames(self) -> int:
-        """Frames that may be decoded."""
-        limit_s = get_settings().max_audio_s
-        return int(limit_s * min(self.rate, MAX_VALUES_PER_S / self.channels))
 
 
 def audio_type(file: BinaryIO) -> str | None:
-    """The media type of an audio file; None if it is none of ours."""
-    header = _identify(file)
+    """The media type of an audio file; None for other files and other formats."""
+    header = _identify(file, process_limits())
     return None if header is None else MEDIA_TYPES.get(header.format)
 
 
-def check_audio(data: bytes | BinaryIO) -> float:
-    """Refuses what the header alone tells: not audio, or too long. Decodes nothing.
+def check_audio(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> float:
+    """Refuses data whose header shows that they are not audio, or too long. Decodes nothing.
 
     Returns:
-        The length in seconds; 0 where the header does not tell.
+        The length in seconds; 0 if the header does not give it.
 
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    return read_header(data).seconds
+    return read_header(data, limits).seconds
 
 
-def read_header(data: bytes | BinaryIO) -> AudioHeader:
+def read_header(data: bytes | BinaryIO, limits: MediaLimits | None = None) -> AudioHeader:
     """What the file says of itself, which is checked against the bounds.
 
+    Args:
+        data: The file.
+        limits: Those of this process, if left out.
+
     Raises:
         MediaError: ``invalid_media`` or ``media_too_large``.
     """
-    header = _identify(io.BytesIO(data) if isinstance(data, bytes) else data)
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    header = _identify(file, limits or process_limits())
     if header is None or header.format not in AUDIO_FORMATS:
         raise MediaError(
             ErrorCode.INVALID_MEDIA,
@@ -100,14 +100,14 @@ def read_header(data: bytes | BinaryIO) -> AudioHeader:
         )
     if header.frames == 0:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The audio is empty.")
-    # Some files do not tell how long they are; their decoding is bounded as well.
+    # Some files do not give their length. For these, the decoder stops at the limit.
     if header.frames is not None and header.frames > header.max_frames:
         raise too_long(header)
     return header
 
 
 def too_long(header: AudioHeader) -> MediaError:
-    """``media_too_large``, saying what is accepted."""
+    """``media_too_large``, with the limit in the message."""
     limit_s = header.max_frames / header.rate
     length = "longer" if header.frames is None else f"{header.seconds:.0f} s long"
     form = f"{header.channels} × {header.rate} Hz"
@@ -116,7 +116,7 @@ def too_long(header: AudioHeader) -> MediaError:
     )
 
 
-def _identify(file: BinaryIO) -> AudioHeader | None:
+def _identify(file: BinaryIO, limits: MediaLimits) -> AudioHeader | None:
     import soundfile
 
     file.seek(0)
@@ -127,13 +127,14 @@ def _identify(file: BinaryIO) -> AudioHeader | None:
         return None
     if rate <= 0 or channels <= 0:
         return None
-    # An OGG's length stands on its last page: 0 is that of a stream without its end.
+    # An OGG file has its length on its last page. If the end is missing, the length reads 0.
     known = 0 <= frames < UNKNOWN_FRAMES and not (form == "OGG" and frames == 0)
-    return AudioHeader(form, rate, channels, frames if known else None)
+    max_frames = int(limits.max_audio_s * min(rate, MAX_VALUES_PER_S / channels))
+    return AudioHeader(form, rate, channels, frames if known else None, max_frames)
 
 
 def _check_field(value: str, info: ValidationInfo) -> str:
-    return checked(value, info, "audio", lambda text: check_audio(source_bytes(text)))
+    return checked(value, info, "audio", lambda text, limits: check_audio(source_bytes(text), limits))
 
 
 Audio = Annotated[
@@ -141,7 +142,7 @@ Audio = Annotated[
     AfterValidator(_check_field),
     Field(
         description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
-        "or its URL where the server fetches from that host.",
+        "or its URL, if the server fetches from that host.",
         json_schema_extra={"contentEncoding": "base64", "contentMediaType": "audio/*"},
     ),
 ]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 from modelmill_tasks.contract import TaskConfig
 
 MAX_TEXT = 1_000_000
-"""Characters of one text. What is longer than a model's window is cut off or refused, as the task says."""
+"""Characters of one text. Each task says whether text beyond the model's window is cut off or refused."""
 MAX_CLASSES = 1000
 """Classes, or sentences, that one item may name."""
 
@@ -25,37 +25,37 @@ TopK = Annotated[int, Field(ge=1, le=1000)]
 
 Created = Annotated[
     int,
-    Field(default_factory=lambda: int(time.time()), description="When it was made, in Unix seconds."),
+    Field(default_factory=lambda: int(time.time()), description="Time of the answer, in Unix seconds."),
 ]
 """A field of every generated result."""
 
 
 class Part(BaseModel):
-    """Base of what results and requests are made of."""
+    """Base class of objects inside requests and results."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Label(Part):
-    """A label with how sure the model is of it."""
+    """A label, and how sure the model is of it."""
 
     label: str
-    score: Score | None = Field(description="0 to 1; null where the model gives none.")
+    score: Score | None = Field(description="0 to 1; null if the model gives none.")
 
 
 class ZeroShotConfig(TaskConfig):
-    """What tunes a classification among the caller's own classes."""
+    """Options of a classification among the caller's own classes."""
 
     hypothesis_template: str | None = Field(
         None,
         max_length=500,
-        description="Sentence around each class, with {} for its name; the model's own when not set.",
+        description="Sentence around each class, with {} for its name; the model's own if not set.",
         examples=["a photo of a {}"],
     )
     multi_label: bool | None = Field(
         None,
         description="false: the classes exclude each other and sum to 1. true: each is judged by itself. "
-        "The model's own way when not set.",
+        "The model's own way if not set.",
     )
 
     @field_validator("hypothesis_template")
@@ -67,8 +67,8 @@ class ZeroShotConfig(TaskConfig):
 
 
 class EmbeddingConfig(TaskConfig):
-    """What tunes an embedding."""
+    """Options of an embedding."""
 
     normalize: bool | None = Field(
-        None, description="Scale the vector to length 1; the model's own way when not set."
+        None, description="Scale the vector to length 1; the model's own way if not set."
     )

@@ -1,4 +1,4 @@
-"""What all tasks that generate text share: how to choose tokens, and what came of it."""
+"""Fields of all tasks that generate text: how to choose tokens, and how the generation ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modelmill_tasks.shared.fields import Part
 
 MAX_NEW_TOKENS = 32_768
 DEFAULT_MAX_NEW_TOKENS = 256
-"""Tokens to make at most where neither the caller nor the model says how many."""
+"""Tokens to make at most, if neither the caller nor the model says how many."""
 MAX_SEQUENCES = 16
 MAX_SEED = 2**63 - 1
 
@@ -20,71 +20,78 @@ StopString = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class FinishReason(StrEnum):
-    """Why a text ends where it does."""
+    """Why a text ends."""
 
     STOP = "stop"
-    """The model ended it, or a stop string was reached."""
+    """The model ended the text, or the text reached a stop string."""
     LENGTH = "length"
-    """``max_new_tokens``, or the end of the model's window."""
+    """The text reached ``max_new_tokens`` or the end of the model's window."""
     MAX_TIME = "max_time"
     CONTENT_FILTER = "content_filter"
 
 
 class GenerationConfig(TaskConfig):
-    """How tokens are chosen. What is not set is the model's own default (its ``generation_config.json``).
+    """How tokens are chosen. The default of each option is the model's own (``generation_config.json``).
 
-    Tokens are drawn at random when ``do_sample`` says so or, if that is not set, when a temperature above 0,
-    ``top_k``, ``top_p`` or ``seed`` is given; with none of them, as the model does by default.
+    The model draws tokens at random if ``do_sample`` is true. If ``do_sample`` is not set, it does so if a
+    temperature above 0, ``top_k``, ``top_p`` or ``seed`` is given. With none of them, its default applies.
     """
 
     do_sample: bool | None = Field(
         None,
         description="true: draw tokens at random, by their probability. false: always take the likeliest. "
-        "When not set: true if temperature (above 0), top_k, top_p or seed is given, else the model's way.",
+        "If not set: true if temperature (above 0), top_k, top_p or seed is given, else the model's way.",
     )
     max_new_tokens: int | None = Field(
         None,
         ge=1,
         le=MAX_NEW_TOKENS,
-        description="Tokens to make at most. When not set: the model's own number or, if it has none, "
-        f"{DEFAULT_MAX_NEW_TOKENS}. The end of the model's window is a bound in any case.",
+        description="Tokens to make at most. If not set: the model's own number or, if it has none, "
+        f"{DEFAULT_MAX_NEW_TOKENS}. The text never grows beyond the model's window.",
     )
     min_new_tokens: int | None = Field(
-        None, ge=0, le=MAX_NEW_TOKENS, description="Tokens before which the model does not end the text."
+        None,
+        ge=0,
+        le=MAX_NEW_TOKENS,
+        description="Tokens to make at least before the model may end the text.",
     )
     max_time: float | None = Field(
         None,
         gt=0,
         le=3600,
-        description="Seconds after which no further token is begun; at least one token is made.",
+        description="Seconds after which the model makes no further token; it makes at least one.",
     )
     num_return_sequences: int | None = Field(
         None,
         ge=1,
         le=MAX_SEQUENCES,
-        description="Answers to make of one input; several need sampling or beams.",
+        description="Answers to make for one input; several need sampling or beams.",
     )
     num_beams: int | None = Field(
-        None, ge=1, le=MAX_SEQUENCES, description="Beams of a beam search; 1 is none."
+        None, ge=1, le=MAX_SEQUENCES, description="Beams of a beam search; 1 means no beam search."
     )
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1 makes tokens less likely that are there already."
+        None, gt=0, le=100, description="Above 1 makes tokens less likely that the text already holds."
     )
     length_penalty: float | None = Field(
         None,
         ge=-100,
         le=100,
-        description="Of beam search: above 0 prefers longer texts, below 0 shorter ones.",
+        description="For beam search: above 0 prefers longer texts, below 0 shorter ones.",
     )
     temperature: float | None = Field(
-        None, ge=0, le=100, description="0 is greedy; 1 as the model says; above that, closer to uniform."
+        None,
+        ge=0,
+        le=100,
+        description="0: always the likeliest token. 1: the model's own probabilities. Above 1: closer "
+        "to uniform.",
     )
     top_k: float | None = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="Draw among this many likeliest tokens; 0 is no limit. A whole number; 50 when neither "
-        "the caller nor the model says.",
+        description="Draw among this many likeliest tokens, a whole number; 0 is no limit. If neither the "
+        "caller nor the model sets it: 50.",
     )
     top_p: float | None = Field(
         None, gt=0, le=1, description="Draw among the likeliest tokens that together reach this probability."
@@ -93,11 +100,11 @@ class GenerationConfig(TaskConfig):
         None,
         ge=0,
         le=MAX_SEED,
-        description="Makes drawing reproducible on one kind of device. Answer i of one input is drawn with "
+        description="The same seed draws the same tokens on one kind of device. Answer i of one input uses "
         "seed + i.",
     )
     stop: Annotated[list[StopString], Field(max_length=16)] | None = Field(
-        None, description="Strings at which the text ends; the one that was reached is not part of it."
+        None, description="Strings that end the text; the string itself is not part of the text."
     )
 
     @model_validator(mode="after")
@@ -120,7 +127,7 @@ class GenerationConfig(TaskConfig):
 
     @property
     def samples(self) -> bool | None:
-        """Whether tokens are drawn at random; None where the caller leaves that to the model's default."""
+        """Whether tokens are drawn at random; None if the caller leaves this to the model's default."""
         if self.do_sample is not None:
             return self.do_sample
         if self.temperature == 0:
@@ -130,8 +137,8 @@ class GenerationConfig(TaskConfig):
 
 
 class Usage(Part):
-    """Tokens by the model's own tokenizer."""
+    """Numbers of tokens, as the model's own tokenizer counts."""
 
     prompt_tokens: int
-    completion_tokens: int = Field(description="Of all choices together.")
+    completion_tokens: int = Field(description="Tokens of all choices together.")
     total_tokens: int

@@ -1,4 +1,4 @@
-"""Regions of an image, as results give them: boxes and masks, in pixels of the oriented original."""
+"""Regions of an image in results: boxes and masks, in pixels of the original after its EXIF rotation."""
 
 from __future__ import annotations
 
@@ -36,18 +36,16 @@ PngMask = Annotated[
 ]
 
 Threshold = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-"""The score that an object must reach to be in the answer."""
+"""The score that an object needs to be in the answer."""
 
 TopObjects = Annotated[
     Annotated[int, Field(ge=1, le=MAX_OBJECTS)] | None,
-    Field(
-        description=f"How many objects to return at most, the best ones; all (up to {MAX_OBJECTS}) if null."
-    ),
+    Field(description=f"How many objects to return at most, best first; all (up to {MAX_OBJECTS}) if null."),
 ]
 
 
 class Box(Part):
-    """A rectangle; its right edge is ``left + width``, its lower one ``top + height``."""
+    """A rectangle. Its right edge is ``left + width``, its lower edge ``top + height``."""
 
     left: float
     top: float
@@ -65,7 +63,7 @@ class PixelBox(Part):
 
 
 class DetectedObject(Part):
-    """Something that was found, with where it is."""
+    """An object that the model found, and its place."""
 
     label: str
     score: Score

@@ -1,38 +1,39 @@
-"""What a file is, by its own bytes: for files that arrive on their own, and not in a task's field."""
+"""Finds out the media type of an uploaded file from its bytes."""
 
 from __future__ import annotations
 
 from typing import BinaryIO
 
 from modelmill.errors import ErrorCode, MediaError
+from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.audio import SHOWN_FORMATS, audio_type, check_audio
-from modelmill_tasks.shared.media import IMAGE_FORMATS, check_image_file, image_type
+from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image_file, image_type
 
 ANYTHING = "application/octet-stream"
 
 
-def sniff(file: BinaryIO) -> tuple[str, MediaError | None]:
-    """The media type, and why the file cannot be used as what it is. Headers are read, nothing is decoded.
+def sniff(file: BinaryIO, limits: MediaLimits) -> tuple[str, MediaError | None]:
+    """The media type, and why the file cannot be used. Reads the header and decodes nothing.
 
-    What is neither an image nor audio of a known format is ``application/octet-stream``, and fine as such.
+    A file that is neither an image nor audio of a known format is ``application/octet-stream``: no error.
     """
     try:
         file.seek(0)
         media_type = image_type(file.read(16))
         file.seek(0)
         if media_type is not None:
-            check_image_file(file)
+            check_image_file(file, limits)
         else:
             media_type = audio_type(file)
             if media_type is not None:
-                check_audio(file)
+                check_audio(file, limits)
     except MediaError as error:
         return media_type or ANYTHING, error
     return media_type or ANYTHING, None
 
 
 def unfit(media_type: str, kind: str) -> MediaError | None:
-    """Why a file of that type does not do where ``kind``, ``image`` or ``audio``, is wanted."""
+    """Why a file of that type cannot be used as ``kind``, ``image`` or ``audio``; None if it can."""
     if media_type.startswith(f"{kind}/"):
         return None
     if media_type == ANYTHING:

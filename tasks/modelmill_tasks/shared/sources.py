@@ -1,17 +1,21 @@
-"""Media that a request names instead of holding: a ``file:`` id, or a URL.
+"""Sources of media: where the bytes behind a media field come from.
 
-What they name is looked up by whoever parses the request: the API, which asks for all of them at once, and
-the worker, which reads them when they are needed. Validators of media fields call ``checked`` for both.
+A media field is text on the wire. It holds the media, as a data URL or bare base64, or it names them, by a
+``file:`` id or a URL. The process that parses the request looks named media up: the API asks for all of them
+at once, and the worker reads each when it needs it. Validators of media fields call ``checked`` in both.
 """
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Callable, Mapping
 
+import pybase64
 from pydantic import ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.contract import Sources, field_problem
+from modelmill_tasks.limits import MediaLimits
 
 URL_SCHEMES = ("http://", "https://")
 FILE_SCHEME = "file:"
@@ -22,33 +26,33 @@ def is_url(value: str) -> bool:
 
 
 def is_reference(value: str) -> bool:
-    """Whether a media field's text names its media, and does not hold them."""
+    """Whether a media field's text names its media instead of holding them."""
     return is_url(value) or value[:5].lower() == FILE_SCHEME
 
 
 class MediaText(str):
-    """A media field's text that names something, with the way to its bytes."""
+    """A media field's text that names a file or a URL, with a function that reads its bytes."""
 
     __slots__ = ("read",)
 
     read: Callable[[], bytes]
 
     def __deepcopy__(self, memo: object) -> MediaText:
-        return self  # a text like any other; what reads it is not to be copied
+        return self  # its reader must not be copied
 
 
 class WantedSources:
-    """Collects what a request names, and says in a second pass what became of it.
+    """Collects the names of media in a first pass over a request; in a second pass, raises their errors.
 
-    Each is wanted as something, ``image`` or ``audio``, since a file can be right for one and not the other.
+    Each name is kept with its kind, ``image`` or ``audio``, since a file may be usable as only one of them.
     """
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, str], MediaError | None] = {}
-        """(text, kind) → why it cannot be used; None, it can, or nobody has looked yet."""
+        """(text, kind) → why it cannot be used; None if it can be used or was not looked up yet."""
 
     def take(self, value: str, kind: str) -> str:
-        """Notes ``value`` down; raises ``MediaError`` where it is known to be no good."""
+        """Notes ``value``; raises ``MediaError`` if it is known that it cannot be used."""
         error = self.answers.setdefault((value, kind), None)
         if error is not None:
             raise error
@@ -56,17 +60,17 @@ class WantedSources:
 
 
 class OpenedSources:
-    """Gives what an accepted request names a way to its bytes.
+    """Gives each name in an accepted request a function that reads its bytes.
 
     Args:
-        readers: Texts of the request → what reads the bytes.
+        readers: Text in the request → the function that reads its bytes.
     """
 
     def __init__(self, readers: Mapping[str, Callable[[], bytes]]) -> None:
         self._readers = readers
 
     def take(self, value: str, kind: str) -> str:
-        """``value`` with its bytes behind it; as it is, where nothing was stored for it."""
+        """``value`` as a ``MediaText``; unchanged if there is no reader for it."""
         if value not in self._readers:
             return value
         text = MediaText(value)
@@ -74,22 +78,64 @@ class OpenedSources:
         return text
 
 
-def checked(value: str, info: ValidationInfo, kind: str, check: Callable[[str], object]) -> str:
-    """For validators of media fields: ``value``, which ``check`` lets through, or the request's sources."""
+def checked(
+    value: str, info: ValidationInfo, kind: str, check: Callable[[str, MediaLimits | None], object]
+) -> str:
+    """For validators of media fields: ``value``, if ``check`` or the request's sources accept it.
+
+    Args:
+        value: The field's text.
+        info: Holds the context that ``Task.parse`` gives.
+        kind: ``image`` or ``audio``.
+        check: Raises ``MediaError`` for a text that it refuses. Its second argument is the request's limits.
+    """
     context = info.context or {}
     sources: Sources | None = context.get("sources")
     try:
         if sources is not None and is_reference(value):
             return sources.take(value, kind)
         if not context.get("trusted"):
-            check(value)
+            check(value, context.get("limits"))
     except MediaError as error:
         raise field_problem(error.code, error.message) from None
     return value
 
 
+def source_bytes(value: str) -> bytes:
+    """The bytes behind a media field.
+
+    Args:
+        value: ``data:image/jpeg;base64,…``, bare base64, or a ``MediaText``, which reads its own bytes.
+
+    Raises:
+        MediaError: ``media_source_refused`` for other URLs and file ids, ``invalid_media`` for the rest;
+            ``media_not_found`` when a file is gone.
+    """
+    if isinstance(value, MediaText):
+        return value.read()
+    if (error := refused(value)) is not None:
+        raise error
+    if value[:5].lower() == "data:":
+        header, comma, value = value.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise MediaError(
+                ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
+            )
+    try:
+        try:
+            data = pybase64.b64decode(value, validate=True)
+        except binascii.Error:
+            # Line-wrapped base64 is common in mail and in shell output.
+            data = pybase64.b64decode("".join(value.split()), validate=True)
+    except ValueError:  # as binascii.Error, and as the error for text outside of ASCII
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
+    if not data:
+        raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
+    return data
+
+
 def refused(value: str) -> MediaError | None:
-    """Why ``value`` cannot be read by somebody who has only the text; None if it is no reference."""
+    """Why the text alone is not enough to read ``value``; None if it is not a reference."""
     if not is_reference(value):
         return None
     if is_url(value):

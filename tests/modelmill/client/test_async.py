@@ -22,7 +22,7 @@ from modelmill.client import (
 )
 from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.support.api import finish
 from tests.support.client import INPUTS, TASK
 from tests.support.processes import wait_until

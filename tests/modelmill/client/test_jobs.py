@@ -158,9 +158,9 @@ def kinds(events: list[Event]) -> list[str]:
 def test_events_of_a_job_come_until_its_end(client: Client, store: WorkerStore) -> None:
     job = client.submit(TASK, "noop", INPUTS)
     with ThreadPoolExecutor(1) as pool:
-        heard = pool.submit(lambda: list(client.job(job.id).events()))
+        received = pool.submit(lambda: list(client.job(job.id).events()))
         finish(store)
-        events = heard.result(timeout=10)
+        events = received.result(timeout=10)
 
     assert kinds(events) == ["started", "ended"]
     assert events[-1].data["result"] == {"probabilities": [0.8, 0.2]}

@@ -21,11 +21,11 @@ from modelmill.client import (
     ServerError,
     many,
 )
-from modelmill.client.flows import Source
+from modelmill.client.flows import Uploadable
 from modelmill.errors import ErrorCode
 from modelmill.store import WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.media import source_bytes
+from modelmill_tasks.shared.sources import source_bytes
 from tests.support.api import finish
 from tests.support.client import TASK, Play, broken_stream
 
@@ -163,7 +163,7 @@ def test_a_file_is_uploaded_and_used(client: Client, store: WorkerStore, tmp_pat
     content = source_bytes(CAT)
     path = tmp_path / "cat.jpg"
     path.write_bytes(content)
-    sources: dict[str, Source] = {"path": path, "bytes": content, "file": io.BytesIO(content)}
+    sources: dict[str, Uploadable] = {"path": path, "bytes": content, "file": io.BytesIO(content)}
 
     file = client.upload(sources[kind], None if kind == "path" else "cat.jpg")
 

@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, Response
 from modelmill import processes
 from modelmill.client import Client, File, InvalidRequestError, data_url
 from modelmill.client.media import path_hint
-from modelmill_tasks.shared.media import open_image, source_bytes
+from modelmill_tasks.shared.images import open_image
+from modelmill_tasks.shared.sources import source_bytes
 from tests.support.client import INPUTS, JOB_ID, TASK, Play, Played
 
 PIXELS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)

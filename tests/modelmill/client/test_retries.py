@@ -25,7 +25,7 @@ from modelmill.client import (
     RateLimitError,
     ServerError,
 )
-from modelmill.client.protocol import Call, LineBuffer, Policy, may_repeat
+from modelmill.client.protocol import Call, RetryPolicy, may_repeat
 from modelmill.errors import ErrorCode
 from tests.support.client import INPUTS, JOB_ID, TASK, Play, broken_stream
 
@@ -200,7 +200,7 @@ def test_a_job_that_takes_longer_is_found_by_the_id_of_the_error(play: Play) -> 
 
 
 def test_the_pause_grows_and_varies() -> None:
-    policy = Policy(httpx.URL("http://x"), 4)
+    policy = RetryPolicy(httpx.URL("http://x"), 4)
 
     pauses = [[policy.pause_s(attempt) for _ in range(50)] for attempt in range(3)]
 
@@ -218,13 +218,3 @@ def test_a_certificate_that_is_refused_stays_refused() -> None:
     assert not may_repeat(httpx.UnsupportedProtocol("no"), Call("GET", "/"))
     assert may_repeat(httpx.ConnectError("refused"), Call("POST", "/", repeatable=False))
     assert not may_repeat(httpx.ReadTimeout("late"), Call("POST", "/", repeatable=False))
-
-
-def test_lines_end_at_newlines_only() -> None:
-    buffer = LineBuffer()
-    text = '{"a":"\u2028\x0b\x85"}\n\n{"b"'.encode()
-
-    lines = [line for at in range(len(text)) for line in buffer.feed(text[at : at + 1])]
-
-    assert lines == ['{"a":"\u2028\x0b\x85"}'.encode()]
-    assert buffer.end() == [b'{"b"']

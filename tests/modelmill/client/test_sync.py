@@ -213,6 +213,40 @@ def test_importing_the_client_loads_no_server() -> None:
     assert heavy.isdisjoint(json.loads(output))
 
 
+ONLY_THE_CLIENT = """
+import importlib.abc, sys
+
+PACKAGES = {"modelmill", "httpx", "httpx_sse"}
+NEEDED_BY_HTTPX = {"anyio", "certifi", "h11", "httpcore", "idna", "sniffio", "typing_extensions"}
+
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in PACKAGES | NEEDED_BY_HTTPX | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_the_client_needs_no_other_packages_than_httpx_and_httpx_sse() -> None:
+    code = (
+        ONLY_THE_CLIENT + "import modelmill, modelmill.client, modelmill.client.backfill\n"
+        "with modelmill.Client() as client: print(type(client).__name__)\n"
+        "print(modelmill.AsyncClient().__class__.__name__)\n"
+        "for name in ('pydantic', 'redis', 'celery', 'fastapi', 'typer', 'rich', 'PIL', 'numpy'):\n"
+        "    try: __import__(name)\n"
+        "    except ModuleNotFoundError: pass\n"
+        "    else: sys.exit(f'{name} was not blocked')\n"
+    )
+
+    done = subprocess.run(processes.python("-c", code), capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Client", "AsyncClient"]
+
+
 def test_importing_the_package_loads_no_client_and_has_one() -> None:
     code = (
         "import sys, modelmill; assert 'httpx' not in sys.modules; "
@@ -231,7 +265,7 @@ def test_the_environment_says_where_and_who(play: Play, monkeypatch: pytest.Monk
         patch.setenv("MODELMILL_API_KEY", "mm_1_secret\n")
         with Client() as client:
             client.tasks()
-            assert "secret" not in repr(client._options)
+            assert "secret" not in repr(client._connection)
         with Client(api_key="mm_2_other") as client:
             client.tasks()
 

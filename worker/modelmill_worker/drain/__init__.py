@@ -1,1 +1,1 @@
-"""How one run works off a model's queue."""
+"""One run over a model's queue: claim, prepare, batch, run, settle."""

@@ -1,4 +1,4 @@
-"""Jobs that this process holds: claimed under a fence, and settled or given back under it."""
+"""The claims of one run: jobs leased under a fence, and settled or released under the same fence."""
 
 from __future__ import annotations
 
@@ -6,87 +6,94 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.blobs import BlobError
-from modelmill.settings import Settings
-from modelmill.store import Claimed, ClaimReply, Outcome, Released, Settlement, WorkerStore
+from modelmill.store import Claimed, ClaimReply, Outcome, Released, Settlement
 from modelmill_worker import metrics
-from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import Job, log_end
-from modelmill_worker.drain.leases import Leases
+from modelmill_worker.drain.context import DrainContext, DrainThreads
+from modelmill_worker.drain.jobs import Job, log_end
 
 logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-"""Between two tries, while the job store is away."""
+"""Pause between two tries while the store does not answer or has no room."""
 
 
-class Holdings:
-    """Claims of one drain at a time; one object serves a process's whole life.
+class Claims:
+    """The claims that one run makes for one model.
 
-    Results are written behind, by a thread of their own. While the store is away they are held: the fence
-    decides when it is back.
+    The settle thread writes results, so that the drain thread does not wait. While the store does not answer,
+    the results are kept and written again. The fence decides then which of them still count.
+
+    Args:
+        context: The store, the leases and the recorder.
+        threads: The settle thread and the thread for results without room.
+        model: The model's name.
+        stopping: Once it is set, a failed claim is not tried again.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        store: WorkerStore,
-        leases: Leases,
-        recorder: Recorder,
-        node: str,
-        served: Collection[str],
+        self, context: DrainContext, threads: DrainThreads, model: str, stopping: threading.Event
     ) -> None:
-        self._settings = settings
-        self._store = store
-        self._leases = leases
-        self._recorder = recorder
-        self._node = node
-        self._served = served
-        self._open: dict[str, Claimed] = {}
-        """Claimed and not settled, by id."""
+        self._context = context
+        self._store = context.store
+        self._leases = context.leases
+        self._recorder = context.recorder
+        self._threads = threads
+        self._model = model
+        self._stopping = stopping
         self._lock = threading.Lock()
-        self._model = ""
-        self._stopping = threading.Event()
-        self._behind = ThreadPoolExecutor(1, "settle")
-        self._without_room = ThreadPoolExecutor(1, "held")
-        self._settling: list[Future[None]] = []
+        self._open: dict[str, Claimed] = {}
+        """Claimed and not settled, by id. Under the lock: the thread that claims (drain or ahead) adds, the
+        thread that writes outcomes (settle or without_room) removes."""
+        self._writes: list[Future[None]] = []
+        """Writes that are under way. The drain thread and the settle thread append, the drain thread
+        removes."""
         self.settled = 0
-        """Jobs that this process has ended."""
+        """Jobs that this run has ended. Written by the threads that write outcomes, read after the last
+        write."""
         self.claimed_at = 0.0
-        """``time.monotonic`` of the last claim."""
-
-    def begin(self, model: str, stopping: threading.Event) -> None:
-        """All that follows is about ``model``. Once ``stopping`` is set, a claim is not tried again."""
-        self._model, self._stopping = model, stopping
+        """``time.monotonic`` of the last claim. Written by the thread that claims."""
 
     def claim(self, count: int, linger_s: float = 0.0) -> ClaimReply:
-        """Claims up to ``count`` jobs of the model."""
+        """Claims up to ``count`` jobs of the model.
+
+        Raises:
+            RedisError: the store refused the claim, or ``stopping`` is set and the store does not answer.
+        """
         fence = uuid.uuid4().hex
         self.claimed_at = time.monotonic()
-        self._recorder.claiming(fence)
-        claims = self._claim_until_answered(fence, count, linger_s)
-        self._leases.hold(claims.jobs)
+        self._recorder.note_claim(fence)
+        reply = self._claim_until_answered(fence, count, linger_s)
+        self._leases.hold(reply.jobs)
         with self._lock:
-            self._open |= {job.id: job for job in claims.jobs}
-        if not claims.jobs:
-            self._recorder.settled(fence)
-        return claims
+            self._open |= {job.id: job for job in reply.jobs}
+        if not reply.jobs:
+            self._recorder.note_settled(fence)
+        return reply
 
     def _claim_until_answered(self, fence: str, count: int, linger_s: float) -> ClaimReply:
-        """Claims. A lost reply may have leased jobs to ``fence``: only the same claim again finds them."""
+        """Claims, and repeats the claim with the same fence if the reply is lost.
+
+        The lost claim may have leased jobs to the fence. Only the same claim finds them.
+        """
         pause_s = FIRST_PAUSE_S
         while True:
             try:
                 return self._store.claim(
-                    *(self._model, fence, self._node, count),
-                    *(self._settings.claim_bytes, linger_s, self._served),
+                    self._model,
+                    fence,
+                    self._context.node,
+                    count,
+                    self._context.settings.claim_bytes,
+                    linger_s=linger_s,
+                    served=self._context.served,
                 )
             except (RedisConnectionError, RedisTimeoutError) as error:
                 if self._stopping.is_set():
@@ -95,104 +102,105 @@ class Holdings:
                 self._stopping.wait(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    def drop_unwanted(self, jobs: list[Job]) -> None:
-        """Marks jobs that were canceled, and takes those out that belong to somebody else by now."""
+    def drop_canceled_and_lost(self, jobs: list[Job]) -> None:
+        """Marks canceled jobs, and removes jobs whose lease this process has lost."""
         for job in list(jobs):
             if self._leases.is_lost(job.claimed.id):
                 jobs.remove(job)
                 self._forget([job.claimed.id])
-                logger.warning("job %s: its lease was lost, and so is this result of it", job.claimed.id)
+                logger.warning("job %s: its lease was lost, so its result is discarded", job.claimed.id)
             elif self._leases.is_canceled(job.claimed.id):
                 job.canceled = True
 
-    def settle_behind(self, outcomes: Sequence[Outcome]) -> None:
-        """Writes outcomes, without waiting for it."""
-        self._settling.append(self._behind.submit(self.settle, outcomes))
+    def settle_later(self, outcomes: Sequence[Outcome]) -> None:
+        """Hands outcomes to the settle thread."""
+        self._writes.append(self._threads.settle.submit(self.settle, outcomes))
 
-    def save_behind(self, job_id: str, finished: dict[int, str]) -> None:
-        """Keeps finished items of a job that goes on, without waiting for it."""
-        self._settling.append(self._behind.submit(self._save, job_id, finished))
+    def save_parts_later(self, job_id: str, finished: dict[int, str]) -> None:
+        """Hands finished items of a job that goes on to the settle thread."""
+        self._writes.append(self._threads.settle.submit(self._save_parts, job_id, finished))
 
     def settle(self, outcomes: Sequence[Outcome | Released]) -> None:
-        """Writes outcomes, however long it takes."""
-        homeless = self._settle(outcomes)
-        if homeless:
-            # The small results of others are not to wait for these, and may be what makes room.
-            self._settling.append(self._without_room.submit(self._settle_when_there_is_room, homeless))
+        """Writes outcomes and waits for the store, however long it takes.
 
-    def finish(self) -> None:
-        """Waits until all outcomes are written, and gives back what has none."""
-        while self._settling:
-            self._settling.pop(0).result()
+        Results that the store has no room for go to another thread: smaller results of other jobs must not
+        wait for them, and may be what makes room.
+        """
+        without_room = self.write_outcomes(outcomes)
+        if without_room:
+            write = self._threads.without_room.submit(self._settle_when_there_is_room, without_room)
+            self._writes.append(write)
+
+    def settle_all_or_release(self) -> None:
+        """Waits until all outcomes are written, then releases the jobs that have none."""
+        while self._writes:
+            self._writes.pop(0).result()
         if self._open:
             logger.info("giving back %d jobs", len(self._open))
             self.settle([Released(job.id, job.fence) for job in self._open.values()])
 
     def abandon(self) -> None:
-        """After an unforeseen error nobody must go on beating for what is held.
+        """After an unexpected error, stops renewing the leases of the jobs that are left.
 
-        Its leases run out, and the delivery they cost keeps a job that causes such errors from coming back
-        for ever.
+        Their leases run out, which counts as a delivery. The limit on deliveries ends a job that causes such
+        an error each time.
         """
-        self._settling.clear()
+        self._writes.clear()
         self._leases.drop(list(self._open))
         self._open.clear()
 
-    def close(self) -> None:
-        for pool in (self._behind, self._without_room):
-            pool.shutdown(wait=False, cancel_futures=True)
-
     def _settle_when_there_is_room(self, outcomes: Sequence[Outcome | Released]) -> None:
-        logger.warning("the job store has no room for the results of %d jobs; holding them", len(outcomes))
+        logger.warning("the job store has no room for the results of %d jobs; keeping them", len(outcomes))
         pause_s = FIRST_PAUSE_S
         while outcomes:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
             lost = {outcome.id for outcome in outcomes if self._leases.is_lost(outcome.id)}
             self._forget(lost)
-            outcomes = self._settle([outcome for outcome in outcomes if outcome.id not in lost])
+            outcomes = self.write_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
 
-    def _settle(self, outcomes: Sequence[Outcome | Released]) -> list[Outcome | Released]:
-        """Writes outcomes; gives those for whose results the store has no room now."""
+    def write_outcomes(self, outcomes: Sequence[Outcome | Released]) -> list[Outcome | Released]:
+        """Writes outcomes once the store answers. Returns those whose results it has no room for now."""
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                verdicts = self._store.settle(outcomes)
+                settlements = self._store.settle(outcomes)
                 break
             except (RedisError, BlobError) as error:
                 logger.warning("settling %d jobs failed, trying again: %s", len(outcomes), error)
                 time.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        homeless = []
-        for outcome, verdict in zip(outcomes, verdicts, strict=True):
-            if verdict in (Settlement.NO_ROOM, Settlement.MISSING):
-                homeless.append(outcome)
+        without_room = []
+        for outcome, settlement in zip(outcomes, settlements, strict=True):
+            if settlement in (Settlement.NO_ROOM, Settlement.MISSING):
+                without_room.append(outcome)
             elif isinstance(outcome, Outcome):
-                self._note_end(outcome, verdict)
-        settled = {outcome.id for outcome in outcomes} - {outcome.id for outcome in homeless}
-        self._forget(settled)
-        return homeless
+                self._note_end(outcome, settlement)
+        written = {outcome.id for outcome in outcomes} - {outcome.id for outcome in without_room}
+        self._forget(written)
+        return without_room
 
-    def _note_end(self, outcome: Outcome, verdict: Settlement) -> None:
+    def _note_end(self, outcome: Outcome, settlement: Settlement) -> None:
         claimed = self._open.get(outcome.id)
         if claimed is None:
             return
-        log_end(outcome, claimed, self._model, verdict)
-        if verdict is Settlement.OK:
+        log_end(outcome, claimed, self._model, settlement)
+        if settlement is Settlement.OK:
             self.settled += 1
             metrics.job_ended(claimed.task, self._model, outcome.status.value, claimed.queued_s)
 
-    def _save(self, job_id: str, finished: dict[int, str]) -> None:
+    def _save_parts(self, job_id: str, finished: dict[int, str]) -> None:
         try:
             self._store.save_parts(job_id, finished)
         except RedisError as error:
-            # Only a retry would have gained from it.
-            logger.warning("job %s: its finished items were not kept: %s", job_id, error)
+            # Only a retry would use them.
+            logger.warning("job %s: its finished items were not saved: %s", job_id, error)
 
     def _forget(self, job_ids: Iterable[str]) -> None:
+        """Stops renewing the leases of jobs that this process no longer has."""
         with self._lock:
             gone = [job for job_id in job_ids if (job := self._open.pop(job_id, None)) is not None]
-            held = {job.fence for job in self._open.values()}
+            open_fences = {job.fence for job in self._open.values()}
         self._leases.drop([job.id for job in gone])
-        for fence in {job.fence for job in gone} - held:
-            self._recorder.settled(fence)
+        for fence in {job.fence for job in gone} - open_fences:
+            self._recorder.note_settled(fence)

@@ -1,4 +1,4 @@
-"""The leases of the jobs in hand: kept alive by heartbeats, and what the heartbeats learn."""
+"""The leases of the claimed jobs: the heartbeat renews them, and learns which are lost or canceled."""
 
 from __future__ import annotations
 
@@ -14,49 +14,62 @@ logger = logging.getLogger(__name__)
 
 
 class Leases:
-    """Jobs held by this process. Thread-safe: one thread beats, others take, drop and ask."""
+    """The jobs that this process has claimed.
+
+    Thread-safe. The heartbeat thread renews. The threads that claim add jobs, the threads that write outcomes
+    drop them, and the drain thread notes progress and asks.
+    """
 
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._held: dict[str, str] = {}
+        # All under the lock.
+        self._fences: dict[str, str] = {}
+        """By job id. Written by the threads that claim and that write outcomes."""
         self._lost: set[str] = set()
+        """Written by the heartbeat thread; dropped jobs are removed."""
         self._cancel: set[str] = set()
+        """Written by the heartbeat thread; dropped jobs are removed."""
         self._progress: dict[str, Progress] = {}
+        """What the next heartbeat reports. Written by the drain thread, taken by the heartbeat thread."""
 
     def hold(self, jobs: Iterable[Claimed]) -> None:
+        """Renews the leases of these jobs from now on."""
         with self._lock:
-            self._held |= {job.id: job.fence for job in jobs}
+            self._fences |= {job.id: job.fence for job in jobs}
 
     def drop(self, job_ids: Iterable[str]) -> None:
-        """The jobs are settled, or not ours any more."""
+        """Renews the leases of these jobs no longer: they are settled or lost."""
         with self._lock:
             for job_id in job_ids:
-                self._held.pop(job_id, None)
+                self._fences.pop(job_id, None)
                 self._lost.discard(job_id)
                 self._cancel.discard(job_id)
                 self._progress.pop(job_id, None)
 
-    def tell(self, job_id: str, progress: Progress) -> None:
-        """How far a job is: goes along with the next heartbeat."""
+    def note_progress(self, job_id: str, progress: Progress) -> None:
+        """Notes how far a job is. The next heartbeat reports it."""
         with self._lock:
-            if job_id in self._held:
+            if job_id in self._fences:
                 self._progress[job_id] = progress
 
     def is_lost(self, job_id: str) -> bool:
-        """Whether the job belongs to somebody else by now, so that running it is of no use."""
+        """Whether another worker may have the job by now. Then it is useless to run it here."""
         with self._lock:
             return job_id in self._lost
 
     def is_canceled(self, job_id: str) -> bool:
-        """Whether somebody asked for the job to be canceled."""
+        """Whether the job's cancellation was requested."""
         with self._lock:
             return job_id in self._cancel
 
-    def beat(self) -> None:
-        """Extends every lease. An unreachable store is only logged: after an outage leases have grace."""
+    def renew(self) -> None:
+        """Renews every lease.
+
+        If the store does not answer, this is logged: after an outage leases have grace.
+        """
         with self._lock:
-            held = list(self._held.items())
+            held = list(self._fences.items())
             progress, self._progress = self._progress, {}
         if not held:
             return
@@ -66,5 +79,5 @@ class Leases:
             logger.warning("heartbeat failed: %s", error)
             return
         with self._lock:
-            self._lost |= beat.lost & self._held.keys()
-            self._cancel |= beat.cancel & self._held.keys()
+            self._lost |= beat.lost & self._fences.keys()
+            self._cancel |= beat.cancel & self._fences.keys()

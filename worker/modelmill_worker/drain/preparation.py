@@ -1,7 +1,7 @@
-"""Windows: the jobs of one claim, opened into items and prepared a portion at a time.
+"""Opens claimed jobs into items and prepares them, one portion at a time.
 
-A portion is a few batches. However many items the jobs of a claim have, no more of them than that lie decoded
-in memory beside those in ``forward``.
+A portion is a few batches. Memory holds the decoded items of at most two portions, one in ``forward`` and one
+prepared, no matter how many items the jobs of a claim have.
 """
 
 from __future__ import annotations
@@ -19,68 +19,76 @@ from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill.store import OPENING, Claimed, WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
-from modelmill_worker.drain.batches import FileAwayError, Item, Job, open_job, preprocess
+from modelmill_worker.drain.batches import preprocess
+from modelmill_worker.drain.jobs import FileUnavailableError, Item, Job, open_job
 
 PORTION_BATCHES = 4
-"""Batches to a portion: items of like cost share a batch, so there should be some to choose from."""
+"""Batches in a portion. Items of like cost share a batch, so a portion offers some to choose from."""
 INLINE_PREPARE_S = 0.0003
-"""Items that take less to prepare are not worth another thread."""
+"""If an item takes less than this to prepare, the calling thread prepares it: another thread costs more."""
 ALIVE_EVERY_S = 1.0
-"""How often the parent is told which items are not prepared yet."""
+"""How often the child state names the items that are not prepared yet. It shows that preparation goes on."""
 
 
 @dataclass
 class ClaimedJobs:
-    """Jobs of one claim."""
+    """The jobs of one claim, on their way through this process.
 
-    claimed: list[Claimed] = field(default_factory=list)
-    """Not opened yet."""
-    jobs: list[Job] = field(default_factory=list)
-    """Opened, and not settled."""
+    The drain thread owns the object. While the ahead thread prepares the next portion it owns ``pending`` and
+    ``ready``, and the drain thread changes ``opened`` only.
+    """
+
+    unopened: list[Claimed] = field(default_factory=list)
+    opened: list[Job] = field(default_factory=list)
+    """Opened, and not settled yet."""
     pending: list[Item] = field(default_factory=list)
-    """Items to be prepared."""
+    """Items that are not prepared yet."""
     ready: list[Item] = field(default_factory=list)
     """The portion that is prepared."""
     remaining: int = 0
     """Jobs of the model that the claim left in the queue."""
     lingers: bool = False
-    """It is empty, and whoever submits next counts on this node."""
+    """The queue was empty, and the next submit wakes this node instead of ringing a bell."""
 
     @property
     def is_empty(self) -> bool:
-        return not self.claimed and not self.jobs
+        return not self.unopened and not self.opened
 
     @property
-    def alone(self) -> bool:
-        """Whether it holds a suspect, beside which nothing else is prepared or run."""
-        return any(claimed.suspect for claimed in (*self.claimed, *(job.claimed for job in self.jobs)))
+    def has_suspect(self) -> bool:
+        """Whether one of the jobs is a suspect. Nothing else is prepared or run beside it."""
+        return any(claimed.suspect for claimed in (*self.unopened, *(job.claimed for job in self.opened)))
 
     def add(self, more: ClaimedJobs) -> None:
-        """Takes in what was claimed later."""
-        self.jobs += more.jobs
+        """Adds the jobs of a later claim."""
+        self.opened += more.opened
         self.pending += more.pending
         self.ready += more.ready
         self.remaining = more.remaining
 
 
 class Preparer:
-    """Opens and prepares windows. Tells the parent which items are in hand: one may be this process's end."""
+    """Opens jobs and prepares items. One object serves a process's whole life.
+
+    It names the items in progress in the child state, because one of them may end this process. At any time
+    one thread uses it: the drain thread, or the ahead thread.
+    """
 
     def __init__(self, store: WorkerStore, recorder: Recorder, threads: int) -> None:
         self._store = store
         self._recorder = recorder
         self._pool = ThreadPoolExecutor(threads, "preprocess")
         self._item_s: dict[str, float] = {}
-        """How long an item of a model takes to prepare, in its thread."""
+        """How long an item takes to prepare in its thread, by model."""
 
-    def open(self, model: LoadedModel, window: ClaimedJobs) -> None:
-        """Reads the requests of what was claimed. To be followed by ``prepare``.
+    def open(self, model: LoadedModel, jobs: ClaimedJobs) -> None:
+        """Reads the requests of jobs that were just claimed. ``prepare_portion`` must follow.
 
         Raises:
-            RedisError, BlobError: they cannot be read now.
+            RedisError, BlobError: the requests cannot be read now.
         """
-        claimed, window.claimed = window.claimed, []
-        self._recorder.preparing((job.id, job.fence, OPENING if job.batched else 0) for job in claimed)
+        claimed, jobs.unopened = jobs.unopened, []
+        self._recorder.note_preparing((job.id, job.fence, OPENING if job.batched else 0) for job in claimed)
         try:
             bodies = self._store.inputs(claimed)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claimed]
@@ -89,68 +97,69 @@ class Preparer:
                 open_job(*job, keys, self._read_file) for job in zip(claimed, bodies, parts, strict=True)
             ]
         except Exception:
-            # Or the parent would take a child that is idle by then for one that hangs here.
-            self._recorder.prepared()
+            # Otherwise the parent would think that the child hangs here, although it is idle by then.
+            self._recorder.note_prepared()
             raise
-        window.jobs += opened
-        window.pending += [item for job in opened for item in job.items if not item.is_done]
+        jobs.opened += opened
+        jobs.pending += [item for job in opened for item in job.items if not item.is_done]
 
-    def prepare(self, model: LoadedModel, window: ClaimedJobs, batch: int, stopping: Event) -> None:
-        """Prepares the next portion. Once ``stopping`` is set, items are left as they are.
+    def prepare_portion(self, model: LoadedModel, jobs: ClaimedJobs, batch: int, stopping: Event) -> None:
+        """Prepares the next portion. Once ``stopping`` is set, the remaining items stay unprepared.
 
         Args:
-            model: Whose runners prepare.
-            window: Opened.
-            batch: Items to a batch.
-            stopping: Somebody waits for this process to end.
+            model: The model whose runners prepare the items.
+            jobs: Opened jobs.
+            batch: Items in a batch.
+            stopping: Set when this process should end.
         """
-        count = 1 if window.alone else batch * PORTION_BATCHES
-        portion, window.pending = window.pending[:count], window.pending[count:]
-        # Those of jobs that nobody wants any more, too, stay as they are.
+        count = 1 if jobs.has_suspect else batch * PORTION_BATCHES
+        portion, jobs.pending = jobs.pending[:count], jobs.pending[count:]
+        # Items of canceled jobs are left out.
         wanted = [item for item in portion if not item.job.is_done]
-        self._recorder.preparing(_names(wanted))
+        self._recorder.note_preparing(_names(wanted))
         try:
-            self._prepare_all(model, wanted, stopping)
+            self._prepare_each(model, wanted, stopping)
         finally:
-            self._recorder.prepared()
-        window.ready += [item for item in wanted if item.prepared is not None]
+            self._recorder.note_prepared()
+        jobs.ready += [item for item in wanted if item.prepared is not None]
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare_all(self, model: LoadedModel, items: Sequence[Item], stopping: Event) -> None:
-        left, told_at = set(items), time.monotonic()
+    def _prepare_each(self, model: LoadedModel, items: Sequence[Item], stopping: Event) -> None:
+        left, noted_at = set(items), time.monotonic()
         took_s: list[float] = []
 
-        def prepare(item: Item) -> Item:
+        def prepare_timed(item: Item) -> Item:
             if not stopping.is_set():
                 started = time.monotonic()
-                _prepare(model, item)
+                prepare_one(model, item)
                 took_s.append(time.monotonic() - started)
             return item
 
         inline = len(items) == 1 or self._item_s.get(model.name, 1.0) < INLINE_PREPARE_S
-        for item in map(prepare, items) if inline else self._pool.map(prepare, items):
+        for item in map(prepare_timed, items) if inline else self._pool.map(prepare_timed, items):
             left.discard(item)
-            if left and time.monotonic() - told_at >= ALIVE_EVERY_S:
-                told_at = time.monotonic()
-                self._recorder.preparing(_names(left))
+            if left and time.monotonic() - noted_at >= ALIVE_EVERY_S:
+                noted_at = time.monotonic()
+                self._recorder.note_preparing(_names(left))
         if took_s:
-            # A thread that waited for the interpreter took longer than its item did: the least says most.
+            # The minimum: a thread that waits for the interpreter lock takes longer than its item.
             self._item_s[model.name] = min(took_s)
 
     def _read_file(self, file_id: str) -> bytes:
-        """The content of a file that a job names. Called by the threads that prepare."""
+        """Returns the content of a file that a job names. Called by the threads that prepare."""
         try:
             content = self._store.read_file(file_id)
         except (RedisError, BlobError) as error:
-            raise FileAwayError(str(error)) from error
+            raise FileUnavailableError(str(error)) from error
         if content is None:
-            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file is not there any more: upload it again.")
+            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file no longer exists: upload it again.")
         return content
 
 
-def _prepare(model: LoadedModel, item: Item) -> None:
+def prepare_one(model: LoadedModel, item: Item) -> None:
+    """Prepares one item with the runner of its task. May run in any thread."""
     try:
         runner = model.runner(item.job.claimed.task)
     except ModelmillError as error:

@@ -1,8 +1,8 @@
-"""How many items a batch should hold: measured, not asked for.
+"""How many items a batch should have. This is measured, not configured.
 
-A larger batch is faster on most GPUs and slower on some CPUs, and too large a one runs out of memory.
-The sizer starts at the model's cap, tries its neighbours by halves and doubles, and keeps what gives the
-most items a second. Running out of memory lowers the cap for good.
+A larger batch is faster on most GPUs and slower on some CPUs. A batch that is too large runs out of memory.
+The sizer starts at the model's cap, tries half and double the size, and keeps the size with the most items
+a second. If memory runs out, the cap is lowered and stays so.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 WORTH_TUNING_S = 0.02
-"""Batches that take less are not tuned: the cost around them decides, and fewer batches have less of it."""
+"""Batches that take less are not tuned: the cost around each batch decides, so fewer batches are better."""
 TRIALS = 3
-"""Full batches that make a measurement."""
+"""Full batches in one measurement."""
 REST = 64
-"""Full batches between two trials, once a size has proved itself."""
+"""Full batches between two trials, once the best size has won one."""
 BETTER = 1.05
-"""How much faster a size must be to be preferred: less than that is noise."""
+"""How much faster another size must be to replace the best one. A smaller difference is noise."""
 
 
 @dataclass
@@ -24,10 +24,10 @@ class BatchSizer:
     """The batch size of one model on one device.
 
     Attributes:
-        cap: The largest size allowed: the model's, or less since it ran out of memory.
-        best: The size preferred so far.
-        rates: Items a second by size, moving averages.
-        lowered: Whether the cap is lower than allowed because memory ran out.
+        cap: The largest size allowed: the model's, or less after memory ran out.
+        best: The best size so far.
+        rates: Items a second by size, as moving averages.
+        lowered: Whether the cap was lowered because memory ran out.
     """
 
     cap: int
@@ -51,13 +51,13 @@ class BatchSizer:
 
     @property
     def learned(self) -> dict[str, int]:
-        """What the next worker on such a device may begin with: only what was measured, so that a cap that
-        an operator raises later counts."""
+        """What the next worker on such a device starts with. Only what was measured: if an operator raises
+        the cap later, the new cap counts."""
         best = {"best": self.best} if self._known or self.rates else {}
         return best | ({"cap": self.cap} if self.lowered else {})
 
     def ran(self, items: int, seconds: float) -> None:
-        """A batch of ``items`` took ``seconds`` in ``forward``. Batches that were not full tell nothing."""
+        """A batch of ``items`` took ``seconds`` in ``forward``. Only full batches are measured."""
         if items != self.size or seconds <= 0:
             return
         if seconds < WORTH_TUNING_S and self._probe is None:

@@ -1,1 +1,1 @@
-"""Which models a worker holds, and which worker should hold one."""
+"""The models that a worker has loaded, and the choice of the worker that should load one."""

@@ -1,4 +1,4 @@
-"""The loaded models of one child: least recently used first out, within a memory budget."""
+"""The loaded models of one child, within a memory budget. The least recently used model is unloaded first."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 BUDGET_SHARE = 0.6
 """Share of the device's memory for weights; the rest is for activations and the system."""
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
+"""How long a model that failed to load is not tried again. Each failure doubles it."""
 
 
 @dataclass
 class ModelState:
-    """What a node says of one model. Statuses: loading, running, failed, stopped."""
+    """What a node announces about one model. Statuses: loading, running, failed, stopped."""
 
     status: str
     since: float
@@ -41,7 +42,7 @@ class ModelState:
     error: str | None = None
     revision: str | None = None
     device: str | None = None
-    """Where it runs, if that is not the node's device."""
+    """The kind of device that it runs on, if that is not the node's device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +51,22 @@ class _Failure:
 
     count: int
     not_before: float
-    """``time.monotonic`` until which it is not tried again."""
+    """``time.monotonic`` until which loading is not tried again."""
     error: ModelmillError
 
 
 class ModelCache:
-    """Loads models on first use and evicts those used longest ago. Used by one thread.
+    """Loads models on first use, and evicts those that were used longest ago.
+
+    The thread that runs Celery tasks uses it. The heartbeat thread only reads.
 
     Args:
         catalogue: All models.
-        device: The node's.
+        device: The node's device.
         settings: For the memory budget.
-        recorder: Is told of loads, in case the process dies.
-        changed: Called whenever the state of a model has changed.
-        store: Remembers what models take whose entries do not say it.
+        recorder: Notes loads in the child state, in case the process dies.
+        changed: Called each time the state of a model has changed.
+        store: Keeps the measured memory of models whose entries do not say it.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class ModelCache:
         store: WorkerStore | None = None,
     ) -> None:
         self._catalogue = catalogue
-        # Not at the first load: nobody waits yet.
+        # Now, and not at the first load, when jobs wait.
         prepare(catalogue.values())
         self._device = device
         self._settings = settings
@@ -89,17 +92,17 @@ class ModelCache:
         self._failures: dict[str, _Failure] = {}
         self.states: dict[str, ModelState] = {}
         self.pinned = False
-        """An unloaded model still holds memory of the device: only the end of this process frees it."""
+        """An unloaded model still holds memory of the device. Only the end of this process frees it."""
 
     @property
     def budget_bytes(self) -> int:
         return self._settings.model_memory_bytes or int(total_bytes(self._device) * BUDGET_SHARE)
 
     def get(self, name: str) -> LoadedModel:
-        """The model, loaded; others are evicted if it needs their room.
+        """Returns the loaded model. If it needs room, others are evicted.
 
         Raises:
-            ModelmillError: it cannot be loaded. For a while after, the same error comes at once.
+            ModelmillError: it cannot be loaded. For a while, further calls raise the same error at once.
         """
         self._used_at = time.monotonic()
         if name in self._loaded:
@@ -108,7 +111,7 @@ class ModelCache:
         failure = self._failures.get(name)
         if failure is not None and time.monotonic() < failure.not_before:
             raise failure.error
-        self._refuse_deadly(name)
+        self._refuse_after_deaths(name)
         try:
             model = self._load(self._catalogue.find(name))
         except ModelmillError as problem:
@@ -122,31 +125,31 @@ class ModelCache:
         return name in self._loaded
 
     def rests(self, name: str) -> bool:
-        """Whether loading the model failed here and is not tried again yet."""
+        """Whether loading the model failed here, and it is too early to try again."""
         return self._retry_in_s(name) > 0.0
 
     def estimate_mib(self, name: str) -> int:
-        """What the model takes on this device, as its entry says or workers measured; 0 if nobody knows."""
-        said = self._catalogue.find(name).memory_mib
-        if said or self._store is None:
-            return said or 0
+        """The model's memory on this device: from its entry, or as workers measured it. 0 if unknown."""
+        declared = self._catalogue.find(name).memory_mib
+        if declared or self._store is None:
+            return declared or 0
         try:
             return self._store.recall_memory(name, self._device.kind)
         except RedisError as error:
-            logger.warning("what model %s takes of the memory is not known: %s", name, error)
+            logger.warning("the memory of model %s is not known: %s", name, error)
             return 0
 
     @property
     def free_bytes(self) -> int:
-        """What is left of the budget."""
+        """The bytes that are left of the budget."""
         return max(0, self.budget_bytes - sum(self._memory.values()))
 
     def idle_s(self) -> float:
-        """Seconds since a model was last asked for."""
+        """Seconds since a model was last used."""
         return time.monotonic() - self._used_at
 
     def unload(self, name: str) -> None:
-        """Frees a model, if it is loaded; it loads again when it is next used."""
+        """Unloads a model, if it is loaded. Its next use loads it again."""
         self._failures.pop(name, None)
         self._evict(name)
         self._set(name, ModelState("stopped", time.time()))
@@ -156,22 +159,25 @@ class ModelCache:
             self._evict(name)
 
     def describe(self) -> dict[str, dict[str, object]]:
-        """The states, as a node announces them; of failed ones also ``retry_in_s``, 0 when it may be now."""
-        # A copy first: the heartbeat thread reads while this thread loads.
-        said: dict[str, dict[str, object]] = {}
+        """The states by model, as a node announces them.
+
+        A failed model also has ``retry_in_s``; 0 means now.
+        """
+        announced: dict[str, dict[str, object]] = {}
+        # A copy: the heartbeat thread reads while the other thread loads.
         for name, state in dict(self.states).items():
-            said[name] = asdict(state)
+            announced[name] = asdict(state)
             if state.status == "failed":
-                said[name]["retry_in_s"] = round(self._retry_in_s(name), 1)
-        return said
+                announced[name]["retry_in_s"] = round(self._retry_in_s(name), 1)
+        return announced
 
     def _retry_in_s(self, name: str) -> float:
         failure, deaths = self._failures.get(name), self._recorder.load_deaths().get(name)
         not_before = max((each.not_before for each in (failure, deaths) if each is not None), default=0.0)
         return max(0.0, not_before - time.monotonic())
 
-    def _refuse_deadly(self, name: str) -> None:
-        """A model whose loading killed this child's predecessors gets a rest, like one that fails to load."""
+    def _refuse_after_deaths(self, name: str) -> None:
+        """Refuses to load a model for a while if its loading killed this child's predecessors."""
         deaths = self._recorder.load_deaths().get(name)
         if deaths is not None and time.monotonic() < deaths.not_before:
             problem = ModelmillError(
@@ -182,7 +188,7 @@ class ModelCache:
             raise problem
 
     def _note_failure(self, name: str, problem: ModelmillError) -> None:
-        # What led to it holds frames, and they hold what had been loaded of the model.
+        # Its cause holds frames, and the frames hold the parts of the model that were loaded.
         problem.__cause__ = problem.__context__ = None
         count = self._failures[name].count if name in self._failures else 0
         backoff_s = min(FIRST_BACKOFF_S * 2**count, LONGEST_BACKOFF_S)
@@ -195,26 +201,31 @@ class ModelCache:
         device = self._device_for(entry)
         estimate_mib = self.estimate_mib(name) if device == self._device else 0
         self._make_room(name, estimate_mib * MIB)
-        self._recorder.loading(name)
+        self._recorder.note_loading(name)
         self._set(name, ModelState("loading", time.time()))
         logger.info("loading model %s on %s", name, device.kind)
         started = time.monotonic()
         try:
             context = LoadContext(entry, device, self._catalogue, self._settings)
-            model, before = self._load_in_what_there_is(context)
+            model, before = self._load_evicting(context)
         finally:
-            self._recorder.idle()
+            self._recorder.note_idle()
         load_s = time.monotonic() - started
         on_device = model.context.device == self._device
-        # Weights that are mapped from a file show in resident memory only once they are used.
+        # Weights that are mapped from a file count as resident memory only once they are used.
         taken = max(used_bytes(self._device) - before, estimate_mib * MIB) if on_device else 0
         if on_device and not entry.memory_mib and taken // MIB > estimate_mib:
             self._remember(name, taken // MIB)
         self._memory[name] = taken
         self._loaded[name] = model
-        state = ModelState("running", time.time(), taken // MIB, round(load_s, 3))
-        state.revision = entry.source.revision if entry.source else None
-        state.device = None if on_device else model.context.device.kind
+        state = ModelState(
+            "running",
+            time.time(),
+            memory_mib=taken // MIB,
+            load_s=round(load_s, 3),
+            revision=entry.source.revision if entry.source else None,
+            device=None if on_device else model.context.device.kind,
+        )
         self._set(name, state)
         keep_memory()
         metrics.model_loaded(name, load_s)
@@ -223,7 +234,7 @@ class ModelCache:
         return model
 
     def _device_for(self, entry: ModelEntry) -> Device:
-        """This node's device, or the CPU of a GPU's host for a model that runs there only."""
+        """This node's device; on a GPU's node, its host's CPU for a model that runs on CPUs only."""
         if self._device.kind in entry.devices:
             return self._device
         if "cpu" in entry.devices:
@@ -234,11 +245,11 @@ class ModelCache:
             f"and this worker is on {self._device.kind}.",
         )
 
-    def _load_in_what_there_is(self, context: LoadContext) -> tuple[LoadedModel, int]:
-        """Loads, and again without the model used longest ago each time that memory runs out.
+    def _load_evicting(self, context: LoadContext) -> tuple[LoadedModel, int]:
+        """Loads a model. Each time memory runs out, evicts the model used longest ago and tries again.
 
         Returns:
-            The model, and the bytes of the device that were used before it came.
+            The model, and the bytes that were in use on the device before the load.
         """
         entry = context.entry
         while True:
@@ -255,7 +266,7 @@ class ModelCache:
                 if not self._loaded or not is_out_of_memory(problem):
                     raise
                 logger.warning("memory ran out while model %s was loaded: %s", entry.name, problem.message)
-            # Outside of `except`: the exception holds frames, and they hold what had been loaded.
+            # Outside of `except`: the exception holds frames, and the frames hold what was loaded.
             self._evict_for(entry.name, next(iter(self._loaded)))
 
     def _remember(self, name: str, memory_mib: int) -> None:
@@ -263,11 +274,11 @@ class ModelCache:
             if self._store is not None:
                 self._store.remember_memory(name, self._device.kind, memory_mib)
         except RedisError as error:
-            logger.warning("what model %s takes of the memory was not remembered: %s", name, error)
+            logger.warning("the memory of model %s was not stored: %s", name, error)
 
     def _make_room(self, newcomer: str, needed: int) -> None:
         while sum(self._memory.values()) + needed > self.budget_bytes:
-            # What runs on the CPU of a GPU's host takes nothing of the budget.
+            # A model on the CPU of a GPU's host takes nothing from the budget.
             victim = next((name for name in self._loaded if name != newcomer and self._memory[name]), None)
             if victim is None:
                 return
@@ -289,9 +300,9 @@ class ModelCache:
         del model
         free_memory()
         freed = before - used_bytes(self._device)
-        # Resident memory tells too little on the CPU, where pages are shared and kept; a GPU's is exact.
+        # Only a GPU's figure is exact: on the CPU, pages are shared and kept.
         if self._device.kind == "cuda" and freed < taken // 2:
-            logger.warning("model %s left %d MiB behind", name, (taken - freed) // MIB)
+            logger.warning("model %s still holds %d MiB after it was unloaded", name, (taken - freed) // MIB)
             self.pinned = True
 
     def _set(self, name: str, state: ModelState) -> None:

@@ -1,19 +1,20 @@
-"""Which node should answer a bell: models spread over nodes by demand, not by accident.
+"""Which node should answer a bell. Models spread over nodes by demand.
 
-The rule, asked by a node that has not loaded the model whose bell it took:
+A node asks this if it takes the bell of a model that it has not loaded. The rule:
 
-1. A node that cannot load the model passes the bell to one that may, whatever the backlog: to one that has
-   it, else to one with room, else to any. A node cannot if its device is not among the model's, or if loading
-   failed there and it rests until it tries again. A node with a GPU also runs models for the CPU, on that of
-   its host, but leaves them to nodes of CPUs where it can.
-2. Where live nodes have the model loaded and its backlog is short, one of them gets the bell. Short is what
-   they get through within ``spread_after_s`` or within the time it takes to load the model, whichever is
-   longer; two batches, as long as nobody knows how fast the model is.
-3. With a long backlog, this node loads the model too, if it has room for it or its own models lie idle.
-4. Where nobody has the model, a node with room for it goes before one that would have to evict another.
+1. If the node cannot load the model, it passes the bell on to a node that may, for any backlog: to one that
+   has the model, else to one with room, else to any. A node cannot load the model if its device is not one
+   of the model's, or if loading failed there and it is too early to try again. A node with a GPU also runs
+   models for the CPU, on the CPU of its host, but prefers to pass them on to nodes on CPUs.
+2. If live nodes have the model loaded and its backlog is short, one of them gets the bell. A backlog is
+   short if these nodes work it off within ``spread_after_s`` or within the time that loading the model
+   takes, if that is longer. While the model's speed is unknown, up to two batches are short.
+3. If the backlog is long, this node loads the model too, if it has room or its own models are idle.
+4. If no node has the model, a node with room for it is preferred to one that would evict another model.
 
-A bell is passed on once at most by this rule, so a wrong guess costs a hop and never a loop. Once more each
-time that loading fails, to nodes where it has not failed: each hop leaves one of those less.
+By this rule a bell is passed on at most once, so a wrong guess costs a hop and never a loop. Each time
+loading fails, it is passed on once more, to a node where loading has not failed. Each hop leaves one such
+node less.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from dataclasses import dataclass
 from modelmill.store import NodeRecord
 
 IDLE_AFTER_S = 30.0
-"""A node whose models were not used for this long may evict them for another model's backlog."""
+"""If a node's models were not used for this long, it may evict them for another model's backlog."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is known of a model that is wanted.
+    """What is known of a model that has jobs.
 
     Attributes:
         model: Its name.
         backlog: Jobs that wait for it.
-        rate: Jobs a second of one node that has it; None when nobody knows yet.
+        rate: Jobs a second of one node that has it; None while this is unknown.
         max_batch: Its batch size.
-        memory_mib: Estimate of what it takes when loaded.
+        memory_mib: Estimate of the memory that it takes when loaded.
         devices: The kinds of device that it runs on.
         device: The kind of this node's device.
-        rests: Whether loading it failed here and is not tried again yet.
+        rests: Whether loading it failed here, and it is too early to try again.
     """
 
     model: str
@@ -56,18 +57,18 @@ class Demand:
 def better_node(
     demand: Demand, own_name: str, nodes: Sequence[NodeRecord], spread_after_s: float
 ) -> str | None:
-    """The node to pass a bell to, or None to answer it here.
+    """The node to pass the bell on to, or None to answer it here.
 
     Args:
         demand: The model, not loaded here.
         own_name: This node.
-        nodes: All nodes that live, this one among them.
+        nodes: All live nodes, this one among them.
         spread_after_s: The setting.
     """
     if demand.rests or demand.device not in demand.devices:
         return other_node(demand, own_name, nodes)
     own = next((node for node in nodes if node.name == own_name), None)
-    others = [node for node in _able(demand, own_name, nodes) if _is_at_home(demand, node)]
+    others = [node for node in _able(demand, own_name, nodes) if _device_fits(demand, node)]
     loaded = [node for node in others if _has(node, demand.model)]
     has_room = own is None or _has_room(own, demand.memory_mib)
     if loaded:
@@ -82,18 +83,18 @@ def better_node(
 def other_node(
     demand: Demand, own_name: str, nodes: Sequence[NodeRecord], *, retry: bool = True
 ) -> str | None:
-    """Another node that may load the model, the likeliest first; None if there is none.
+    """Another node that may load the model, the most promising first. None if there is none.
 
     Args:
         demand: The model, which this node cannot load.
         own_name: This node.
-        nodes: All nodes that live.
-        retry: Whether a node counts where loading failed before and that may try again by now.
+        nodes: All live nodes.
+        retry: Whether a node is considered that failed to load the model and may try again by now.
     """
     able = _able(demand, own_name, nodes)
-    groups = [[node for node in able if _is_at_home(demand, node)]]
+    groups = [[node for node in able if _device_fits(demand, node)]]
     if demand.rests or not _runs_on(demand.device, demand):
-        groups.append([node for node in able if not _is_at_home(demand, node)])
+        groups.append([node for node in able if not _device_fits(demand, node)])
         if retry:
             groups.append(
                 [node for node in _served(demand, own_name, nodes) if _may_retry(node, demand.model)]
@@ -107,7 +108,7 @@ def other_node(
 
 
 def _served(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
-    """Other nodes that serve the model and whose device allows it."""
+    """Other nodes that serve the model and can run it."""
     return [
         node
         for node in nodes
@@ -119,7 +120,7 @@ def _served(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[
 
 
 def _able(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
-    """Those of them where loading the model has not failed."""
+    """Other nodes that serve the model, can run it, and have not failed to load it."""
     served = _served(demand, own_name, nodes)
     return [node for node in served if node.state_of(demand.model).get("status") != "failed"]
 
@@ -133,7 +134,8 @@ def _device(node: NodeRecord) -> str:
     return str(node.child.get("device", "cpu"))
 
 
-def _is_at_home(demand: Demand, node: NodeRecord) -> bool:
+def _device_fits(demand: Demand, node: NodeRecord) -> bool:
+    """Whether the model runs on the node's own device, and not only on the CPU of its host."""
     return _device(node) in demand.devices
 
 
@@ -156,7 +158,7 @@ def _has_room(node: NodeRecord, needed_mib: int) -> bool:
     if not any(
         state.get("status") in ("running", "loading") for state in node.child.get("models", {}).values()
     ):
-        return True  # nothing to evict: a model larger than the budget still runs alone
+        return True  # nothing to evict: even a model larger than the budget runs alone
     return bool(node.child.get("free_mib", 0) >= needed_mib)
 
 

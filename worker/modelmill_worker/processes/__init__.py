@@ -1,1 +1,1 @@
-"""The processes of a worker: supervisor, parent and child."""
+"""The processes of a worker: supervisor, parent and child, and the watchdog that looks after the child."""

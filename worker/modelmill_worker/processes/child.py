@@ -24,6 +24,7 @@ from modelmill_tasks.registry import all_tasks
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.config import NodeConfig, state_folder
 from modelmill_worker.drain.batches import DeviceLostError
+from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.models.cache import ModelCache
@@ -32,21 +33,21 @@ from modelmill_worker.models.placement import Demand, better_node, other_node
 logger = logging.getLogger(__name__)
 
 NODE_TTL_BEATS = 5
-"""Beats that a node may miss before it counts as gone."""
+"""Heartbeats that a node may miss before it counts as gone."""
 
 
 class Child:
-    """Everything that outlives a single bell: the store, loaded models, leases and their heartbeat."""
+    """What a child keeps between two bells: the store, the loaded models, the leases and their heartbeat."""
 
     def __init__(self, app: Celery) -> None:
         self._settings = get_settings()
-        # Looked up once now, and not when the first job is opened.
+        # Imports the tasks now, and not when the first job is opened.
         all_tasks()
         self._device = current_device()
         self._catalogue = Catalogue.load(self._settings.models_file)
         self._config = NodeConfig.from_env(self._catalogue)
         self._recorder = Recorder(state_folder())
-        self._recorder.child_started()
+        self._recorder.start_file()
         self._store = WorkerStore(self._settings)
         self._bells = Bells(app, self._store.release_bell)
         self._leases = Leases(self._store)
@@ -54,21 +55,24 @@ class Child:
             self._catalogue, self._device, self._settings, self._recorder, self._announce, self._store
         )
         self._drain = Drain(
-            self._settings,
-            self._store,
-            self._leases,
-            self._recorder,
-            self._config.name,
-            self._device.kind,
-            self._config.models,
+            DrainContext(
+                settings=self._settings,
+                store=self._store,
+                leases=self._leases,
+                recorder=self._recorder,
+                node=self._config.name,
+                device=self._device.kind,
+                served=self._config.models,
+            )
         )
         self._stopping = threading.Event()
+        """The handler of SIGTERM sets it, the start of a task clears it. All threads of a drain read it."""
         self._started_at = time.time()
         self._announcing = threading.Lock()
-        threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+        threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
     def drain(self, model: str, *, passed_on: bool = False) -> None:
-        """Answers a bell; one that another node passed on is passed on again only if loading fails."""
+        """Answers a bell. If another node passed it on, it is passed on again only if loading fails here."""
         with self._until_sigterm():
             try:
                 self._store.release_bell(model)
@@ -86,11 +90,11 @@ class Child:
                     self._bells.ring(model)
                 self._leave_if_pinned()
             except RedisError as error:
-                # The reaper rings again when the store is back.
+                # The reaper rings again once the store answers.
                 logger.warning("drain of %s ended early: %s", model, error)
                 time.sleep(1)
             except DeviceLostError as error:
-                # Only a new process gets the device back. The parent sees to the jobs.
+                # Only a new process can use the device again. The parent returns the jobs.
                 logger.critical("the device is lost, ending this process: %s", error)
                 os._exit(70)
 
@@ -100,7 +104,7 @@ class Child:
             with suppress(ModelmillError):  # logged and announced by the cache
                 self._models.get(model)
             try:
-                # Not before this node says how it stands: in between nobody would know of the order.
+                # Only now that this node has announced the load. Otherwise the order would vanish in between.
                 self._store.load_began(model)
             except RedisError as error:
                 logger.warning("loading %s: %s", model, error)
@@ -115,29 +119,32 @@ class Child:
         if self._models.pinned:
             logger.warning("ending this process, to free memory that an unloaded model still holds")
             self._bells.close()
-            # Nothing is claimed between two tasks, and the pool starts another process.
+            # No job is claimed between two tasks, and the pool starts another process.
             os._exit(0)
 
     def _cannot_load(self, model: str, error: ModelmillError, passed_on: bool) -> None:
-        """Leaves the jobs to a node that may load the model; if there is none, they end with the reason."""
+        """Leaves the jobs to a node that may load the model. If there is none, they fail with the reason."""
         if self._models.pinned:
-            # With the memory that this process cannot give back it may load.
+            # A fresh process may have the memory to load it.
             self._bells.ring(model)
             self._leave_if_pinned()
             return
-        # A bell that was passed on before goes only where loading has not failed, and so not in circles.
+        # A bell that was passed on goes only to nodes where loading has not failed, so not in circles.
         demand, nodes = self._demand(model), self._store.nodes()
         if node := other_node(demand, self._config.name, nodes, retry=not passed_on):
             self._pass_on(model, node)
         else:
-            self._drain.fail_waiting(model, error)
+            self._drain.fail_waiting(model, error, self._stopping)
 
     def _pass_on(self, model: str, node: str) -> None:
         self._store.send_away(node)
         self._bells.order(DRAIN, model, node, passed_on=True)
 
     def _is_wanted_here(self, model: str, passed_on: bool) -> bool:
-        """Whether to load the model for its jobs; False if a better node was called, or none are left."""
+        """Whether to load the model here.
+
+        False if the bell was passed on to a better node, or no jobs are left.
+        """
         if passed_on:
             return self._store.depth(model) > 0
         demand = self._demand(model)
@@ -163,23 +170,23 @@ class Child:
 
     def _until_sigterm(self) -> AbstractContextManager[None]:
         self._stopping.clear()
-        return _Finishing(self._stopping)
+        return _StopOnSigterm(self._stopping)
 
-    def _pulse(self) -> None:
-        # What a predecessor said of its models does not hold any more.
+    def _heartbeat(self) -> None:
+        # The previous child's announcement is out of date.
         self._announce()
         while True:
             time.sleep(self._settings.beat_s)
             try:
-                self._leases.beat()
+                self._leases.renew()
             except Exception:
-                # This thread keeps the leases: nothing may end it.
+                # Without this thread the leases run out, so no error may end it.
                 logger.exception("heartbeat failed")
             self._announce()
 
     def _announce(self) -> None:
-        """Says what this child is and has. A failure is logged: who has just loaded a model goes on."""
-        # One at a time, or the heartbeat could overwrite a state with the one before it.
+        """Tells the store what this child is and which models it has. A failure is only logged."""
+        # Serialised, so that the heartbeat cannot overwrite a newer state.
         with self._announcing:
             try:
                 self._store.announce(
@@ -191,7 +198,7 @@ class Child:
                 logger.exception("announcing this worker failed")
 
     def _describe(self) -> dict[str, object]:
-        sizes = self._drain.sizes()
+        sizes = self._drain.measurements.sizes()
         models = self._models.describe()
         return {
             "pid": os.getpid(),
@@ -204,11 +211,11 @@ class Child:
         }
 
 
-class _Finishing(AbstractContextManager[None]):
-    """While it lasts, SIGTERM sets an event instead of ending the process.
+class _StopOnSigterm(AbstractContextManager[None]):
+    """Inside this context, SIGTERM sets an event instead of ending the process.
 
-    Celery gives a child's SIGTERM handler back its default after the pool's start-up hooks have run,
-    so whoever wants to survive it must install a handler from inside the task.
+    Celery resets a child's SIGTERM handler after the start-up hooks of the pool have run, so the task itself
+    must install the handler.
     """
 
     def __init__(self, stopping: threading.Event) -> None:
@@ -227,5 +234,5 @@ class _Finishing(AbstractContextManager[None]):
 
 @cache
 def the_child(app: Celery) -> Child:
-    """This process's child object, made on first use."""
+    """This process's child object, made at the first call."""
     return Child(app)

@@ -1,4 +1,7 @@
-"""The parent of a node: announces it, reaps, rings lost bells, and passes SIGTERM on. Imports no runtime."""
+"""The parent of a node: announces it, reaps, rings lost bells, and passes SIGTERM on.
+
+It imports no runtime.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ from modelmill_backends.device import DEVICE_VARIABLE
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.config import NodeConfig, state_folder
 from modelmill_worker.processes.child import NODE_TTL_BEATS
-from modelmill_worker.processes.watchdog import Undertaker
+from modelmill_worker.processes.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 0.2
-"""How often the child is looked at."""
+"""How often the watchdog checks the child."""
 
 
 class Parent:
-    """The timers of a node, in a thread beside Celery's own loop."""
+    """The periodic work of a node, in a thread beside Celery's own loop."""
 
     def __init__(self, app: Celery, settings: Settings, config: NodeConfig) -> None:
         self._settings = settings
@@ -41,23 +44,26 @@ class Parent:
         self._bells = Bells(app, self._store.release_bell)
         self._child_pids: Callable[[], list[int]] = list
         self._left = threading.Event()
-        self._undertaker = Undertaker(settings, self._store, Recorder(state_folder()))
+        self._watchdog = Watchdog(settings, self._store, Recorder(state_folder()))
         self._started_at = time.time()
 
     def start(self, child_pids: Callable[[], list[int]]) -> None:
-        """The node takes work from now on; ``child_pids`` tells its pool's processes."""
+        """The node takes work from now on. ``child_pids`` returns the process ids of its pool."""
         self._child_pids = child_pids
         for model in self._config.preload:
             self._bells.order(LOAD, model, self._config.name)
-        self._tend()
+        self._announce_and_reap()
         threading.Thread(target=self._run, name="parent", daemon=True).start()
 
     def shutting_down(self) -> None:
-        """Celery waits for the task in hand, and only the child can shorten it: tell it, until it is done."""
-        threading.Thread(target=self._hurry_child, name="shutdown", daemon=True).start()
+        """Tells the child to stop, again and again until it has.
+
+        Celery waits for the running task, and only the child can shorten it.
+        """
+        threading.Thread(target=self._stop_child, name="shutdown", daemon=True).start()
 
     def leave(self) -> None:
-        """The node has ended."""
+        """The node has ended: removes it from the list of nodes."""
         self._left.set()
         try:
             self._store.retire(self._config.name)
@@ -68,20 +74,20 @@ class Parent:
         reap_at = 0.0
         while not self._left.wait(WATCH_S):
             try:
-                self._undertaker.tend()
+                self._watchdog.check()
             except RedisError as error:
                 logger.warning("the jobs of a dead process could not be returned yet: %s", error)
             except Exception:
                 logger.exception("watching the child failed")
             if time.monotonic() >= reap_at:
                 reap_at = time.monotonic() + self._settings.reap_s
-                self._tend()
+                self._announce_and_reap()
 
-    def _tend(self) -> None:
+    def _announce_and_reap(self) -> None:
         try:
             self._announce()
         except RedisError as error:
-            # A server that is full refuses this, and not what reaping does.
+            # A server at its memory limit refuses this, and still reaps.
             logger.warning("announcing this node failed: %s", error)
         try:
             reaped = self._store.reap()
@@ -92,7 +98,7 @@ class Parent:
             logger.exception("reaping failed")
             return
         if reaped.returned:
-            logger.warning("returned %d jobs whose worker fell silent", reaped.returned)
+            logger.warning("returned %d jobs whose worker stopped responding", reaped.returned)
         for model in reaped.bells:
             self._bells.ring(model)
 
@@ -106,12 +112,12 @@ class Parent:
             "started_at": self._started_at,
             "version": __version__,
         }
-        # Reaping is more frequent than beating, so a node that lives is never forgotten.
+        # This runs more often than the heartbeat, so a live node never expires.
         self._store.announce(self._config.name, "parent", document, NODE_TTL_BEATS * self._settings.beat_s)
 
-    def _hurry_child(self) -> None:
+    def _stop_child(self) -> None:
         while not self._left.wait(0.2):
-            # A child between two tasks would take the default action and die; it has nothing to finish.
+            # Between two tasks, SIGTERM would end the child at once. It has nothing to finish then.
             if not state.active_requests:
                 continue
             for pid in self._child_pids():

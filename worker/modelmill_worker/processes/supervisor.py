@@ -1,7 +1,7 @@
 """Starts one node per device and keeps them running.
 
-The devices of a node are pinned by its environment before it starts, so nothing in it can see, or
-take memory on, another node's GPU.
+The environment of a node names its device before the node starts. So no library in it can see another node's
+GPU, or take memory on it.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ from modelmill_worker.config import (
 logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+"""Wait before a node is started again. Each failure doubles it."""
 GPU_ADVICE = "install PyTorch for CUDA, or modelmill[gpu] in place of the CPU's onnxruntime."
 HEALTHY_AFTER_S = 60.0
-"""A node that ran this long starts the next time without a wait."""
+"""After a node ran this long, its earlier failures no longer count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One node's place: a device.
+    """The device of one node.
 
     Attributes:
-        label: Such as ``cuda0`` or ``cpu1``, part of the node's name.
-        environment: What pins the node to the device.
+        label: For example ``cuda0`` or ``cpu1``; part of the node's name.
+        environment: The variables that give the node this device.
     """
 
     label: str
@@ -56,12 +57,12 @@ class Slot:
 
 
 def plan_devices(devices: str) -> list[Slot]:
-    """Slots for ``--devices``.
+    """Returns the slots for ``--devices``.
 
     Args:
-        devices: ``all`` (every visible GPU, or the CPU if there is none or nothing installed can use it),
-            GPU numbers or UUIDs such as ``0,1``, ``cpu``, or ``cpu:2`` for two nodes that share the cores;
-            also mixed, ``0,cpu``.
+        devices: ``all`` (every visible GPU; the CPU if there is no GPU or no installed runtime can use it),
+            GPU numbers or UUIDs such as ``0,1``, ``cpu``, or ``cpu:2`` for two nodes that share the cores.
+            These can be mixed: ``0,cpu``.
 
     Raises:
         ConfigError: the text is none of these.
@@ -78,12 +79,12 @@ def plan_devices(devices: str) -> list[Slot]:
     for name in gpus:
         if not (name.isdigit() or name.startswith(("GPU-", "MIG-"))):
             raise ConfigError(f"--devices: {name!r} is neither a GPU's number, its UUID, cpu nor all")
-        # Numbers count within what CUDA_VISIBLE_DEVICES already allows, as they do in CUDA itself.
+        # As in CUDA itself, a number is an index into CUDA_VISIBLE_DEVICES.
         physical = visible[int(name)] if name.isdigit() and int(name) < len(visible) else name
         slots.append(Slot(f"cuda{name}", {"CUDA_VISIBLE_DEVICES": physical, DEVICE_VARIABLE: "cuda"}))
     threads = str(max(1, available_cores() // max(cpus, 1)))
     for index in range(cpus):
-        # An empty list hides every GPU from a node that is to use the CPU.
+        # An empty list hides every GPU from a node on the CPU.
         slots.append(
             Slot(
                 f"cpu{index}",
@@ -94,7 +95,7 @@ def plan_devices(devices: str) -> list[Slot]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that CUDA would see, by number or UUID, found without importing a runtime."""
+    """The GPUs that CUDA would see, by number or UUID. Imports no runtime."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return [name.strip() for name in allowed.split(",") if name.strip()]
@@ -115,7 +116,7 @@ def visible_gpus() -> list[str]:
 
 
 def can_use_gpus() -> bool:
-    """Whether a runtime that can use a GPU is installed, found without importing any."""
+    """Whether a runtime that can use a GPU is installed. Imports no runtime."""
     return _is_installed("onnxruntime-gpu") or _torch_has_gpus()
 
 
@@ -123,8 +124,9 @@ def _usable_gpus() -> list[str]:
     gpus = visible_gpus()
     if gpus and not can_use_gpus():
         logger.warning(
-            "%d GPU(s) found that nothing installed can use; running on the CPU. To use them, %s",
-            *(len(gpus), GPU_ADVICE),
+            "%d GPU(s) found that no installed runtime can use; running on the CPU. To use them, %s",
+            len(gpus),
+            GPU_ADVICE,
         )
         return []
     return gpus
@@ -146,7 +148,7 @@ def _torch_has_gpus() -> bool:
         text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     except OSError:
         return False
-    # As the build writes it: cuda: Optional[str] = '12.8', or None; hip likewise, for AMD's GPUs.
+    # PyTorch's build writes: cuda: Optional[str] = '12.8', or None. For AMD's GPUs it writes hip.
     return re.search(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", text, re.MULTILINE) is not None
 
 
@@ -171,7 +173,7 @@ class _Node:
 class Supervisor:
     """Runs nodes until it is told to stop.
 
-    A node that ends by itself is started again, at once the first time and then after growing waits.
+    A node that ends by itself is started again, after a wait that doubles with each failure.
     """
 
     def __init__(
@@ -189,7 +191,11 @@ class Supervisor:
         self._misconfigured = False
         base = name or f"{socket.gethostname()}-{os.getpid()}"
         self._nodes = [
-            _Node(slot, f"{base}-{slot.label}", settings.metrics_port and settings.metrics_port + index)
+            _Node(
+                slot=slot,
+                name=f"{base}-{slot.label}",
+                metrics_port=settings.metrics_port and settings.metrics_port + index,
+            )
             for index, slot in enumerate(slots)
         ]
         self._environment = {
@@ -199,19 +205,19 @@ class Supervisor:
         }
 
     def run(self) -> int:
-        """Blocks until SIGTERM or SIGINT; 0 when every node left within its grace time, else 1."""
+        """Blocks until SIGTERM or SIGINT. Returns 0 if every node left within its grace time, else 1."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         while not self._stopping.wait(0.2):
             for node in self._nodes:
-                self._tend(node)
+                self._start_if_down(node)
         clean = self._stop()
         return 0 if clean and not self._misconfigured else 1
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping.set()
 
-    def _tend(self, node: _Node) -> None:
+    def _start_if_down(self, node: _Node) -> None:
         now = time.monotonic()
         if node.process is None:
             if now >= node.restart_at:
@@ -222,7 +228,7 @@ class Supervisor:
             return
         node.process = None
         if status == 2:
-            # The configuration is wrong; starting again cannot help.
+            # The configuration is wrong, so starting again cannot help.
             logger.error("node %s cannot start; see above", node.name)
             self._misconfigured = True
             self._stopping.set()
@@ -237,13 +243,13 @@ class Supervisor:
         )
 
     def _start(self, node: _Node) -> None:
-        # PYTHONSAFEPATH is -P for the child that the node starts: the working directory is not ours.
+        # PYTHONSAFEPATH is -P for the child that the node starts: see node.py.
         environment = {
             **self._environment,
             **node.slot.environment,
             NODE_VARIABLE: node.name,
             "PYTHONSAFEPATH": "1",
-            STATE_VARIABLE: "",  # each node makes its own
+            STATE_VARIABLE: "",  # each node makes its own folder
             "MODELMILL_METRICS_PORT": str(node.metrics_port or ""),
         }
         node.started_at = time.monotonic()

@@ -1,7 +1,7 @@
-"""Watches a node's child: ends one that hangs, and gives back what a dead one held.
+"""Looks after a node's child: kills one that hangs, and returns the jobs of one that died.
 
-Only this living parent saw the child die with a job in hand, in ``forward`` or being prepared, so only here
-is a job charged for it.
+Only the parent knows which items were in progress when its child died. So only here does a death count
+against a job.
 """
 
 from __future__ import annotations
@@ -16,67 +16,69 @@ import psutil
 from modelmill.settings import Settings
 from modelmill.store import Released, Return, WorkerStore
 from modelmill_worker import metrics
-from modelmill_worker.child_state import Flight, LoadDeaths, Phase, Recorder
+from modelmill_worker.child_state import ChildState, LoadDeaths, Phase, Recorder
 
 logger = logging.getLogger(__name__)
 
 MAX_LOAD_DEATHS = 3
+"""After so many deaths of its loaders in a row, a model is not loaded for a while."""
 FIRST_REST_S, LONGEST_REST_S = 60.0, 3600.0
-"""How long a model is not loaded after it killed its loaders; doubled each time."""
+"""How long the model is not loaded then. Each further death doubles it."""
 
 
-class Undertaker:
-    """To be asked several times a second, by one thread of the parent."""
+class Watchdog:
+    """Checks the child several times a second. Used by one thread of the parent."""
 
     def __init__(self, settings: Settings, store: WorkerStore, recorder: Recorder) -> None:
         self._settings = settings
         self._store = store
         self._recorder = recorder
-        self._unburied: list[Flight] = []
+        self._to_return: list[ChildState] = []
+        """Dead children whose jobs are not returned yet."""
 
-    def tend(self) -> None:
-        """Looks at the child, and at those before it.
+    def check(self) -> None:
+        """Checks the present child and its predecessors.
 
         Raises:
-            RedisError: the store is away; what is left to do is done when asked again.
+            RedisError: the store does not answer. The next call goes on where this one stopped.
         """
-        for flight in self._recorder.take_dead():
-            self._mourn(flight)
+        for state in self._recorder.take_dead():
+            self._record_death(state)
         present = self._recorder.read()
-        if present is not None and not _lives(present.pid):
-            self._recorder.bury(present.pid)
-            self._mourn(present)
-        elif present is not None and (where := self._hangs(present)):
-            logger.error("process %d hangs in %s of model %s; killing it", present.pid, where, present.model)
+        if present is not None and not _is_alive(present.pid):
+            self._recorder.forget(present.pid)
+            self._record_death(present)
+        elif present is not None and (phase := self._hung_phase(present)):
+            logger.error("process %d hangs in %s of model %s; killing it", present.pid, phase, present.model)
             os.kill(present.pid, signal.SIGKILL)
-        while self._unburied:
-            self._give_back(self._unburied[0])
-            self._unburied.pop(0)
+        while self._to_return:
+            self._return_jobs(self._to_return[0])
+            self._to_return.pop(0)
 
-    def _hangs(self, flight: Flight) -> str:
-        """Where a child makes no progress, if it does not."""
+    def _hung_phase(self, state: ChildState) -> str:
+        """The phase in which the child hangs; empty if it does not."""
         limits_s = {
             Phase.FORWARD: self._settings.batch_timeout_s,
             Phase.LOADING: self._settings.load_timeout_s,
         }
-        if flight.age_s > limits_s.get(flight.phase, float("inf")):
-            return flight.phase.value
-        # It waits for the job store for a minute at most, unlike the rest of a drain, which waits for hours.
-        return "preparing" if flight.preparing_s > self._settings.batch_timeout_s else ""
+        if state.age_s > limits_s.get(state.phase, float("inf")):
+            return state.phase.value
+        # Preparation waits for the job store for a minute at most. The rest of a drain may wait for hours.
+        return "preparing" if state.preparing_s > self._settings.batch_timeout_s else ""
 
-    def _mourn(self, flight: Flight) -> None:
-        metrics.child_died(flight.pid)
-        if flight.phase is Phase.IDLE and not flight.fences:
-            # As at the end of every node.
-            logger.info("process %d has ended", flight.pid)
+    def _record_death(self, state: ChildState) -> None:
+        metrics.child_died(state.pid)
+        if state.phase is Phase.IDLE and not state.fences:
+            # The normal end of a node.
+            logger.info("process %d has ended", state.pid)
             return
-        logger.error("process %d died in phase %s of model %s", flight.pid, flight.phase.value, flight.model)
-        if flight.phase is Phase.LOADING:
-            self._count_load_death(flight.model)
-        self._unburied.append(flight)
+        logger.error("process %d died in phase %s of model %s", state.pid, state.phase.value, state.model)
+        if state.phase is Phase.LOADING:
+            self._count_load_death(state.model)
+        self._to_return.append(state)
 
     def _count_load_death(self, model: str) -> None:
-        # Nothing was claimed, so no job is charged; the model is.
+        # No job was claimed, so the death counts against the model and against no job.
         known = self._recorder.load_deaths()
         deaths = known.setdefault(model, LoadDeaths())
         deaths.count += 1
@@ -85,24 +87,27 @@ class Undertaker:
             deaths.not_before = time.monotonic() + rest_s
         self._recorder.write_load_deaths(known)
 
-    def _give_back(self, flight: Flight) -> None:
-        """Returns a dead child's jobs: those in hand as suspects, the others as if never taken."""
-        members = {*flight.forward, *flight.preparing}
-        alone = len(members) == 1
-        inside = {(job_id, fence): index for job_id, fence, index in members}
-        held = {(job_id, fence) for fence in flight.fences for job_id in self._store.claimed_under(fence)}
-        released = [Released(*job) for job in held - inside.keys()]
-        why = Return.CRASHED if alone else Return.SUSPECT
-        suspects = [Released(*job, why, index) for job, index in inside.items()]
-        verdicts = self._store.settle([*released, *suspects])
+    def _return_jobs(self, state: ChildState) -> None:
+        """Returns a dead child's jobs: those in progress as suspects, the others as if never claimed."""
+        members = {*state.forward, *state.preparing}
+        in_progress = {(job_id, fence): index for job_id, fence, index in members}
+        claimed = {(job_id, fence) for fence in state.fences for job_id in self._store.claimed_under(fence)}
+        untouched = [Released(job_id, fence) for job_id, fence in claimed - in_progress.keys()]
+        # An item that was in progress alone has caused the death. If several were, each is a suspect.
+        why = Return.CRASHED if len(members) == 1 else Return.SUSPECT
+        suspects = [Released(job_id, fence, why, index) for (job_id, fence), index in in_progress.items()]
+        settlements = self._store.settle([*untouched, *suspects])
         logger.warning(
             "returned the jobs of process %d: %d untouched, %d %s; %s",
-            *(flight.pid, len(released), len(suspects), why.value),
-            ", ".join(sorted({verdict.value for verdict in verdicts})) or "nothing held",
+            state.pid,
+            len(untouched),
+            len(suspects),
+            why.value,
+            ", ".join(sorted({settlement.value for settlement in settlements})) or "nothing claimed",
         )
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -16,7 +16,7 @@ CONSTANTS: dict[Language, tuple[float, float, float]] = {
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 SILENT_E = re.compile(r"[^aeiouy]e$(?<![^aeiouy]le)")
-"""That of "mile" is, that of "table" is not."""
+"""The e of "mile" is silent, the e of "table" is not."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 VOWELS: dict[Language, re.Pattern[str]] = {
     "en": re.compile(r"[aeiouy]+"),
@@ -26,7 +26,7 @@ VOWELS: dict[Language, re.Pattern[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the formula needs to know of a text."""
+    """The three numbers that the formula needs."""
 
     words: int
     sentences: int

@@ -4,40 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from modelmill.errors import ErrorCode, FieldError, ModelmillError
-from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.options import RunnerOptions, read_options
+from modelmill.plugin import LoadContext, Prepared, Runner, RunnerOptions, invalid_field, read_options
 from modelmill_readability.formula import Counts, Language, count, reading_ease, split
 from modelmill_readability.task import Input, Output, Sentence
 
 
-class Options(RunnerOptions):
-    """What a models file may set."""
+class ReadabilityOptions(RunnerOptions):
+    """The options that a models file may set."""
 
     language: Language = "en"
 
 
 class ReadabilityRunner(Runner[Input, Language]):
-    """Its weights are a language's name; a real model's would be what ``load`` reads from a file."""
+    """Rates texts. Its weights are the name of a language; a real model reads weights from a file."""
 
     backend = "readability"
     task = "readability"
 
     @classmethod
     def load(cls, context: LoadContext) -> Language:
-        return read_options(context.entry, Options).language
+        return read_options(context.entry, ReadabilityOptions).language
 
     def group_key(self, item: Input) -> Hashable:
-        # The config matters in postprocess only, so all items may share a pass.
+        # Only postprocess reads the config, so all items may share a forward pass.
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         sentences = split(item.text)
         if not sentences:
-            message = "holds no word"
-            raise ModelmillError(
-                ErrorCode.INVALID_INPUT, f"text: {message}", fields=[FieldError("text", message)]
-            )
+            raise invalid_field("text", "holds no word")
         return Prepared(item, sentences)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Counts]:

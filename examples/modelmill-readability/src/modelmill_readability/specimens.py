@@ -1,4 +1,4 @@
-"""What the runner is proved on: texts whose words, sentences and syllables were counted by hand."""
+"""The proof of the runner: texts whose words, sentences and syllables were counted by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modelmill.catalogue import ModelEntry
-from modelmill_backends.conformance import Specimen
-from modelmill_backends.conformance.specimen import Inputs
+from modelmill.plugin import Inputs, ModelEntry, Specimen
 
 ENGLISH = {
     "The cat sat on the mat.": (6, 1, 6),

@@ -6,19 +6,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskInput, TaskOutput
-from modelmill_tasks.shared.fields import Part, Text
+from modelmill.plugin import Batched, Example, Part, Task, TaskConfig, TaskInput, TaskOutput, Text
 
 
 class Config(TaskConfig):
-    """What tunes the answer."""
+    """Options of the answer."""
 
     per_sentence: bool = Field(False, description="Also rate each sentence by itself.")
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(description="The text, of whole sentences.")
-    config: Config = Field(default_factory=Config, description="What tunes the answer.")
+    config: Config = Field(default_factory=Config, description="Options of the answer.")
 
 
 class Sentence(Part):
@@ -35,7 +34,9 @@ class Output(TaskOutput):
     words: int
     sentences: int
     syllables: int
-    per_sentence: list[Sentence] | None = Field(None, description="In the text's order, where asked for.")
+    per_sentence: list[Sentence] | None = Field(
+        None, description="In the text's order; null unless per_sentence is true."
+    )
 
 
 TASK = Task(
