@@ -1,4 +1,4 @@
-# The HTTP front door. It runs no models, so there is no torch and no other runtime in this image.
+# The HTTP API. It runs no models, so this image has no torch and no other runtime.
 # Build from the repository's root: docker build -f deploy/api.Dockerfile -t modelmill-api .
 ARG PYTHON_VERSION=3.11
 
@@ -19,6 +19,6 @@ ENV PATH=/opt/modelmill/bin:$PATH \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1
 EXPOSE 8000
-# By number, so that Kubernetes' runAsNonRoot can tell.
+# A number, because Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001
 CMD ["modelmill", "api"]

@@ -1,4 +1,4 @@
-# A worker, for the CPU unless told otherwise. Build from the repository's root:
+# A worker, for the CPU by default. Build from the repository's root:
 #   docker build -f deploy/worker.Dockerfile -t modelmill-worker .
 # and for NVIDIA GPUs:
 #   docker build -f deploy/worker.Dockerfile -t modelmill-worker-gpu \
@@ -7,7 +7,7 @@ ARG PYTHON_VERSION=3.11
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ARG EXTRAS=server,onnx,transformers,diffusers,offline,ocr,speech,language-id,tables
-# PyPI's torch for Linux on x86 brings gigabytes of CUDA along; this index has builds without. Empty: PyPI's.
+# PyPI's torch for Linux on x86 brings gigabytes of CUDA. This index has builds without. Empty means PyPI.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m venv /opt/modelmill
 WORKDIR /src
@@ -28,6 +28,6 @@ ENV PATH=/opt/modelmill/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1
-# By number, so that Kubernetes' runAsNonRoot can tell.
+# A number, because Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001
 CMD ["modelmill", "worker"]

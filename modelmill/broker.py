@@ -40,10 +40,10 @@ def node_queue(node: str) -> str:
 
 
 class Loader(AppLoader):
-    """Celery's loader, but modules come from where Python looks for them, and not from the working directory.
+    """Celery's loader, but it imports no modules from the working directory.
 
-    Celery puts that directory first on ``sys.path`` while it imports, and a user's own ``tasks.py`` there
-    would take the place of ours.
+    Celery's own loader puts that directory first on ``sys.path`` while it imports. A user's own file there,
+    such as ``celery.py`` or ``redis.py``, would then hide the package of the same name.
     """
 
     def import_from_cwd(self, module: str, imp: Any = None, package: str | None = None) -> Any:

@@ -26,8 +26,8 @@ PAGES = [
     REPOSITORY / "CONTRIBUTING.md",
     *(page for page in sorted(DOCS.rglob("*.md")) if page.name not in TUTORIALS),
 ]
-TASK = "<task>"
-"""In the map, a name that stands for the file name of each task."""
+TASK, RUNTIME = "<task>", "<runtime>"
+"""In the map, names that stand for each task's file and for each folder of ``modelmill_backends``."""
 
 
 def sections(text: str) -> dict[str, set[str]]:
@@ -54,9 +54,12 @@ def task_files() -> set[str]:
 
 
 def spelled_out(names: set[str]) -> Iterator[str]:
-    """The names, with those of all tasks in the place of ``<task>``."""
+    """The names, with those of all runtimes and tasks in the place of ``<runtime>`` and ``<task>``."""
     for name in names:
-        if TASK in name:
+        if RUNTIME in name:
+            folders = {path.name for path in PACKAGES["modelmill_backends"].iterdir() if path.is_dir()}
+            yield from spelled_out({name.replace(RUNTIME, folder) for folder in folders})
+        elif TASK in name:
             yield from (name.replace(TASK, task) for task in task_files())
         else:
             yield name

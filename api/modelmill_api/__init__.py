@@ -1,1 +1,1 @@
-"""The HTTP front door: translates between the wire and the job store, and does nothing else."""
+"""The HTTP API. It translates between HTTP and the job store, and does nothing else."""

@@ -43,7 +43,7 @@ async def parse_body(
         body: The request's body.
         batched: Whether it is the body of a batched job.
         sources: Takes the media that the request names and does not hold.
-        limits: Of media that the request holds.
+        limits: Apply to media that the request holds.
 
     Raises:
         ModelmillError: names the fields that are wrong.

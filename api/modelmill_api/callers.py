@@ -1,4 +1,4 @@
-"""Who asks, and what they may."""
+"""Who sends a request, and what this caller may do."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _CALLER = "modelmill.caller"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is. Jobs and files belong to their caller, and nobody else finds them."""
+    """The sender of a request. Jobs and files belong to their caller; other callers do not find them."""
 
     id: str
     is_admin: bool = False
-    """Whether it may start and stop models, and look at workers and metrics."""
+    """Whether the caller may start and stop models, and read workers and metrics."""
     lanes: frozenset[Lane] = frozenset(Lane)
     limits: Limits = field(default_factory=Limits)
 
 
 ANONYMOUS = Caller("anonymous", is_admin=True)
-"""Everybody, where no API keys are asked for."""
+"""Every caller of an API that needs no keys."""
 
 
 def name_caller(scope: Scope, caller: Caller) -> None:
-    """Says whose request it is."""
+    """Stores the caller of a request in its scope."""
     scope[_CALLER] = caller
 
 
@@ -42,7 +42,7 @@ def caller_of(request: Request) -> Caller:
 
 
 async def admin_only(request: Request) -> None:
-    """A dependency of routes that are not for everybody.
+    """A dependency of routes that only admins may use.
 
     Raises:
         ModelmillError: ``forbidden``.
@@ -57,13 +57,13 @@ async def admin_only(request: Request) -> None:
 def rate_limit_fields(limits: Limits, remaining: int | None, retry_after_s: float = 0.0) -> dict[str, str]:
     """``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers-10) after a submit.
 
-    ``q`` jobs may come in ``w`` seconds. ``r`` may come at once; all of ``q`` may, when nothing comes for
-    ``t`` seconds, and with ``r=0``, the next one.
+    The caller may submit ``q`` jobs in ``w`` seconds, and ``r`` jobs at once. If it submits nothing for ``t``
+    seconds, it may submit all ``q`` at once; if ``r`` is 0, the next one is accepted after ``t`` seconds.
 
     Args:
-        limits: The caller's; without a rate, there is nothing to tell.
-        remaining: Jobs that may come at once; None where nobody counted, as of a repeated request.
-        retry_after_s: When the next one may come, if this one was refused.
+        limits: The caller's. Without a rate there are no fields.
+        remaining: Jobs that may come at once; None if the store did not count, as for a repeated request.
+        retry_after_s: If this job was refused: when the next one is accepted.
     """
     if limits.jobs_per_minute is None:
         return {}

@@ -1,4 +1,4 @@
-"""When a job may end, and what it waits for."""
+"""Estimates when a job ends, and says what it waits for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from modelmill_api.state import ApiState
 
 
 async def eta_fields(record: JobRecord, state: ApiState) -> dict[str, Any]:
-    """What the document of a job that has not ended says beside the record."""
+    """The fields that the document of a job has until it ends: position, estimate, reason, progress."""
     if record.status is Status.STARTING:
         standing = await state.store.standing(record)
         return _queued(record.model, standing, await state.directory.recent_nodes_serving(record.model))
     if not record.batched and record.progress is None:
         return _document(None, None, "running")
     standing = await state.store.standing(record)
-    # A worker tells of the steps of plain jobs only.
+    # Workers report steps for plain jobs only.
     progress = record.progress or Progress(standing.items_done, record.items, "items")
     return _document(None, _rest(record, standing, progress), "running") | {"progress": asdict(progress)}
 
@@ -39,7 +39,7 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
             reason = "model not loaded"
         return _document(position, None, reason)
     if position is None:
-        # A worker took it since the record was read.
+        # A worker has claimed the job since the record was read.
         return _document(None, None, "running")
     eta_s = (position + 1) / (standing.jobs_per_s * able) if standing.jobs_per_s else None
     if position == 0:
@@ -48,7 +48,7 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
 
 
 def _rest(record: JobRecord, standing: Standing, progress: Progress) -> float | None:
-    """As long for each item, token or step that is left as for those that are done."""
+    """Assumes that each item, token or step that is left takes as long as one that is done."""
     if not progress.done or record.started_at is None:
         return None
     spent_s = max(0.0, standing.now - record.started_at)

@@ -1,4 +1,7 @@
-"""Media that a request only names: looked up, and fetched where allowed, before the job is accepted."""
+"""Media that a request names and does not hold.
+
+The API looks them up, or fetches them from allowed hosts, before it accepts the job.
+"""
 
 from __future__ import annotations
 
@@ -25,32 +28,32 @@ MAX_URLS = 64
 MAX_NAMED = 2048
 """URLs and files together."""
 FETCHES = 16
-"""Fetches at once in one process, each with up to ``max_fetch_bytes`` in memory."""
+"""Fetches at the same time in one process, each with up to ``max_fetch_bytes`` in memory."""
 FETCHED_TTL_S = 900
-"""How long fetched media are kept until a job refers to them."""
+"""How long fetched media are kept for a job that refers to them."""
 
 
 def make_media_guard(settings: Settings) -> Guard | None:
-    """What media are fetched with; None where no host is allowed."""
+    """The guard that fetches media; None if no host is allowed."""
     hosts = Hosts(settings.fetch_hosts, "fetch_hosts")
     return Guard(hosts, Networks(settings.private_networks), concurrency=FETCHES) if hosts else None
 
 
 def check_media_settings(settings: Settings) -> None:
-    """Raises ``ConfigError`` for a setting of files, blobs or fetching that cannot be used."""
+    """Raises ``ConfigError`` if a setting of files, blobs or fetching cannot be used."""
     BlobStore.from_settings(settings)
     Hosts(settings.fetch_hosts, "fetch_hosts")
     Networks(settings.private_networks)
 
 
 async def find_media(state: ApiState, caller: Caller, sources: WantedSources) -> dict[str, str]:
-    """Finds what ``sources`` wants, and notes there what cannot be used.
+    """Finds the media that ``sources`` collected, and notes there which of them cannot be used.
 
     Returns:
-        Texts of the request → id of the file that holds the media; of those that can be used.
+        Texts of the request → id of the file that holds the media, for those that can be used.
 
     Raises:
-        ModelmillError: too many are named, or the store is in trouble.
+        ModelmillError: the request names too many media, or the store does not answer.
     """
     names = {value for value, _ in sources.answers}
     urls = {name for name in names if is_url(name)}
@@ -77,9 +80,9 @@ async def _find_files(state: ApiState, caller: Caller, names: set[str]) -> dict[
 
 
 async def _fetch(state: ApiState, caller: Caller, url: str) -> FileRecord:
-    """What lies at ``url``, as a file of the caller's."""
+    """Fetches the media at ``url`` into a file of the caller."""
     if state.media_guard is None:
-        # As for anybody who has only the text.
+        # The same error as if no sources were configured.
         raise refused(url) or AssertionError(url)
     settings = state.settings
     content = await state.media_guard.fetch(url, settings.max_fetch_bytes, settings.fetch_timeout_s)
@@ -107,6 +110,4 @@ def _problem(found: FileRecord | MediaError, kind: str) -> MediaError | None:
 
 
 def _no_such_file() -> MediaError:
-    return MediaError(
-        ErrorCode.MEDIA_NOT_FOUND, "There is no such file, or its time is over: upload it again."
-    )
+    return MediaError(ErrorCode.MEDIA_NOT_FOUND, "There is no such file, or it has expired: upload it again.")

@@ -14,8 +14,8 @@ IdempotencyKey = Annotated[
     Header(
         max_length=255,
         pattern=r"^[\x21-\x7e]+$",
-        description="Any text of yours. The same key with the same body gives the same job, "
-        "however often it is sent.",
+        description="Any text of yours. The same key with the same body gives the same job, however often "
+        "you send it.",
     ),
 ]
 

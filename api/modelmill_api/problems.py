@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 ``application/problem+json``, each from the one error table."""
+"""Errors on the wire: RFC 9457 ``application/problem+json``, each from the one table in ``errors``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldProblem(BaseModel):
-    """One field of the request that is wrong."""
+    """A field of the request that is wrong."""
 
     field: str = Field(description="Where, as a dotted path.")
     message: str = Field(description="What is wrong with it.")
@@ -59,7 +59,7 @@ def problem_response(error: ModelmillError, headers: dict[str, str] | None = Non
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.code is ErrorCode.BODY_TOO_LARGE:
-        # The rest of the body stays unread, so the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be used again.
         headers["Connection"] = "close"
     return JSONResponse(body, spec.status, headers, MEDIA_TYPE)
 
@@ -107,7 +107,7 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            # A route knows its own methods only, and an address may have several routes.
+            # A route knows only its own methods, and an address may have several routes.
             headers["Allow"] = ", ".join(method for method in METHODS if allows_method(request.scope, method))
             code = ErrorCode.METHOD_NOT_ALLOWED
             message = f"{request.method} is not allowed here."
@@ -117,7 +117,7 @@ def install(app: FastAPI) -> None:
         return problem_response(ModelmillError(code, message), headers)
 
     async def on_parameter(_: Request, error: Exception) -> JSONResponse:
-        # Bodies are parsed by the tasks' contracts; what is left are headers and path parameters.
+        # The tasks' contracts parse bodies; only headers and parameters of paths and queries come here.
         assert isinstance(error, RequestValidationError)
         fields = [
             FieldError(".".join(str(part) for part in item["loc"]), item["msg"]) for item in error.errors()
@@ -126,7 +126,7 @@ def install(app: FastAPI) -> None:
         return problem_response(ModelmillError(ErrorCode.INVALID_INPUT, message, fields=fields))
 
     async def on_gone(_: Request, __: Exception) -> Response:
-        # The client hung up in the middle of its body: nobody is there to read an answer.
+        # The client hung up in the middle of its body and reads no answer.
         return Response(status_code=400)
 
     async def on_unknown(request: Request, error: Exception) -> JSONResponse:

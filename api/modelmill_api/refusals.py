@@ -16,7 +16,7 @@ def refusal(
     """The error for a submit that the store refused.
 
     Args:
-        reply: What the store answered.
+        reply: The store's reply.
         settings: The API's, whose limits the message names.
         limits: The caller's.
         model: The job's model.

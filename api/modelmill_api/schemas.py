@@ -32,20 +32,20 @@ class JobError(BaseModel):
 
 
 class Timings(BaseModel):
-    """Where a job's time went."""
+    """How long each step of a job took."""
 
     queued_s: float
-    load_s: float = Field(description="Waiting for its model to be loaded.")
+    load_s: float = Field(description="How long the job waited for its model to load.")
     preprocess_s: float
     forward_s: float
     postprocess_s: float
 
 
 class Progress(BaseModel):
-    """How far a job is that runs: a batched one, or one of many steps."""
+    """How far a running job is, if it is batched or has many steps."""
 
-    done: int = Field(description="Items that are finished and will not run again, or steps that are done.")
-    total: int = Field(description="Of steps: how many there are at most.")
+    done: int = Field(description="Finished items, which do not run again, or finished steps.")
+    total: int = Field(description="All items; or the largest possible number of steps.")
     unit: str = Field(description="items, tokens, steps, …")
 
 
@@ -60,9 +60,9 @@ class JobDocument(BaseModel):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    expires_at: datetime | None = Field(None, description="Of a job that has ended: when it is forgotten.")
-    metadata: dict[str, Any] | None = Field(None, description="As it was submitted.")
-    tags: list[str] | None = Field(None, description="As they were submitted.")
+    expires_at: datetime | None = Field(None, description="When the job is deleted, if it has ended.")
+    metadata: dict[str, Any] | None = Field(None, description="As submitted.")
+    tags: list[str] | None = Field(None, description="As submitted.")
     deliveries: int = Field(description="How often it was handed to a worker.")
     items: int | None = Field(None, description="Items of a batched job.")
     failed_items: int | None = Field(None, description="Items of a batched job that failed.")
@@ -74,20 +74,20 @@ class JobDocument(BaseModel):
         None, description="Revision of the model's weights, where its entry pins one."
     )
     position: int | None = Field(
-        None, description="Of a job that waits: how many are before it in its model's queue; 0 is next."
+        None, description="For a job that waits: how many jobs of its model run first; 0 is next."
     )
     eta_seconds: float | None = Field(
         None,
-        description="Of a job that has not ended: an estimate of the time left, from what the model's "
-        "workers did of late; null when there is nothing to estimate from.",
+        description="For a job that has not ended: an estimate of the time left, from the recent speed of "
+        "the model's workers; null if there is no basis for one.",
     )
     eta_reason: str | None = Field(
         None,
-        description="Of a job that has not ended, what it waits for: `next`, `behind 14 jobs`, "
+        description="For a job that has not ended, what it waits for: `next`, `behind 14 jobs`, "
         "`loading model`, `model not loaded`, `model failed to load`, `no live worker`, or `running`.",
     )
     progress: Progress | None = Field(
-        None, description="Of a batched job that runs, and of one that takes many steps."
+        None, description="For a running job that is batched or has many steps."
     )
     error: JobError | None = None
 
@@ -97,8 +97,8 @@ class JobPage(BaseModel):
 
     jobs: list[JobDocument] = Field(description="Without their results.")
     next: str | None = Field(
-        description="What `cursor` is to be for the next page; null after the last. With a filter that "
-        "lets few jobs through, a page may be short or empty although others follow."
+        description="The `cursor` of the next page; null on the last page. If few jobs match the filters, "
+        "a page may be short or empty although others follow."
     )
 
 
@@ -108,20 +108,20 @@ _UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
 class CollectInput(BaseModel):
-    """Which jobs are asked for."""
+    """The jobs to collect."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ids: list[Annotated[str, Field(pattern=_UUID)]] = Field(min_length=1, max_length=MAX_COLLECTED)
     delete: bool = Field(
-        False, strict=True, description="Delete them instead, whether they have ended or not."
+        False, strict=True, description="Delete the jobs instead, even those that have not ended."
     )
 
 
 class Deleted(BaseModel):
-    """The answer where jobs were to be deleted."""
+    """The answer to a request that deletes jobs."""
 
-    deleted: int = Field(description="Those that were there.")
+    deleted: int = Field(description="How many jobs existed.")
 
 
 class ModelJob(BaseModel):
@@ -132,60 +132,60 @@ class ModelJob(BaseModel):
 
 
 class WorkerState(BaseModel):
-    """What a worker node says of a model."""
+    """A worker node's announcement about a model."""
 
-    # It grows with time: what is not known here is passed on.
+    # A newer worker may announce further fields. They are passed on.
     model_config = ConfigDict(extra="allow")
 
     status: str | None = None
-    since: datetime | None = Field(None, description="Since when it is so.")
+    since: datetime | None = Field(None, description="When this status began.")
 
 
 class ModelStatus(BaseModel):
-    """Where a model stands, over all live workers that serve it."""
+    """The status of a model over all live workers that serve it."""
 
     status: str = Field(
         description="loading, running, stopped, failed, starting (asked for), or uninitialized (never used)."
     )
     jobs: list[ModelJob] = Field(description="Jobs that have not ended; at most 100.")
-    error: str | None = Field(None, description="Why it failed to load.")
+    error: str | None = Field(None, description="Why the model failed to load.")
     workers: dict[str, WorkerState] = Field(
-        default_factory=dict, description="What each live worker says of it."
+        default_factory=dict, description="The announcement of each live worker, by name."
     )
 
 
 class WorkerModel(BaseModel):
     """A model that a worker node serves."""
 
-    # What a node says of a model grows with time: it is passed on.
+    # A newer worker may announce further fields. They are passed on.
     model_config = ConfigDict(extra="allow")
 
     name: str
     tasks: list[str]
     status: str = Field(description="loading, running, stopped, failed, or uninitialized (never used there).")
     since: datetime | None = None
-    memory_mib: int | None = Field(None, description="What it takes of the device's memory.")
-    load_s: float | None = Field(None, description="How long it took to load.")
+    memory_mib: int | None = Field(None, description="Memory that it takes on the device.")
+    load_s: float | None = Field(None, description="How long loading took.")
     revision: str | None = None
-    error: str | None = Field(None, description="Why it failed to load.")
+    error: str | None = Field(None, description="Why the model failed to load.")
 
 
 class Worker(BaseModel):
-    """A worker node that lives: one device, one process that holds models."""
+    """A live worker node: one device, and one process that runs models."""
 
     name: str = Field(examples=["gpu-host-1-0"])
     host: str | None = None
     device: str | None = Field(None, examples=["cuda", "cpu"])
-    cuda_visible_devices: str | None = Field(None, description="The GPU that it is pinned to.")
+    cuda_visible_devices: str | None = Field(None, description="The GPU that the node is pinned to.")
     pid: int | None = Field(None, description="The node's process.")
-    child_pid: int | None = Field(None, description="The process that holds the models.")
+    child_pid: int | None = Field(None, description="The process that runs the models.")
     started_at: datetime | None = None
     version: str | None = None
     models: list[WorkerModel]
 
 
 class Readiness(BaseModel):
-    """Whether jobs are accepted, and which models have somebody to run them."""
+    """Whether jobs are accepted, and how many workers each model has."""
 
     status: str = Field(description="ready, or unavailable when the job store does not answer.")
     redis: str
@@ -193,22 +193,22 @@ class Readiness(BaseModel):
 
 
 class FileDocument(BaseModel):
-    """A file that was uploaded. Its ``id`` may stand wherever a task takes an image or audio."""
+    """An uploaded file. Its ``id`` can stand wherever a task takes an image or audio."""
 
     id: str = Field(examples=["file:0c6e4c5b-5f0e-4f5c-9a39-0d5f0c1f7f55"])
     bytes: int
-    media_type: str = Field(description="What it is by its own bytes; what the upload says does not count.")
-    sha256: str = Field(description="Of the bytes, in hexadecimal.")
-    name: str | None = Field(description="As the upload says.")
+    media_type: str = Field(description="From the file's bytes, not from the upload's headers.")
+    sha256: str = Field(description="The hash of the bytes, in hexadecimal.")
+    name: str | None = Field(description="From the upload.")
     created_at: datetime
-    expires_at: datetime = Field(description="When it goes; later, if a job needs it still.")
+    expires_at: datetime = Field(description="When the file is deleted; later, if a job still needs it.")
 
 
 class WebhookSecret(BaseModel):
-    """What webhooks are signed with."""
+    """The secret that signs webhooks."""
 
     key: str = Field(
-        description="For the libraries of Standard Webhooks as it is: `whsec_` and base64.",
+        description="`whsec_` and base64, as the libraries of Standard Webhooks take it.",
         examples=["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"],
     )
 
@@ -216,14 +216,14 @@ class WebhookSecret(BaseModel):
 class WebhookDelivery(BaseModel):
     """One attempt to send a webhook."""
 
-    id: str = Field(description="The header `webhook-id`; the same for each attempt.")
+    id: str = Field(description="The header `webhook-id`; the same for all attempts.")
     event: str = Field(description="started, progress or ended.")
     attempt: int = Field(description="1 is the first.")
     at: datetime
     outcome: DeliveryOutcome = Field(
-        description="delivered; failed; refused, as a URL that may not be asked; or gone, after status 410."
+        description="delivered; failed; refused, if the URL is not allowed; or gone, after status 410."
     )
-    status: int | None = Field(description="The receiver's; null when it gave no answer.")
+    status: int | None = Field(description="The receiver's; null if it did not answer.")
     error: str | None
     duration_s: float
-    next_attempt_at: datetime | None = Field(description="When it is sent again; null when it is not.")
+    next_attempt_at: datetime | None = Field(description="When it is sent again; null if it is not.")

@@ -1,4 +1,4 @@
-"""How uvicorn serves the API."""
+"""The HTTP protocol with which uvicorn serves the API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
 class _Joined:
-    """A transport whose writes of one turn of the event loop go out together."""
+    """A transport that sends all writes of one turn of the event loop together."""
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
@@ -36,9 +36,9 @@ class _Joined:
 
 
 class OnePacketProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's own protocol, but head and body of a short answer make one packet and not two.
+    """uvicorn's own protocol, but head and body of a short answer go out as one packet.
 
-    Two are two system calls here, and wake the client twice.
+    Two packets would be two system calls here, and would wake the client twice.
     """
 
     def connection_made(self, transport: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the routes share: the parts of one API process."""
+"""The parts of one API process, which the routes share."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from modelmill_api.parameters import MAX_WAIT_S
 from modelmill_api.state import ApiState
 
 MOMENT_S = 0.25
-"""For so long a request waits without listening whether its client hangs up."""
+"""How long a request waits before it listens whether its client hangs up."""
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105
 _VALUE = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*")?'

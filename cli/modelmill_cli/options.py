@@ -1,4 +1,4 @@
-"""What several commands share: options, and how an error is shown. Imports nothing slow."""
+"""Options that several commands share, and how errors are shown. This module imports nothing slow."""
 
 from __future__ import annotations
 

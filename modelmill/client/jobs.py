@@ -22,7 +22,7 @@ POLL_S = 2
 
 
 class _State:
-    """What the client knows of a job."""
+    """The job document as the client knows it, and the properties that read it."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self.document: dict[str, Any] = dict(document)

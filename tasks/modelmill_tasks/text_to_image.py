@@ -42,7 +42,7 @@ class Config(TaskConfig):
         ge=0,
         le=MAX_SEED,
         description="Seed of the first image; the next ones count up from it. Random if not set. The same "
-        "seed makes the same image, also beside other items of a batch.",
+        "seed makes the same image, also in a batch with other items.",
     )
     aspect_ratio: str | None = Field(
         None,

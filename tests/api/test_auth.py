@@ -1,4 +1,4 @@
-"""API keys, and whose jobs are whose."""
+"""API keys, and which caller finds which jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TASK = "zero-shot-image-classification"
 
 
 def answer(response: httpx.Response) -> tuple[int, bytes, dict[str, str]]:
-    """All of a response but when it was sent."""
+    """A response without the time at which it was sent."""
     return response.status_code, response.content, dict(response.headers) | {"date": ""}
 
 
@@ -205,7 +205,7 @@ def test_jobs_of_another_key_do_not_exist_on_any_route(people: People, store: Wo
     hooked = BODY | {"webhook": "https://hooks.example/x"}
     waiting = [owner.post(JOBS, json=hooked).json()["id"], owner.post(BATCHED, json=batched).json()["id"]]
     document = owner.get("/openapi.json").json()
-    # One task's routes stand for all: they are made by the same functions.
+    # One task's routes stand for all, because the same functions make them.
     routes = [
         (method.upper(), path)
         for path, operations in document["paths"].items()

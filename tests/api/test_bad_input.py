@@ -1,4 +1,4 @@
-"""What bad input gets: a problem that names what is wrong and echoes nothing."""
+"""The answer to bad input: a problem that names what is wrong and echoes nothing."""
 
 from __future__ import annotations
 
@@ -161,14 +161,14 @@ def test_a_body_over_the_limit_is_a_413_however_it_is_sent(settings: Settings) -
             for content in (b"x" * (limit + 1), stream()):
                 response = client.post(f"{TASK}/noop/jobs", content=content)
                 assert str(limit) in problem(response, 413, "body_too_large")["detail"]
-            # At the limit it is read, and found to be no JSON.
+            # At the limit the body is read, and it is not JSON.
             problem(client.post(f"{TASK}/noop/jobs", content=b"x" * limit), 422, "invalid_input")
     finally:
         server.close()
 
 
 def test_a_truncated_image_passes_its_header_and_is_accepted(api: httpx.Client) -> None:
-    # Only decoding it can tell, which is the worker's part: the job will fail alone.
+    # Only decoding shows it, and only the worker decodes: this job will fail there.
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What each task refuses before a job is accepted, over HTTP, and that the answer names the field."""
+"""Each task refuses bad input before a job is accepted, over HTTP, and the answer names the field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_MEDIA = "data:image/png;base64," + base64.b64encode(b"neither an image nor a 
 
 @pytest.fixture(scope="module")
 def api(_valkey: Valkey) -> Iterator[httpx.Client]:
-    """One server for all: nothing that is asked here is accepted."""
+    """One server for all tests: none of these requests is accepted."""
     server = ApiServer(Settings(redis_url=_valkey.url))
     with httpx.Client(base_url=server.url, timeout=30) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Bulk submit and collect, over real sockets; the worker is played by the store."""
+"""Bulk submit and collect, over real sockets; the store plays the worker."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_client_that_reads_nothing_is_not_read_for_ever(
         with suppress(TimeoutError):
             while sent < 100_000_000:
                 sent += connection.send(wrong[sent % len(wrong) :])
-        # Not all that is unread lies in this process: the network has buffers, too.
+        # This process does not hold all unread answers: the network has buffers, too.
         assert 100_000 < sent < 100_000_000
         assert psutil.Process().memory_info().rss - before < 50_000_000
         # It goes on when the client does.
@@ -193,7 +193,7 @@ def test_a_server_that_stops_answers_what_it_has_read(settings: Settings, tmp_pa
             connection.sendall(chunk(LINE * 2 + b"{"))
             read_until(connection, b"starting")
             process.send_signal(signal.SIGTERM)
-            # The last chunk, which ends the answer as it should.
+            # The last chunk, which ends the answer correctly.
             assert read_until(connection, b"0\r\n\r\n") == b"0\r\n\r\n"
         assert process.wait(timeout=5) in (0, -signal.SIGTERM)
     assert "Error" not in (tmp_path / "api.log").read_text()

@@ -1,4 +1,4 @@
-"""Following a job over a real socket; the worker is played by the store."""
+"""Following a job over a real socket; the store plays the worker."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def kinds(events: list[ServerSentEvent]) -> list[str]:
 
 @contextmanager
 def following(client: httpx.Client, job_id: str, already: int = 0) -> Iterator[Future[list[ServerSentEvent]]]:
-    """Reads in the background, once the API knows that somebody follows."""
+    """Reads in the background. Returns when the API knows that this client follows."""
     with ThreadPoolExecutor(1) as pool:
         events = pool.submit(read, client, job_id)
         wait_until(lambda: waiting(client) == already + 1)
@@ -168,7 +168,7 @@ def test_whoever_comes_back_gets_what_came_since(api: httpx.Client, store: Worke
     job_id, events = lifetime(api, store)
     for place, event in enumerate(events[:-1]):
         assert lines(read(api, job_id, after=event.id)) == lines(events[place + 1 :])
-    # A browser that is told so does not come back.
+    # A browser that gets a 204 does not reconnect.
     response = api.get(address(job_id), headers={"Last-Event-ID": events[-1].id})
     assert (response.status_code, response.content) == (204, b"")
 
@@ -236,7 +236,7 @@ def test_it_is_told_why_a_job_waits_again(
         job = claim(store)
         store.settle([Released(job.id, job.fence, Return.SUSPECT)])
         claim(store)
-        # Its lease runs out, and the API's own reaper returns it.
+        # Its lease expires, and the API's own reaper returns it.
         wait_until(lambda: raw_redis.exists(keys.REAPER))
         raw_redis.hset(keys.REAPER, "grace_until_ms", 0)
         raw_redis.zadd(keys.LEASES, {job_id: 1})
@@ -342,7 +342,7 @@ def test_a_hundred_followers_share_one_subscription_and_ask_redis_nothing(
             assert subscribers == [(channel.encode(), 1) for channel in channels]
             await asyncio.to_thread(finish, store)
             texts = await asyncio.gather(*calls)
-            # The reaper and its like take one each from the pool, when they happen to come together.
+            # The background tasks take a connection each from the pool if they run at the same moment.
             assert len(raw_redis.client_list()) <= connections + 10
             return texts
 
@@ -372,7 +372,7 @@ def test_a_stream_outlives_a_restart_of_redis(
                 own_valkey.stop()
                 assert client.get(address(job_id)).status_code == 503
                 own_valkey.start()
-                # It may not have subscribed again yet: nobody hears of it, so it has to look.
+                # The API may not have subscribed again yet. Then it gets no news, and has to read the record.
                 tell(store, job, 2)
                 complete(store, job)
                 events = follower.result(timeout=20)
@@ -400,7 +400,7 @@ def test_a_broken_subscription_is_made_up_for(
 def test_a_slow_client_is_read_for_only_when_it_has_taken_the_last(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis, api: httpx.Client
 ) -> None:
-    """It stands still in the middle, while much happens, and the API holds nothing of that for it."""
+    """The client stops reading in the middle while much happens, and the API stores none of that for it."""
     job_id = submit(api)
     job = claim(store)
     sent: list[bytes] = []
@@ -457,9 +457,9 @@ def test_an_api_that_stops_ends_its_streams(settings: Settings, tmp_path: Path) 
             with following(client, job_id) as follower:
                 started = time.monotonic()
                 process.send_signal(signal.SIGTERM)
-                # An end of the answer, and no broken connection, which would raise here.
+                # The answer ends in order; a broken connection would raise here.
                 assert follower.result(timeout=5) == []
-        # Sooner than uvicorn would have given up on whoever is still there.
+        # Before uvicorn would have closed the remaining connections.
         process.wait(timeout=10)
         assert time.monotonic() - started < 9
 

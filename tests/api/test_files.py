@@ -1,4 +1,4 @@
-"""Files over a real socket: uploaded, read, deleted, swept; and large bodies and results beside them."""
+"""Files over a real socket: uploaded, read, deleted, swept; and large bodies and results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ both = pytest.mark.parametrize("place", ["redis", "folder"])
 
 @pytest.fixture
 def place() -> str:
-    """Where content lies, unless a test is one of ``both``."""
+    """Where content is kept, unless a test uses ``both``."""
     return "folder"
 
 
@@ -57,7 +57,7 @@ def blobs(settings: Settings) -> list[Path]:
 
 
 def sweep(settings: Settings, orphans_after_s: float | None = None) -> int:
-    """What the API's sweeper does; how many blobs there were to be deleted, or without a record."""
+    """Sweeps as the API's sweeper does; how many blobs it found to delete, or without a record."""
 
     async def run() -> int:
         store = ApiStore(settings)
@@ -313,7 +313,7 @@ def test_large_bodies_and_results_lie_in_the_blob_store(
     assert httpx.Response(200, content=read).json() == body
     result = b'{"probabilities":[1.0%s]}' % (b",0.0" * 40_000)
     ended = Outcome(job.id, job.fence, Status.COMPLETE, result=result)
-    # A worker that lost its lease writes, is refused, and leaves nothing.
+    # A worker that lost its lease writes, is refused, and leaves nothing behind.
     (refused,) = store.settle([Outcome(job.id, "f0", Status.COMPLETE, result=result)])
     assert (refused.value, len(blobs(settings))) == ("refused", int(where))
     assert [verdict.value for _ in range(2) for verdict in store.settle([ended])] == ["ok", "ok"]

@@ -1,4 +1,4 @@
-"""Submit and read, over a real socket; a worker is played by the store where one is needed."""
+"""Submit and read, over a real socket; the store plays the worker where one is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one key may: how fast, how many, on which lanes."""
+"""Limits of one key: rate, number of jobs, lanes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is answered where no keys are asked for, and which web pages may call."""
+"""An API without keys: which clients it answers, and which web pages may call it."""
 
 from __future__ import annotations
 

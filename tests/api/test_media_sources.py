@@ -27,7 +27,7 @@ HUGE = 40_000
 
 
 def bmp(width: int, height: int) -> bytes:
-    """A header that claims so much; nothing follows."""
+    """The header of an image of this size, without its pixels."""
     buffer = io.BytesIO()
     Image.new("1", (8, 8)).save(buffer, "BMP")
     data = bytearray(buffer.getvalue())
@@ -82,7 +82,7 @@ def test_a_job_takes_all_kinds_of_sources_together(
     assert job.files[name] == name.removeprefix("file:")
     assert store.read_file(job.files[url]) == PHOTO
     assert web.asked == {"/cat.jpg": 1}, "once, although it stands there twice"
-    # What was fetched is a file of the caller's, kept for a moment and by the job.
+    # Fetched media are a file of the caller, kept for a moment and by the job.
     assert raw_redis.hget(keys.FILE + job.files[url], "refs") == b"1"
     kept_ms = raw_redis.zscore(keys.FILES, job.files[url]) - raw_redis.time()[0] * 1000  # type: ignore[operator]
     assert 0 < kept_ms <= 901_000

@@ -72,7 +72,7 @@ def test_workers_and_their_loaded_models_are_shown(api: httpx.Client, store: Wor
     assert value(samples, "modelmill_model_loaded", model="noop", node="n1") == 1
     assert value(samples, "modelmill_model_loaded", model="noop", node="n2") == 0
     assert value(samples, "modelmill_model_loaded", model="slow", node="n1") == 0
-    # A queue that is empty is shown where somebody serves it.
+    # An empty queue is shown if a worker serves it.
     assert value(samples, "modelmill_queue_depth", model="slow") == 0
 
 

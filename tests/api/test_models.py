@@ -101,7 +101,7 @@ def test_an_order_that_does_not_fit_into_a_workers_queue_is_refused(
         assert refused.headers["Retry-After"] == "2"
     raw_redis.delete(node_queue("n2"))
     assert api.post("/api/models/noop/stop").status_code == 202
-    # Once it is answered it has been sent.
+    # When the request is answered, the order has been sent.
     assert raw_redis.llen(node_queue("n2")) == 1
 
 
@@ -126,7 +126,7 @@ def test_an_order_that_the_broker_does_not_take_is_refused(
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
         assert "could not be sent to n1, n2." in refused.json()["detail"]
         assert "connection refused" not in refused.text
-    # The broker answers again. What nobody counts on any more, and had not been begun, is not sent.
+    # The broker answers again. Orders that were taken back before they were begun are not sent.
     answers.set()
     wait_until(lambda: raw_redis.llen(node_queue("n1")), what="the order that was being sent")
     assert api.post("/api/models/noop/stop").status_code == 202

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -84,7 +85,7 @@ def test_head_is_answered_wherever_get_is(api: httpx.Client, document: dict[str,
         got, head = api.get(address), api.head(address)
         assert (head.status_code, head.content) == (got.status_code, b""), address
         assert head.headers["content-type"] == got.headers["content-type"]
-    # The one that looks at less than GET does has a route, and an entry, of its own.
+    # HEAD of a file reads less than GET, so it has a route and an entry of its own.
     documented = [path for path, operations in document["paths"].items() if "head" in operations]
     assert documented == ["/api/files/{id}"]
     assert 'method="HEAD",route="/api/tasks",status="200"' in api.get("/metrics").text
@@ -118,6 +119,28 @@ def test_importing_the_api_imports_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_importing_the_api_reads_neither_settings_nor_plugins() -> None:
+    code = (
+        "import importlib.metadata as metadata\n"
+        "found, asked = metadata.entry_points, []\n"
+        "metadata.entry_points = lambda **query: (asked.append(str(query.get('group'))), found(**query))[1]\n"
+        "from modelmill.errors import ConfigError\n"
+        "from modelmill_api.app import create_app\n"
+        "assert not [group for group in asked if group.startswith('modelmill')], asked\n"
+        "try:\n"
+        "    create_app()\n"
+        "except ConfigError as error:\n"
+        "    print(error)"
+    )
+    environment = os.environ | {"MODELMILL_PORT": "none"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+
+    assert "MODELMILL_PORT" in done.stdout
 
 
 def test_the_api_stays_small_in_memory() -> None:

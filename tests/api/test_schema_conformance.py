@@ -1,4 +1,4 @@
-"""schemathesis: whatever is sent, the API answers as its OpenAPI document says.
+"""schemathesis: to every request, the API answers as its OpenAPI document says.
 
 ``make fuzz`` sends more, to every task's routes.
 """
@@ -91,7 +91,7 @@ class Target:
         self._server.close()
 
     def aim(self, case: schemathesis.Case[Any]) -> None:
-        """Names of things that exist, mostly: what is generated meets a 404 and goes no further."""
+        """Mostly names of things that exist: generated names lead to a 404 and no further."""
         chance, parts = self._chance, case.path.split("/")
         if chance.random() < 0.8:
             task = parts[3] if case.path.startswith("/api/tasks/") else "zero-shot-image-classification"
@@ -113,7 +113,7 @@ class Target:
     def _id(self, parts: list[str], method: str) -> str:
         if "files" in parts:
             return self.file
-        # Without a worker, what waits never ends, and neither do its events; what is deleted is gone.
+        # Without a worker, waiting jobs and their events never end; and deleted jobs are gone.
         if parts[-1] == "events" or "result" in parts:
             return self._chance.choice(self.ended)
         if "batched" in parts:
@@ -163,14 +163,14 @@ def try_out(target: Target, operation: Any) -> None:
         suppress_health_check=list(HealthCheck),
     )
     def attempt(data: strategies.DataObject) -> None:
-        # Of some operations nothing wrong can be said: they take no parameters.
+        # Some operations take no parameters, so they cannot be called wrongly.
         case = data.draw(right)
         if data.draw(strategies.booleans()):
             with suppress(unittest.SkipTest):
                 case = data.draw(wrong)
         target.aim(case)
         response = case.call(timeout=30)
-        # No 500; but 503, where no worker lives, is what it says.
+        # A 500 is an error of the API. A 503 is documented: no worker lives.
         assert response.status_code < 500 or response.status_code == 503, response.text
         case.validate_response(response, checks=CHECKS)
 

@@ -1,4 +1,4 @@
-"""Waiting instead of polling, over real sockets; the worker is played by the store."""
+"""Waiting instead of polling, over real sockets; the store plays the worker."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_waiter_outlives_a_restart_of_redis(
         time.sleep(0.5)
         own_valkey.start()
         store = WorkerStore(settings.model_copy(update={"redis_url": own_valkey.url}))
-        # Ended before the API may have subscribed again: nobody hears of it, so it has to look.
+        # The job may end before the API has subscribed again. Then the API gets no news and must read.
         (job,) = store.claim("noop", "f1", "node", 1, 10**9).jobs
         store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT)])
         assert first.result(timeout=20).json()["status"] == "complete"
@@ -291,7 +291,7 @@ def test_an_api_that_stops_answers_those_who_wait(settings: Settings, tmp_path: 
                 response = answer.result(timeout=5)
         assert (response.status_code, response.json()["status"]) == (200, "starting")
         process.wait(timeout=5)
-        # uvicorn ends by the signal it was sent, once it has stopped in order.
+        # After it has stopped in order, uvicorn ends by the signal that it received.
         assert process.returncode in (0, -signal.SIGTERM), (tmp_path / "api.log").read_text()
 
 

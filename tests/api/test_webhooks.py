@@ -1,4 +1,4 @@
-"""Webhooks, sent to a real server over real sockets; the worker is played by the store."""
+"""Webhooks, sent to a real server over real sockets; the store plays the worker."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def submit(api: httpx.Client, url: str, *events: str, **more: Any) -> str:
 
 
 def hasten(raw_redis: redis.Redis) -> None:
-    """Lets the time pass until the next attempt of all that waits."""
+    """Makes the next attempt of every waiting webhook due now."""
     for member in cast("list[bytes]", raw_redis.zrange(keys.OUTBOX, 0, -1)):
         raw_redis.zadd(keys.OUTBOX, {member: 0}, xx=True)
     raw_redis.publish(keys.NEWS_CHANNEL, "- hook")
@@ -100,7 +100,7 @@ def test_the_end_of_a_job_is_told_and_signed(
     assert (attempt["id"], attempt["event"], attempt["attempt"]) == (request.id, "ended", 1)
     assert (attempt["status"], attempt["error"], attempt["next_attempt_at"]) == (204, None, None)
     assert outbox(raw_redis) == []
-    # Nothing is kept longer than the job.
+    # No key lives longer than the job.
     left_ms = [raw_redis.pttl(key + job_id) for key in (keys.JOB, keys.HOOKS, keys.HOOK_LOG)]
     assert max(left_ms) - min(left_ms) < 1000
 
@@ -201,7 +201,7 @@ def test_where_webhooks_may_not_go_they_are_given_up_at_once(
         ApiServer(settings.model_copy(update={"private_networks": ""})) as server,
         httpx.Client(base_url=server.url) as api,
     ):
-        # A name: only whoever asks for its address knows where it leads.
+        # A name: only resolving it shows where it leads.
         job_id = submit(api, receiver.url.replace("127.0.0.1", "localhost"))
         finish(store)
         (attempt,) = log(api, job_id)
@@ -270,7 +270,7 @@ def test_several_processes_send_each_webhook_once(
 
         def all_sent() -> bool:
             for member in outbox(raw_redis):
-                # Those that went back because so many were due for one host come at once.
+                # Webhooks that went back, because many were due for one host, become due at once.
                 score = raw_redis.zscore(keys.OUTBOX, member) or 0
                 if time.time() < score / 1000 < time.time() + 10:
                     raw_redis.zadd(keys.OUTBOX, {member: 0}, xx=True)

@@ -77,7 +77,7 @@ def test_a_worker_is_listed_with_its_device_and_its_models(api: httpx.Client, st
         "load_s": 0.5,
     }
     assert (models[1]["status"], models[1]["error"]) == ("failed", "no weights")
-    # What nodes say of a model is passed on, known here or not.
+    # All that nodes announce about a model is passed on, even fields unknown here.
     assert models[2]["batch_size"] == 8
 
 

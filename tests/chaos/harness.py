@@ -1,4 +1,4 @@
-"""Real servers that can be killed: Valkey with its append-only file, APIs, workers; and what to ask them."""
+"""Real servers that can be killed: Valkey with its append-only file, APIs and workers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DOT = (
 TERMINAL = frozenset(status.value for status in Status if status.is_terminal)
 
 PLACES = """
--- Where each job is, all at one moment. ARGV: ids. Returns, for those that are not as promised, why.
+-- Checks where each job is, all at one moment. ARGV: ids. Returns the reason for each broken promise.
 local wrong = {}
 for _, id in ipairs(ARGV) do
   local job = redis.call('HMGET', K.job .. id, 'status', 'model', 'ends')
@@ -70,7 +70,7 @@ class Server(Valkey):
         super().__init__(folder, "--appendonly", "yes", "--appendfsync", "always", *options)
 
     def launch(self) -> None:
-        """Starts again without waiting until it answers."""
+        """Starts again, and does not wait until it answers."""
         self._waits = False
         self.start()
         self._waits = True
@@ -80,12 +80,12 @@ class Server(Valkey):
 
     @property
     def broker_url(self) -> str:
-        """A database of its own for Celery, so that it can be flushed."""
+        """Celery has a database of its own, so that a test can flush it."""
         return self.url.removesuffix("/0") + "/1"
 
 
 class Api:
-    """A `modelmill api` process on a port that it keeps when it is started again."""
+    """A `modelmill api` process. It keeps its port when it is started again."""
 
     def __init__(self, environment: dict[str, str], log: Path) -> None:
         self.port = processes.free_port()
@@ -162,7 +162,7 @@ class Worker:
 
 
 class System:
-    """Job store, APIs and workers. Entering starts them, leaving stops what is left of them."""
+    """Job store, APIs and workers. Entering starts them, leaving stops those that still run."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class System:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for worker in self.workers:
-            # All at once; each takes its time over it.
+            # All at once: each takes some time to stop.
             worker.process.terminate()
         self._cleanup.close()
 
@@ -241,7 +241,7 @@ class System:
         return live_nodes(self.redis, worker.name)
 
     def submit(self, model: str, *bodies: dict[str, Any], batched: bool = False) -> list[str]:
-        """Submits jobs by HTTP; their ids."""
+        """Submits jobs by HTTP. Returns their ids."""
         part = "/batched" if batched else ""
         ids = []
         for body in bodies:
@@ -251,9 +251,10 @@ class System:
         return ids
 
     def submit_at_once(self, model: str, *bodies: dict[str, Any]) -> list[str]:
-        """Submits jobs so that no worker can claim one before all are there; their ids.
+        """Submits jobs so that no worker can claim one before all are queued. Returns their ids.
 
-        A worker that lingers is woken by the first and claims at once. These go to the server in one write.
+        The first job wakes a worker that lingers, and the worker claims at once. So all jobs go to the server
+        in one write.
         """
         requests = [json.dumps(each).encode() for each in bodies]
         jobs = [Submission(str(uuid.uuid4()), TASK, model, request) for request in requests]
@@ -263,7 +264,7 @@ class System:
             accepted = await asyncio.gather(*map(store.submit, jobs))
             await store.close()
             if any(each.bell for each in accepted):
-                # Not sent here: the reaper's turn.
+                # This process sends no bell, so the reaper rings.
                 self.redis.delete(keys.RUNG + model)
 
         asyncio.run(submit())
@@ -273,7 +274,7 @@ class System:
         return [self.client.get(f"/api/jobs/{job_id}").json() for job_id in ids]
 
     def wait_all(self, ids: Sequence[str], timeout_s: float = 60.0) -> list[dict[str, Any]]:
-        """The jobs' documents once all have ended, each exactly once."""
+        """Waits until all jobs have ended, each exactly once. Returns their documents."""
         wait_until(lambda: not self.unfinished(ids), timeout_s, f"the end of {len(ids)} jobs")
         assert self.broken_promises(ids) == []
         return self.documents(ids)
@@ -289,7 +290,7 @@ class System:
         ]
 
     def broken_promises(self, ids: Sequence[str]) -> list[str]:
-        """Jobs that are lost, ended twice, or neither waiting nor running: read in one step."""
+        """The jobs that are lost, ended twice, or neither waiting nor running, read at one moment."""
         found = cast("list[bytes]", self.redis.eval(keys.LUA_TABLE + PLACES, 0, *ids))
         return [line.decode() for line in found]
 
@@ -301,7 +302,7 @@ class System:
 
 
 def body(*classes: object) -> dict[str, Any]:
-    """A request whose result tells that it is its own, from the models ``echo`` and ``fragile``."""
+    """A request to the models ``echo`` and ``fragile``. Its result shows which request it belongs to."""
     return {"image": DOT, "classes": [str(name) for name in classes]}
 
 

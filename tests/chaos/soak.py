@@ -1,6 +1,6 @@
-"""The soak: jobs are submitted without pause while everything that can be killed is killed, at random times.
+"""The soak: submits jobs without pause, and kills every kind of process at random times.
 
-The schedule comes from one seed. What the machine makes of it does not, so a seed repeats the attack and not
+The schedule comes from one seed. The timing of the machine does not, so a seed repeats the attacks and not
 every outcome.
 """
 
@@ -30,7 +30,8 @@ DRAIN_WITHIN_S = 15.0
 SUBMITTERS = 12
 MODELS = ("echo", "noop", "echo-slow")
 NODE_KILLS_A_WORKER = 3
-"""The supervisor waits longer each time before it starts a node again; killed itself, it begins anew."""
+"""The supervisor waits longer each time before it starts a node again. If it is killed itself, this starts
+anew."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Sent:
-    """A job of the driver's: what it asked, and what must come back."""
+    """A job that the driver sent, and the result that must come back."""
 
     path: str
     body: dict[str, Any]
@@ -56,7 +57,7 @@ class Sent:
 
 @dataclass
 class Report:
-    """What became of it all."""
+    """The counts of one run."""
 
     seed: int
     seconds: float
@@ -105,7 +106,7 @@ class Report:
 
 
 class Soak:
-    """One run on a system that has been started: attack for ``seconds``, then see that all ends."""
+    """One run on a running system: attacks for ``seconds``, then waits for the end of all jobs."""
 
     def __init__(self, system: System, seed: int, seconds: float, pace: Pace) -> None:
         self._system = system
@@ -116,9 +117,9 @@ class Soak:
         self._sent: dict[str, Sent] = {}
         """Accepted jobs, by id."""
         self._open: set[str] = set()
-        """Those of them that were not yet seen to have ended."""
+        """The accepted jobs that have not been seen to end."""
         self._node_kills: Counter[str] = Counter()
-        # Fails at once where others wait: it must not hold up the loop while Redis is down.
+        # No retries: the probe must not block the event loop while Redis is down.
         self._probe = redis.Redis.from_url(system.server.url, retry=None, socket_timeout=10)
         self._broker = redis.Redis.from_url(system.server.broker_url, retry=None, socket_timeout=10)
         self.report = Report(seed, seconds)
@@ -161,13 +162,13 @@ class Soak:
         count = 0
         while not self._over.is_set():
             await self._pause(max(0.0, next_at - time.monotonic()))
-            # After an outage the driver does not hurry to make up for it.
+            # After an outage, the driver does not catch up.
             next_at = max(next_at, time.monotonic() - 1) + SUBMITTERS / self._pace.jobs_per_s
             count += 1
             await self._submit(client, make_job(jobs, index, count), jobs)
 
     async def _submit(self, client: httpx.AsyncClient, job: Sent, choice: random.Random) -> None:
-        """Sends a job with one Idempotency-Key until it is accepted; from then on it counts."""
+        """Sends a job with one Idempotency-Key until it is accepted. From then on it must end."""
         key = {"Idempotency-Key": uuid.uuid4().hex}
         while True:
             api = choice.choice(self._system.apis)
@@ -197,7 +198,7 @@ class Soak:
             if targets := worker.parents() if kind == "node" else worker.children():
                 self._kill(worker, kind, targets)
                 return
-            # It is just being started.
+            # It is starting.
             await self._pause(0.1)
 
     def _kill(self, worker: Worker, kind: str, targets: list[int]) -> None:
@@ -221,7 +222,7 @@ class Soak:
     async def _kill_redis(self) -> None:
         self._system.server.stop()
         self.report.attacks["redis"] += 1
-        # Whether the chaos is over or not: it must come back.
+        # Redis must start again, even if the chaos is over.
         await asyncio.sleep(self._random.uniform(0, 1))
         self._system.server.launch()
         while not self._ask(self._probe.ping):  # noqa: ASYNC110 - another process sets no event here
@@ -242,7 +243,7 @@ class Soak:
         self.report.attacks["bells"] += self._ask(steal) or 0
 
     async def _kill_all(self) -> None:
-        """The last blow: every process at once, with jobs in the middle of each."""
+        """The last attack: kills every process at once, while jobs are in progress."""
         for worker in self._system.workers:
             worker.kill()
             worker.launch()
@@ -255,14 +256,14 @@ class Soak:
         await self._kill_redis()
 
     def _ask(self, question: Callable[[], Any]) -> Any:
-        """An answer of the server, or None while it is away."""
+        """The server's answer, or None while it does not answer."""
         try:
             return question()
         except redis.RedisError:
             return None
 
     async def _sample(self) -> None:
-        """Checks all open jobs at one moment, again and again, while the chaos goes on."""
+        """Checks all open jobs at one moment, about once a second, until the chaos is over."""
         while not self._over.is_set():
             await self._pause(1.0)
             self._look()
@@ -291,7 +292,10 @@ class Soak:
         return [line.decode() for line in broken], ended
 
     async def _drain(self, since: float) -> None:
-        """Waits for the end of all, a little longer than it may take, so that the table tells by how much."""
+        """Waits for the end of all jobs.
+
+        It waits longer than allowed, so that the table shows by how much.
+        """
         while time.monotonic() - since < DRAIN_WITHIN_S * 3:
             self._look()
             if not self._open:
@@ -300,7 +304,7 @@ class Soak:
             await asyncio.sleep(0.05)
 
     def _judge(self) -> None:
-        """The final word on each job, from its record."""
+        """Judges each job by its record."""
         report = self.report
         report.accepted = len(self._sent)
         known = {key.decode().removeprefix(keys.JOB) for key in self._probe.scan_iter(f"{keys.JOB}*", 5000)}
@@ -331,7 +335,7 @@ class Soak:
 
 
 def make_job(choice: random.Random, index: int, count: int) -> Sent:
-    """A good job whose result can be told from every other's."""
+    """A good job whose result differs from the result of every other job."""
     lane = choice.choice([lane.value for lane in Lane])
     mark = index + count / 1_000_000
     if choice.random() < 0.25:

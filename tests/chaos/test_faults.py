@@ -57,7 +57,7 @@ def holder_of(system: System, job_id: str) -> Worker:
 
 
 def is_refused(worker: Worker, job_id: str) -> bool:
-    """Whether a worker has run a job and was too late."""
+    """Whether a worker ran a job and its result came too late."""
     lines = [line for line in worker.log.read_text().splitlines() if job_id in line]
     return any("settled=refused" in line or "its lease was lost" in line for line in lines)
 
@@ -74,7 +74,7 @@ def test_a_node_that_was_stopped_beyond_its_lease_settles_nothing(system: System
         os.killpg(node, signal.SIGCONT)
     assert {each["status"] for each in done} == {"complete"}
     assert {each["node"] for each in done}.isdisjoint(system.nodes_of(stopped))
-    # It is back among the living, and has its say: of each job it learns that it is not its any more.
+    # The worker goes on. For each job it learns that it no longer has the lease.
     wait_until(lambda: all(is_refused(stopped, job_id) for job_id in ids), what="the late results")
     late = [Outcome(job_id, fence, Status.FAILED, error={"code": "x"}) for job_id, fence in fences.items()]
     assert store.settle(late) == [Settlement.REFUSED] * 4
@@ -125,13 +125,13 @@ def test_jobs_of_an_api_that_died_before_it_rang_are_run(system: System) -> None
         await store.close()
 
     asyncio.run(submit())
-    # Five seconds pass, in which the bell might have come.
+    # As if five seconds had passed, in which the API could have rung.
     system.redis.delete(keys.RUNG + "echo")
     done = system.wait_all([job.id for job in jobs])
     assert [probabilities(each) for each in done] == [[0.5]] * 5
 
 
-def test_an_outage_longer_than_a_lease_charges_nobody(system: System) -> None:
+def test_an_outage_longer_than_a_lease_counts_against_no_job(system: System) -> None:
     held = start_a_slow_batch(system)
     waiting = system.submit("slow", *[SLOW] * 4)
     system.server.stop()
@@ -150,7 +150,7 @@ def test_a_full_job_store_accepts_nothing_and_running_jobs_still_end(system: Sys
     used = system.redis.info("memory")["used_memory"]
     system.redis.config_set("maxmemory", int(used * share))
     try:
-        # The scripts ask for the server's memory a few times a second only.
+        # The scripts read the server's memory use only a few times a second.
         wait_until(lambda: not system.redis.exists(keys.MEMORY), what="the next look at the memory")
         answers = [system.client.post(f"{PATH}/echo/jobs", json=body(0.5)) for _ in range(10)]
         assert {each["status"] for each in system.wait_all(ids)} == {"complete"}
@@ -163,7 +163,7 @@ def test_a_full_job_store_accepts_nothing_and_running_jobs_still_end(system: Sys
 
 
 @pytest.mark.parametrize("minutes", [10, exhaustive(60)])
-def test_the_bells_of_a_queue_without_a_worker_stay_few(tmp_path: Path, minutes: int) -> None:
+def test_the_bells_of_a_queue_that_no_node_serves_stay_few(tmp_path: Path, minutes: int) -> None:
     with System(tmp_path, workers=()) as system:
         store, bells = WorkerStore(system.settings), Bells(make_celery(system.settings), lambda _: None)
         system.submit("echo", *[body(0.5)] * 20)

@@ -1,4 +1,4 @@
-"""One bad input in a batch of good ones: it alone fails, with its own reason, whatever it does."""
+"""One bad input in a batch of good ones: it alone fails, with its own reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import wait_until
 
 GOOD = [[number / 100, number / 1000] for number in range(31)]
 PLACE = 11
-"""Of the poison among the good ones."""
+"""The index of the bad input among the good ones."""
 LOAD_TIMEOUT_S = 150.0
 """The first load exports the network."""
 
@@ -58,7 +58,7 @@ def test_an_exception_fails_its_item_alone(system: System) -> None:
     done, error = run_with_poison(system, "exception")
     assert error["code"] == "inference_failed"
     assert "this input cannot be had" in error["message"]
-    # The batch was halved, and nobody waited for a second delivery.
+    # The batch was halved, and no job needed a second delivery.
     assert max(each["batch_size"] for each in done) == 16
     assert {each["deliveries"] for each in done} == {1}
 
@@ -67,7 +67,7 @@ def test_an_exception_fails_its_item_alone(system: System) -> None:
 def test_a_segfault_fails_its_item_alone(system: System, good: int) -> None:
     done, error = run_with_poison(system, "segfault", good=good)
     assert error["code"] == "worker_crashed"
-    # They were in the batch that died, and ran once more, each by itself.
+    # They were in the batch that died, and ran once more, each alone.
     assert {(each["deliveries"], each["batch_size"]) for each in done} == {(2, 1)}
 
 
@@ -80,15 +80,15 @@ def test_a_hang_that_holds_the_interpreter_fails_its_item_alone(system: System) 
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("kind", ["segfault", "hang"])
-def test_what_comes_to_grief_while_it_is_prepared_fails_alone(system: System, kind: str) -> None:
+def test_an_input_that_kills_its_process_while_it_is_prepared_fails_alone(system: System, kind: str) -> None:
     done, error = run_with_poison(system, kind, "early")
     assert error["code"] == "worker_crashed"
-    # All that was prepared together was in doubt, and then each ran once by itself.
+    # All jobs that were prepared together became suspects. Then each ran once, alone.
     assert {(each["deliveries"], each["batch_size"]) for each in done} == {(2, 1)}
 
 
 @pytest.mark.chaos
-def test_who_runs_while_the_next_is_prepared_is_not_blamed_for_it(system: System) -> None:
+def test_a_job_that_runs_while_the_next_is_prepared_is_not_blamed_for_it(system: System) -> None:
     slow = [body(*row) for row in GOOD[:4]]
     done = system.wait_all(
         submit_together(system, "fragile-slow", [*slow, body("segfault", "early"), *slow]), timeout_s=90
@@ -114,7 +114,7 @@ def test_a_model_that_dies_while_loading_does_not_burn_its_queue(system: System)
     fine = system.submit("echo", *(body(*row) for row in GOOD))
     assert [probabilities(each) for each in system.wait_all(fine)] == GOOD
     for each in system.wait_all(doomed):
-        # The model is to blame, and no input of it.
+        # The model causes the crash, and no input.
         assert (each["status"], each["error"]["code"]) == ("failed", "model_load_failed")
     assert system.client.get("/api/models/crashing-load/status").json()["status"] == "failed"
     assert [probabilities(each) for each in system.wait_all(system.submit("echo", body(0.5)))] == [[0.5]]
@@ -129,12 +129,12 @@ def test_an_allocation_that_cannot_be_fails_its_item_alone(system: System) -> No
 def test_an_allocation_bomb_does_not_make_the_batches_of_others_smaller(system: System) -> None:
     run_with_poison(system, "memory")
     done = system.wait_all(submit_together(system, "fragile", [body(*row) for row in [*GOOD, *GOOD[:1]]]))
-    # Only a batch that fits when it is halved was too large; here one input was to blame.
+    # A batch counts as too large only if its halves fit. Here a single input did not fit.
     assert {each["batch_size"] for each in done} == {32}
 
 
 def crops() -> list[Any]:
-    """31 cut-outs of real photos, each of another part or size."""
+    """31 crops of real photos, all different."""
     found = []
     for name in SUBJECTS:
         image = photo(name)
@@ -150,7 +150,7 @@ def test_a_truncated_photo_among_31_good_ones_on_the_real_model(tmp_path: Path, 
     classes = sorted(set(SUBJECTS.values()))
     images = [data_url(image) for image in crops()]
     bodies = [{"image": image, "classes": classes} for image in images]
-    # Its header is whole, so it passes the door.
+    # Its header is complete, so the API accepts it.
     head, _, encoded = images[0].partition(",")
     truncated = f"{head},{encoded[: len(encoded) // 8 * 4]}"
     with System(tmp_path, {"cache_dir": cache_dir, "lease_s": 5.0}) as system:

@@ -1,4 +1,4 @@
-"""Jobs without pause while workers, APIs and Redis are killed at random: none lost, each ended once."""
+"""Jobs are submitted without pause while workers, APIs and Redis are killed: none is lost, each ends once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people type and what servers say is shown as it is, whatever is in it."""
+"""The commands show all texts of users and servers as they are, also texts that look like markup."""
 
 from __future__ import annotations
 

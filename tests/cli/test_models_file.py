@@ -1,4 +1,4 @@
-"""Mistakes in a models file are told before anything is started."""
+"""Mistakes in a models file are reported before a server starts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_mistake_is_told_with_its_line(file: Path, wrong: str, for_api: bool, 
         with pytest.raises(ConfigError):
             check_models_file(file)
     else:
-        # Another host may have what is missing here.
+        # Another host may have the runner or folder that is missing here.
         check_models_file(file)
 
 

@@ -1,4 +1,4 @@
-"""Where `modelmill up` listens, and that nobody else answers in its place."""
+"""The address of `modelmill up`, and the check that no other program answers there."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_a_canceled_job_ends_as_canceled_and_a_failed_one_with_its_reason() -> N
     }
 
 
-def test_timings_are_told() -> None:
+def test_an_outcome_has_timings() -> None:
     job = plain(["a"])
     job.load_s = 0.2
     process([job])

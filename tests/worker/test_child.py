@@ -1,4 +1,4 @@
-"""A node's child, in this process, on a real job store: what becomes of bells for models that do not load."""
+"""A node's child, in this process, on a real job store: bells for models that do not load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MakeChild = Callable[..., Child]
 
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Statuses that a child wanted to end its process with."""
+    """The exit statuses with which a child wanted to end its process."""
     seen: list[int] = []
     monkeypatch.setattr("modelmill_worker.processes.child.os._exit", seen.append)
     return seen
@@ -37,7 +37,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def make_child(
     monkeypatch: pytest.MonkeyPatch, settings: Settings, store: WorkerStore, tmp_path: Path
 ) -> Iterator[MakeChild]:
-    """Children without a heartbeat, and what their parents announce."""
+    """Makes children without a heartbeat, and announces their parents."""
     brief = settings.model_copy(update={"linger_s": 0.0})
     monkeypatch.setattr("modelmill_worker.processes.child.get_settings", lambda: brief)
     monkeypatch.setattr("modelmill_worker.processes.child.Child._heartbeat", lambda _: None)
@@ -63,7 +63,7 @@ def make_child(
 
 
 def announce(store: WorkerStore, name: str, **states: str) -> None:
-    """Plays the parent of a node and, with states of models, its child."""
+    """Announces the parent of a node and, if states of models are given, its child."""
     names = ("broken", "gpu-only", "gpu-weights", "noop")
     store.announce(name, "parent", {"models": dict.fromkeys(names, MODELS)}, 60)
     if states:
@@ -91,7 +91,7 @@ def test_nodes_that_fail_at_the_same_time_do_not_pass_a_bell_in_circles(
 ) -> None:
     first, second = make_child("first"), make_child("second")
     ids = submit(settings, "broken", "a", "b")
-    # Each sees the other still at it when its own load has failed.
+    # When the load has failed on one node, the other node is still announced as loading.
     announce(store, "second", broken="loading")
     first.drain("broken", passed_on=True)
     wait_until(lambda: bells_for(raw_redis, "second") == [["broken", True]], what="the first hop")
@@ -100,20 +100,20 @@ def test_nodes_that_fail_at_the_same_time_do_not_pass_a_bell_in_circles(
     second.drain("broken", passed_on=True)
     wait_until(lambda: bells_for(raw_redis, "first") == [["broken", True]], what="the second hop")
     assert ends(store, ids) == {("starting", None)}
-    # The first rests, and the second has said by now that it failed.
+    # Now the first node rests, and the second has announced that it failed.
     first.drain("broken", passed_on=True)
     assert ends(store, ids) == {("failed", "model_load_failed")}
     assert len(bells_for(raw_redis, "second")) == 1
 
 
-def test_a_resting_node_leaves_a_model_to_one_that_has_it_whatever_the_backlog(
+def test_a_resting_node_leaves_a_model_to_one_that_has_it_for_any_backlog(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis, make_child: MakeChild
 ) -> None:
     child = make_child("own")
     announce(store, "other", broken="running")
     ids = submit(settings, "broken", *["a"] * 100)
     for count in (1, 2):
-        # The first bell finds out that the model does not load here, the second finds that known.
+        # With the first bell the load fails here. With the second this is known.
         child.drain("broken")
         wait_until(lambda count=count: len(bells_for(raw_redis, "other")) == count, what="a hop")  # type: ignore[misc]
     assert ends(store, ids) == {("starting", None)}

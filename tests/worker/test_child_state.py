@@ -1,4 +1,4 @@
-"""The state recorder: the parent reads what the child last wrote, also when it died writing."""
+"""The child state: the parent reads what the child wrote last, even if it died while it wrote."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
     assert state.fences == ()
 
 
-def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, tmp_path: Path) -> None:
+def test_a_new_child_keeps_its_predecessors_last_state_for_the_parent(
+    recorder: Recorder, tmp_path: Path
+) -> None:
     another = (
         "import sys; from pathlib import Path; from modelmill_worker.child_state import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1])); recorder.start_file(); recorder.note_claim('f1')\n"
@@ -72,10 +74,10 @@ def test_a_new_child_puts_its_predecessors_last_word_aside(recorder: Recorder, t
 
 
 @pytest.mark.parametrize("torn", [1, 2])
-def test_a_word_that_was_not_finished_leaves_the_one_before(
+def test_a_state_that_was_not_finished_leaves_the_one_before(
     recorder: Recorder, tmp_path: Path, torn: int
 ) -> None:
-    """Words go in turn to two places; the last one of this child is torn after its first bytes."""
+    """States go to two places in turn. The last state of this child is torn after its first bytes."""
     for _ in range(torn):
         recorder.note_draining("before")
     recorder.note_loading("last")
@@ -103,7 +105,7 @@ def test_half_a_file_is_never_read(recorder: Recorder, tmp_path: Path) -> None:
     thread.join()
 
 
-def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_gives_no_state(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "absent")
     assert recorder.read() is None
     assert recorder.load_deaths() == {}
@@ -111,6 +113,6 @@ def test_a_missing_or_broken_file_is_nothing(tmp_path: Path) -> None:
     assert Recorder(tmp_path).read() is None
 
 
-def test_load_deaths_are_told_to_the_next_child(recorder: Recorder) -> None:
+def test_the_next_child_reads_load_deaths(recorder: Recorder) -> None:
     recorder.write_load_deaths({"m": LoadDeaths(3, 12.5)})
     assert recorder.load_deaths() == {"m": LoadDeaths(3, 12.5)}

@@ -1,4 +1,4 @@
-"""What a node learns from its environment."""
+"""The configuration of a node, from its environment."""
 
 from __future__ import annotations
 

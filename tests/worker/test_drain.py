@@ -94,20 +94,20 @@ def test_a_drain_that_lingers_takes_what_comes(
     patient.close()
 
 
-def test_while_a_long_window_runs_the_next_jobs_are_left_to_other_nodes(
+def test_while_a_long_portion_runs_the_next_jobs_are_left_to_other_nodes(
     settings: Settings, store: WorkerStore, drain: Drain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modelmill_worker.drain.drain.AHEAD_UP_TO_S", 0.2)
-    # Batches of four that take half a second. How long they take is not known before the first.
+    # Batches of four that take half a second. How long they take is unknown before the first.
     ids = submit(settings, "slow", *["a"] * 16)
     running = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
     running.start()
 
-    wait_until(lambda: are_complete(store, ids[:8]), what="the first two windows")
+    wait_until(lambda: are_complete(store, ids[:8]), what="the first two portions")
     left = store.depth("slow")
     running.join()
 
-    assert left == 4, "one window runs, and the last one waits in the queue"
+    assert left == 4, "one portion runs, and the last one waits in the queue"
     assert are_complete(store, ids)
 
 
@@ -146,7 +146,7 @@ def test_a_slice_ends_and_says_that_jobs_remain(
     brief.close()
 
 
-def test_told_to_stop_it_finishes_the_batch_in_hand_and_gives_the_rest_back(
+def test_told_to_stop_it_finishes_the_running_batch_and_releases_the_rest(
     settings: Settings, store: WorkerStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, "slow", *["a"] * 12)
@@ -154,7 +154,7 @@ def test_told_to_stop_it_finishes_the_batch_in_hand_and_gives_the_rest_back(
     loaded = model("slow", settings)
     worker = threading.Thread(target=drain.run, args=(loaded, stopping))
     worker.start()
-    # The first batch is in forward and the next is claimed: that is the moment to stop.
+    # Stop while the first batch is in forward and the next is claimed.
     wait_until(lambda: raw_redis.zcard(keys.LEASES) == 8, what="two claims")
     stopping.set()
     worker.join(timeout=10)
@@ -200,14 +200,14 @@ def test_a_running_job_that_is_canceled_ends_between_batches(
     assert [record.status for record in done] == [Status.COMPLETE] * 7 + [Status.CANCELED]
 
 
-def test_results_are_held_while_the_store_is_away(
+def test_results_are_kept_while_the_store_does_not_answer(
     settings: Settings, store: WorkerStore, drain: Drain, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, "slow", "a")
     worker = threading.Thread(target=drain.run, args=(model("slow", settings), threading.Event()))
     worker.start()
     wait_until(lambda: raw_redis.zcard(keys.LEASES) == 1, what="the claim")
-    # All clients are stopped for longer than the forward pass takes, within the lease.
+    # The pause of all clients is longer than the forward pass and shorter than the lease.
     raw_redis.client_pause(1000, all=True)
     worker.join(timeout=20)
     assert [record.status for record in records(store, ids)] == [Status.COMPLETE]
@@ -243,7 +243,9 @@ def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
     while brief.run(loaded, threading.Event()):
         drains += 1
         (record,) = records(store, [job_id])
-        assert (record.status, record.deliveries) == (Status.STARTING, 0), "given back, and uncharged"
+        assert (record.status, record.deliveries) == (Status.STARTING, 0), (
+            "released, which does not count as a delivery"
+        )
     assert drains > 1
     assert cast("SlowRunner", loaded.runner(TASK)).passes == 3, "no item ran twice"
     (record,) = records(store, [job_id])
@@ -251,7 +253,7 @@ def test_a_job_longer_than_a_drain_may_take_goes_on_in_the_next(
     brief.close()
 
 
-def test_a_large_result_is_held_while_the_store_has_no_room_and_small_ones_go_on(
+def test_a_large_result_is_kept_while_the_store_has_no_room_and_small_ones_go_on(
     settings: Settings, own_valkey: Valkey, recorder: Recorder
 ) -> None:
     settings = settings.model_copy(update={"redis_url": own_valkey.url, "linger_s": 0.05})
@@ -285,7 +287,7 @@ def test_of_a_job_of_many_items_a_few_batches_are_prepared_at_a_time(
     job_id = submit_batched(settings, "noop", 1000)
     drain.run(model("noop", settings), threading.Event())
     assert len(prepared) == 125
-    # Batches of eight: one portion runs, and the next is prepared beside it.
+    # Batches of eight: one portion runs while the next is prepared.
     assert max(prepared) <= 8 * PORTION_BATCHES * 2
     (record,) = records(store, [job_id])
     assert (record.status, len(cast("list[Any]", record.result))) == (Status.COMPLETE, 1000)
@@ -314,7 +316,7 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
     assert leased == [1, 1, 1]
 
 
-def test_who_is_being_prepared_stands_in_the_flight_recorder(
+def test_the_items_being_prepared_stand_in_the_child_state(
     settings: Settings, store: WorkerStore, drain: Drain, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder.start_file()

@@ -100,7 +100,7 @@ def test_what_a_request_names_is_read_when_it_is_needed(image_sizes: LoadedModel
     def read(file_id: str) -> bytes:
         asked.append(file_id)
         if file_id == "gone":
-            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file is not there any more.")
+            raise MediaError(ErrorCode.MEDIA_NOT_FOUND, "The file no longer exists.")
         return PHOTO
 
     body = json.dumps({"image": ["file:a", CAT, "http://x/y", "file:b"], "classes": ["cat"]}).encode()
@@ -115,7 +115,7 @@ def test_what_a_request_names_is_read_when_it_is_needed(image_sizes: LoadedModel
     assert source_bytes(job.items[0].input.model_dump()["image"]) == PHOTO
 
 
-def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image_sizes: LoadedModel) -> None:
+def test_a_source_that_the_job_has_no_file_for_is_refused_when_it_is_opened(image_sizes: LoadedModel) -> None:
     body = json.dumps({"image": ["file:a", "http://x/y"], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:b": "b"}), body, read_file=lambda _: PHOTO)
     for item in job.items:
@@ -124,9 +124,9 @@ def test_a_text_that_nothing_was_stored_for_is_refused_by_whoever_opens_it(image
     assert close_job(job, {}).status is Status.FAILED
 
 
-def test_an_item_whose_file_is_away_has_not_ended(image_sizes: LoadedModel) -> None:
+def test_an_item_whose_file_is_unreachable_has_not_ended(image_sizes: LoadedModel) -> None:
     def read(file_id: str) -> bytes:
-        raise FileUnavailableError("nobody answers")
+        raise FileUnavailableError("no answer")
 
     body = json.dumps({"image": ["file:a", CAT], "classes": ["cat"]}).encode()
     job = open_job(claimed({"file:a": "one"}), body, read_file=read)
@@ -151,7 +151,7 @@ def test_a_file_that_is_gone_fails_its_item_alone(
 
 
 @pytest.mark.parametrize("folder", ["file", "in"])
-def test_while_the_blob_store_is_away_jobs_wait_uncharged(
+def test_while_the_blob_store_is_unreachable_jobs_wait_and_no_delivery_counts(
     api: httpx.Client,
     drain: Drain,
     image_sizes: LoadedModel,
@@ -174,7 +174,7 @@ def test_while_the_blob_store_is_away_jobs_wait_uncharged(
     assert (done["status"], done["deliveries"], done["result"]["probabilities"]) == ("complete", 1, SIZE)
 
 
-def test_a_result_that_cannot_be_written_is_held_until_it_can(
+def test_a_result_that_cannot_be_written_is_kept_until_it_can(
     api: httpx.Client, drain: Drain, image_sizes: LoadedModel, settings: Settings
 ) -> None:
     job_id = submit(api, CAT, "40000")

@@ -30,7 +30,7 @@ STAY = "print('counted', flush=True)\nsys.stdin.read()\n"
 
 
 class Node:
-    """Plays the parent; its children are real processes."""
+    """The parent of a node. Its children are real processes."""
 
     def __init__(self, cleanup: ExitStack) -> None:
         self.folder = metrics.prepare_directory()
@@ -41,7 +41,7 @@ class Node:
         self._cleanup = cleanup
 
     def child(self, code: str = COUNT) -> subprocess.Popen[bytes]:
-        """A child that has counted, and lives."""
+        """Starts a child. On return it has counted, and is alive."""
         command = processes.python("-c", code + STAY)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._cleanup.callback(_end, process)
@@ -50,7 +50,7 @@ class Node:
         return process
 
     def scrape(self) -> dict[tuple[str, str], float]:
-        """Values by name and the one label that tells them apart, if any."""
+        """Values by name and by the label ``le`` or ``status``, if there is one."""
         text = httpx.get(self._url).raise_for_status().text
         return {
             (sample.name, sample.labels.get("le") or sample.labels.get("status") or ""): sample.value

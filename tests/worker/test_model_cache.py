@@ -1,4 +1,4 @@
-"""The loaded-model cache: budget, least recently used first out, failures with backoff."""
+"""The cache of loaded models: its budget, which model it evicts, and waits after failures."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def cache(
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What the device says is used, MiB, each time that it is asked; the last word stays."""
-    said: list[int] = [0]
+    """The MiB in use on the device, one value for each question. The last value stays."""
+    values: list[int] = [0]
 
     def pop(_: Device) -> int:
-        return (said.pop(0) if len(said) > 1 else said[0]) * MIB
+        return (values.pop(0) if len(values) > 1 else values[0]) * MIB
 
     monkeypatch.setattr("modelmill_worker.models.cache.used_bytes", pop)
-    return said
+    return values
 
 
 def statuses(models: ModelCache) -> dict[str, str]:
@@ -109,7 +109,7 @@ def test_a_failing_model_rests_longer_each_time_and_then_is_tried_again(
             models.get("broken")
         assert tried.value is not error
         error = tried.value
-        # What led to it would keep alive what had been loaded.
+        # Its cause would keep alive the parts of the model that were loaded.
         assert error.__cause__ is error.__context__ is None
         assert models.rests("broken")
         assert models.describe()["broken"]["retry_in_s"] == rest_s
@@ -147,7 +147,7 @@ def test_what_a_model_takes_is_measured_and_known_to_the_next_worker(
     assert models.estimate_mib("large") == 0
     models.get("large")
     assert models.states["large"].memory_mib == 60
-    # The batch sizes of the model are remembered beside it.
+    # The store keeps batch sizes of the model too.
     store.remember_sizing("large", models._device.kind, {"best": 4})
     following = cache(entry("large", None), entry("small", 50), store=store)
     used[:] = [10]
@@ -157,7 +157,7 @@ def test_what_a_model_takes_is_measured_and_known_to_the_next_worker(
     assert statuses(following) == {"small": "stopped", "large": "running"}
     assert following.free_bytes == 40 * MIB
     assert store.recall_sizing("large", models._device.kind) == {"best": 4}
-    assert cache(entry("large", 30), store=store).estimate_mib("large") == 30, "the entry's word counts"
+    assert cache(entry("large", 30), store=store).estimate_mib("large") == 30, "the entry counts"
 
 
 def test_memory_that_runs_out_while_loading_is_taken_from_the_models_used_longest_ago(
@@ -168,7 +168,7 @@ def test_memory_that_runs_out_while_loading_is_taken_from_the_models_used_longes
     models = cache(*(entry(name, None, hungry) for name in ("one", "two", "three")), entry("tiny", None))
     for name in ("one", "tiny", "two"):
         models.get(name)
-    # Before, before and after the eviction, before the second attempt, and after it.
+    # Before; before and after the eviction; before the second attempt, and after it.
     used[:] = [50, 50, 20, 20, 60]
     models.get("three")
     assert models.states["three"].memory_mib == 40
@@ -243,7 +243,7 @@ def test_a_model_for_gpus_only_is_refused_on_the_cpu() -> None:
 
 
 def test_unloading_gives_the_memory_back(cache_dir: Path) -> None:
-    # In a process of its own: what this one holds already would hide it.
+    # In a process of its own: memory that this process already has would hide it.
     code = (
         "import sys, tempfile; from pathlib import Path\n"
         "from modelmill_backends.device import current_device, used_bytes\n"

@@ -1,4 +1,4 @@
-"""Nodes as they really run: Celery processes, signals, devices, other workers beside them."""
+"""Real nodes: Celery processes, signals, devices, several workers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_job_goes_through_a_real_worker_in_a_folder_with_names_of_packages(
 def test_each_node_and_its_child_see_one_device_before_any_import(
     start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:
-    # A pretended list: nothing runs on these devices, the pins are all that is looked at.
+    # These GPUs do not exist. The test runs no job; it only looks at the environment.
     workers = start_workers(devices="0,1")
     seen = {
         name: (
@@ -92,13 +92,13 @@ def test_a_second_worker_takes_its_share_and_stopping_one_loses_nothing(
     )
     assert second.stop() == 0
     assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
-    # Given back in good order, not lost and found: nobody was charged a second delivery.
+    # The stopped worker released its jobs, so no second delivery counts.
     assert {each["deliveries"] for each in documents(api, ids)} == {1}
     assert first.process.poll() is None
 
 
 @pytest.mark.parametrize("target", [exhaustive("parent"), "group"])
-def test_sigterm_finishes_the_batch_in_hand_and_gives_the_rest_back(
+def test_sigterm_finishes_the_running_batch_and_releases_the_rest(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis, target: str
 ) -> None:
     workers = start_workers()
@@ -134,7 +134,7 @@ def test_a_killed_child_is_replaced_and_its_jobs_run_again(
     os.kill(child, signal.SIGKILL)
     done = wait_all(api, ids)
     assert {each["status"] for each in done} == {"complete"}
-    # Only those in `forward` were charged; they ran again alone.
+    # A second delivery counts only for those in `forward`. They ran again alone.
     deliveries = [each["deliveries"] for each in done]
     assert deliveries[:4] == [1] * 4
     assert 2 in deliveries[4:]
@@ -149,7 +149,7 @@ def test_a_killed_node_is_started_again_and_its_jobs_run_again(
     wait_until(lambda: raw_redis.zcard(keys.LEASES), what="a claim")
     node = only_node(raw_redis, workers)
     os.kill(node["parent"]["pid"], signal.SIGKILL)
-    # Nothing of it is left to hold a GPU.
+    # No process of it is left that uses a GPU.
     wait_until(lambda: not is_running(node["child"]["pid"]), what="the end of the child")
     assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
     assert only_node(raw_redis, workers)["parent"]["pid"] != node["parent"]["pid"]
@@ -183,9 +183,9 @@ def test_a_model_that_fails_to_load_fails_its_jobs_and_others_go_on(
 def test_jobs_run_on_the_node_that_can_load_their_model(
     api: httpx.Client, start_workers: StartWorkers
 ) -> None:
-    # A pretended GPU: nothing runs on it, and these models load on its node only.
+    # This GPU does not exist. These models load on its node only, and do not use it.
     workers = start_workers(devices="cpu,0")
-    # So many that the nodes would share them if both could.
+    # So many jobs that both nodes would run some if both could.
     ids = {model: submit_at_once(api, model, 150) for model in ("gpu-only", "gpu-weights")}
     ids["broken"] = submit_jobs(api, "broken", 3)
     for model in ("gpu-only", "gpu-weights"):
@@ -261,7 +261,7 @@ def test_a_lost_device_costs_a_process_and_no_job_and_batch_sizes_are_learned_fo
         return bool(said.get("batch_size") == 1 and said["items_per_s"]["1"] > said["items_per_s"]["2"])
 
     wait_until(learned, what="the best batch size")
-    # Told when the drain is over; the next worker begins with it.
+    # The drain stores it at its end, and the next worker starts with it.
     wait_until(lambda: store.recall_sizing("small-batches", "cpu") == {"best": 1}, what="the memory of it")
     catalogue = Catalogue.load(TEST_MODELS)
     following = Drain(
@@ -294,7 +294,7 @@ def test_a_lost_bell_is_rung_again(
     assert {each["status"] for each in wait_all(api, ids)} == {"complete"}
 
 
-def test_bells_that_nobody_answers_do_not_pile_up(api: httpx.Client, raw_redis: redis.Redis) -> None:
+def test_bells_that_no_node_answers_do_not_pile_up(api: httpx.Client, raw_redis: redis.Redis) -> None:
     submit_jobs(api, "noop", 500)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop") >= 30, what="bells")
     assert raw_redis.llen("modelmill.model.noop") <= 32

@@ -1,4 +1,4 @@
-"""Where bells go: the rule by itself, and on real nodes."""
+"""Which node answers a bell: the rule alone, and on real nodes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_short_backlog_stays_with_the_node_that_has_the_model() -> None:
 
 def test_a_long_backlog_makes_this_node_load_the_model_too() -> None:
     assert choose(node("own"), node("b", m="running"), backlog=21) is None
-    # Two nodes get through twice as much.
+    # Two nodes run twice as many jobs.
     assert choose(node("own"), node("b", m="running"), node("c", m="running"), backlog=40) in ("b", "c")
 
 
@@ -69,7 +69,7 @@ def test_a_busy_node_without_room_does_not_evict_for_a_second_copy() -> None:
     assert choose(idle, node("b", m="running"), backlog=1000) is None
 
 
-def test_a_model_that_nobody_has_goes_where_there_is_room() -> None:
+def test_a_model_that_no_node_has_goes_where_there_is_room() -> None:
     full = node("own", free_mib=10, other="running")
     assert choose(full, node("b")) == "b"
     assert choose(full, node("b", free_mib=10, other="running")) is None
@@ -82,7 +82,7 @@ def test_a_node_that_does_not_serve_the_model_is_never_chosen() -> None:
 
 
 @pytest.mark.parametrize("backlog", [1, 100_000])
-def test_who_cannot_load_the_model_leaves_it_to_who_can_whatever_the_backlog(backlog: int) -> None:
+def test_a_node_that_cannot_load_the_model_leaves_it_to_one_that_can_for_any_backlog(backlog: int) -> None:
     def choose_impossible(*others: NodeRecord) -> str | None:
         return choose(node("own"), *others, backlog=backlog, rests=True)
 
@@ -92,7 +92,7 @@ def test_who_cannot_load_the_model_leaves_it_to_who_can_whatever_the_backlog(bac
     assert choose_impossible(node("c"), full) == "c"
     assert choose_impossible(full) == "full"
     assert choose_impossible(failed("d", 0.0), full) == "full"
-    # Who may try again is a last hope, who rests is none.
+    # A node that may try again is the last choice. A node that rests is never chosen.
     assert choose_impossible(failed("d", 0.0), failed("e", 3.0)) == "d"
     assert choose_impossible(failed("e", 3.0)) is None
     assert choose_impossible() is None
@@ -105,7 +105,7 @@ def test_a_node_that_cannot_load_the_model_is_not_chosen() -> None:
     on_gpus_only: dict[str, Any] = {"devices": ("cuda",)}
     assert choose(node("own"), node("b"), **on_gpus_only) is None
     assert choose(node("own"), node("b", m="running"), node("c", device="cuda"), **on_gpus_only) == "c"
-    # What failed there does not count as a copy that helps with a backlog.
+    # A node where loading failed does not count as one that has the model.
     assert choose(node("own"), node("b", m="running"), failed("c", 3.0), backlog=21) is None
 
 

@@ -1,4 +1,4 @@
-"""Passes of many steps: how far they are, and that they end when nobody wants them any more."""
+"""Passes of many steps: they report their progress, and end early if their job is canceled."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def test_a_canceled_job_of_many_steps_stops_between_two_of_them(
     assert document["status"] == "canceled"
     # The heartbeat of these tests is 0.4 s, and a step 0.05 s; all steps take 3 s.
     assert time.monotonic() - asked_at < 2.5
-    # And the worker is free: what comes next does not wait for the rest of the steps.
+    # The worker is free: the next job does not wait for the rest of the steps.
     wait_all(api, submit_jobs(api, "noop"), timeout_s=4)
     assert raw_redis.zcard(keys.LEASES) == 0

@@ -1,4 +1,4 @@
-"""The batch size is what was measured to be fastest, within what fits."""
+"""The batch size is the fastest one that was measured and fits into memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(sizer: BatchSizer, seconds_for: Callable[[int], float], batches: int = 4
 
 @pytest.mark.parametrize("fastest", [1, 2, 4, 8, 16, 32])
 def test_it_finds_the_size_with_the_most_items_a_second(fastest: int) -> None:
-    # Up to the fastest size a batch costs the same, beyond it more than its share.
+    # Up to the fastest size every batch takes the same time; larger batches take more time for each item.
     def seconds(size: int) -> float:
         return 0.1 if size <= fastest else 0.1 * (size / fastest) ** 1.5
 
@@ -31,7 +31,7 @@ def test_it_keeps_the_cap_where_larger_is_better() -> None:
         sizes.append(sizer.size)
         sizer.ran(sizer.size, 0.1)
     assert sizer.best == 16
-    # Trying costs little: nearly all batches were full.
+    # Trials cost little: nearly all batches had the best size.
     assert sizes.count(16) > 0.9 * len(sizes)
 
 

@@ -1,4 +1,4 @@
-"""Devices and what pins a node to one."""
+"""The devices of nodes, and the environment that gives a node its device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_each_gpu_gets_a_node_that_sees_only_it() -> None:
 def install(
     monkeypatch: pytest.MonkeyPatch, folder: Path, torch_cuda: str | None, *distributions: str
 ) -> None:
-    """Pretends that only these are installed: PyTorch, built for a version of CUDA, and distributions."""
+    """Pretends that only PyTorch, built for ``torch_cuda``, and these distributions are installed."""
     (folder / "torch").mkdir()
     (folder / "torch" / "__init__.py").write_text("raise SystemExit('imported by the supervisor')\n")
     (folder / "torch" / "version.py").write_text(
@@ -70,7 +70,7 @@ def test_all_means_the_cpu_where_nothing_installed_can_use_the_gpus(
     (message,) = caplog.messages
     assert "1 GPU(s) found" in message
     assert "modelmill[gpu]" in message
-    # Whoever names one knows why.
+    # A GPU that the user names is taken as it is.
     assert pins("0") == [("cuda0", "cuda", "0")]
 
 

@@ -1,4 +1,4 @@
-"""The parent's watch over its child: who is blamed for a death, and what counts as hanging."""
+"""The watchdog: which job a death counts against, and when a child hangs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ exec(sys.argv[2])
 print(flush=True)
 time.sleep(float(sys.argv[3]))
 """
-"""A child that says a last word, and then hangs and dies."""
+"""A child that writes its state, and then hangs and dies."""
 
 
-def say(folder: Path, words: str, hang_s: float = 0.0) -> subprocess.Popen[str]:
-    """Starts a child; on return it has said its ``words``."""
-    command = [sys.executable, "-c", CHILD, str(folder), words, str(hang_s)]
+def start_child(folder: Path, notes: str, hang_s: float = 0.0) -> subprocess.Popen[str]:
+    """Starts a child. On return it has run ``notes``."""
+    command = [sys.executable, "-c", CHILD, str(folder), notes, str(hang_s)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     child.stdout.readline()
@@ -52,45 +52,45 @@ def claim(store: WorkerStore, count: int) -> list[Claimed]:
     return list(store.claim("noop", uuid.uuid4().hex, "node", count, 2**20).jobs)
 
 
-def words(
+def notes(
     jobs: Sequence[Claimed], *, forward: Sequence[Claimed] = (), preparing: Sequence[Claimed] = ()
 ) -> str:
-    """What a child that has claimed ``jobs`` says when it has some of them in hand."""
+    """What a child notes that has claimed ``jobs`` and has some of them in progress."""
 
     def members(some: Sequence[Claimed]) -> str:
         return repr([(job.id, job.fence, 0) for job in some])
 
-    said = [f"recorder.note_claim({fence!r})" for fence in {job.fence for job in jobs}]
-    said.append("recorder.note_draining('noop')")
+    noted = [f"recorder.note_claim({fence!r})" for fence in {job.fence for job in jobs}]
+    noted.append("recorder.note_draining('noop')")
     if preparing:
-        said.append(f"recorder.note_preparing({members(preparing)})")
+        noted.append(f"recorder.note_preparing({members(preparing)})")
     if forward:
-        said.append(f"recorder.note_forward('noop', {members(forward)})")
-    return "; ".join(said)
+        noted.append(f"recorder.note_forward('noop', {members(forward)})")
+    return "; ".join(noted)
 
 
-def standing(raw_redis: redis.Redis, jobs: Sequence[Claimed]) -> list[str]:
-    """How each job stands after a death: untouched, a suspect, or charged with a crash."""
+def fate(raw_redis: redis.Redis, jobs: Sequence[Claimed]) -> list[str]:
+    """What the death of a child means for each job: untouched, a suspect, or one more crash."""
 
     def of(job: Claimed) -> str:
-        suspect, charged = raw_redis.hmget(keys.JOB + job.id, "suspect", "crashes:0")
-        return "charged" if charged else "suspect" if suspect else "untouched"
+        suspect, crashes = raw_redis.hmget(keys.JOB + job.id, "suspect", "crashes:0")
+        return "crashed" if crashes else "suspect" if suspect else "untouched"
 
     return [of(job) for job in jobs]
 
 
-def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it(
+def test_a_crash_counts_for_an_item_that_was_prepared_alone_and_the_third_ends_its_job(
     settings: Settings, store: WorkerStore, watchdog: Watchdog, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 3)
     jobs = claim(store, 3)
-    say(tmp_path, words(jobs, preparing=jobs[:1])).wait()
+    start_child(tmp_path, notes(jobs, preparing=jobs[:1])).wait()
     watchdog.check()
-    assert standing(raw_redis, jobs) == ["charged", "untouched", "untouched"]
+    assert fate(raw_redis, jobs) == ["crashed", "untouched", "untouched"]
     for _ in range(2):
         (alone,) = claim(store, 3)
         assert (alone.id, alone.suspect) == (jobs[0].id, True)
-        say(tmp_path, words([alone], preparing=[alone])).wait()
+        start_child(tmp_path, notes([alone], preparing=[alone])).wait()
         watchdog.check()
     record = store.get(jobs[0].id)
     assert record is not None
@@ -99,25 +99,25 @@ def test_whoever_died_alone_in_preparation_is_charged_and_the_third_time_ends_it
     assert [job.id for job in claim(store, 3)] == [job.id for job in jobs[1:]]
 
 
-def test_one_in_forward_and_one_in_preparation_are_both_in_doubt_and_neither_is_charged(
+def test_one_in_forward_and_one_in_preparation_are_both_suspects_and_no_crash_counts(
     settings: Settings, store: WorkerStore, watchdog: Watchdog, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 4)
     running, ahead = claim(store, 1), claim(store, 3)
-    say(tmp_path, words([*running, *ahead], forward=running, preparing=ahead[:1])).wait()
+    start_child(tmp_path, notes([*running, *ahead], forward=running, preparing=ahead[:1])).wait()
     watchdog.check()
-    assert standing(raw_redis, [*running, *ahead]) == ["suspect", "suspect", "untouched", "untouched"]
+    assert fate(raw_redis, [*running, *ahead]) == ["suspect", "suspect", "untouched", "untouched"]
 
 
-def test_what_was_prepared_before_the_death_is_not_in_doubt(
+def test_what_was_prepared_before_the_death_is_no_suspect(
     settings: Settings, store: WorkerStore, watchdog: Watchdog, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
     submit(settings, "noop", *["a"] * 2)
     running, ahead = claim(store, 1), claim(store, 1)
-    said = words([*running, *ahead], forward=running, preparing=ahead) + "; recorder.note_prepared()"
-    say(tmp_path, said).wait()
+    noted = notes([*running, *ahead], forward=running, preparing=ahead) + "; recorder.note_prepared()"
+    start_child(tmp_path, noted).wait()
     watchdog.check()
-    assert standing(raw_redis, [*running, *ahead]) == ["charged", "untouched"]
+    assert fate(raw_redis, [*running, *ahead]) == ["crashed", "untouched"]
 
 
 def test_a_child_that_does_not_get_on_with_its_preparations_is_killed(
@@ -125,7 +125,7 @@ def test_a_child_that_does_not_get_on_with_its_preparations_is_killed(
 ) -> None:
     submit(settings, "noop", *["a"] * 1)
     jobs = claim(store, 1)
-    child = say(tmp_path, words(jobs, preparing=jobs), hang_s=60)
+    child = start_child(tmp_path, notes(jobs, preparing=jobs), hang_s=60)
 
     def is_ended() -> bool:
         watchdog.check()
@@ -134,11 +134,11 @@ def test_a_child_that_does_not_get_on_with_its_preparations_is_killed(
     wait_until(is_ended, what="the end of a child that hangs")
     watchdog.check()
     assert child.wait() == -9
-    assert standing(raw_redis, jobs) == ["charged"]
+    assert fate(raw_redis, jobs) == ["crashed"]
 
 
 def test_a_child_that_waits_for_the_store_is_left_alone(watchdog: Watchdog, tmp_path: Path) -> None:
-    child = say(
+    child = start_child(
         tmp_path, "recorder.note_preparing([]); recorder.note_draining('noop'); time.sleep(0.3)", hang_s=60
     )
     watchdog.check()
@@ -152,13 +152,13 @@ def test_three_deaths_while_loading_give_a_model_rest_and_a_load_forgets_them(
 ) -> None:
     child_side = Recorder(tmp_path)
     for _ in range(MAX_LOAD_DEATHS):
-        say(tmp_path, "recorder.note_loading('noop')").wait()
+        start_child(tmp_path, "recorder.note_loading('noop')").wait()
         watchdog.check()
     deaths = child_side.load_deaths()["noop"]
     assert deaths.count == MAX_LOAD_DEATHS
     assert deaths.not_before > 0
     child_side.forget_load_deaths("noop")
-    say(tmp_path, "recorder.note_loading('noop')").wait()
+    start_child(tmp_path, "recorder.note_loading('noop')").wait()
     watchdog.check()
     assert child_side.load_deaths()["noop"].count == 1, "not the fourth"
 
@@ -166,19 +166,19 @@ def test_three_deaths_while_loading_give_a_model_rest_and_a_load_forgets_them(
 def test_a_child_that_ends_in_peace_is_no_error(
     watchdog: Watchdog, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    say(tmp_path, "recorder.note_draining('noop'); recorder.note_idle()").wait()
+    start_child(tmp_path, "recorder.note_draining('noop'); recorder.note_idle()").wait()
     watchdog.check()
     assert [record.levelname for record in caplog.records if record.levelno >= 30] == []
 
 
-def test_the_word_of_a_successor_is_not_buried(tmp_path: Path) -> None:
+def test_the_state_of_a_successor_is_not_removed(tmp_path: Path) -> None:
     parent = Recorder(tmp_path)
-    first = say(tmp_path, "recorder.note_draining('first')")
+    first = start_child(tmp_path, "recorder.note_draining('first')")
     first.wait()
     state = parent.read()
     assert state is not None
-    # Between that look and the burial the next child begins.
-    second = say(tmp_path, "recorder.note_draining('second')", hang_s=60)
+    # The next child starts between this read and the removal.
+    second = start_child(tmp_path, "recorder.note_draining('second')", hang_s=60)
     parent.forget(state.pid)
     after = parent.read()
     assert after is not None

@@ -1,1 +1,1 @@
-"""What an API process does beside answering requests."""
+"""What an API process does in the background, while it answers requests."""

@@ -1,4 +1,4 @@
-"""The API's reaper: while no worker lives, it enforces deadlines and rings bells."""
+"""The API's reaper: enforces deadlines and rings bells, even if no worker lives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's sweeper: files whose time is over, and blobs that nothing needs any more."""
+"""The API's sweeper: deletes expired files, and blobs that are no longer needed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from modelmill.store.files import AT_MOST, FileStore
 logger = logging.getLogger(__name__)
 
 BUSY_S, IDLE_S = 5.0, 30.0
-"""Between two sweeps: after one that found something, and otherwise."""
+"""Pauses after a sweep that found something, and after one that did not."""
 
 
 async def sweep_until(stopping: asyncio.Event, files: FileStore, *, has_blobs: bool) -> None:
-    """Sweeps from time to time. Every API process does: each takes what it finds."""
+    """Sweeps again and again until ``stopping``. Every API process does so, and deletes what it finds."""
     wait_s, told = BUSY_S, False
     while not stopping.is_set():
         with suppress(TimeoutError):
@@ -26,7 +26,7 @@ async def sweep_until(stopping: asyncio.Event, files: FileStore, *, has_blobs: b
             names = await files.sweep()
             if names and not has_blobs and not told:
                 logger.error(
-                    "payloads lie in a blob store, and MODELMILL_BLOB_URL is not set: they stay there"
+                    "payloads in a blob store are not deleted, because MODELMILL_BLOB_URL is not set"
                 )
                 told = True
             if await files.may_sweep_orphans():

@@ -31,31 +31,32 @@ from modelmill_api.state import ApiState
 logger = logging.getLogger(__name__)
 
 SCHEDULE_S = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
-"""Pauses between attempts, as Standard Webhooks proposes: after the tenth a webhook is given up."""
+"""Pauses between attempts, as Standard Webhooks proposes. After the tenth attempt there is no other."""
 JITTER = 0.1
-"""Share by which a pause is longer or shorter, so that what failed together does not come back together."""
+"""Share by which a pause is longer or shorter, so that webhooks which failed together are spread."""
 AT_ONCE, AT_ONCE_PER_HOST = 16, 4
+"""Attempts that run at the same time, in all and for one host."""
 TAKEN, TAKEN_PER_HOST = 64, 8
-"""Those that wait for their turn included. What is above that for one host goes back to the queue, so that
-a slow host does not keep the others waiting."""
+"""Webhooks that this process has taken, including those that wait for their turn. If there are more for one
+host, they go back to the queue, so that a slow host does not delay the others."""
 BUSY_S = 5.0
-"""After how long it comes back."""
+"""After how long a webhook that went back to the queue is due again."""
 LOOK_S = 1.0
-"""How often the queue is looked at when nobody says that something is due."""
+"""How often this process looks at the queue if no news says that a webhook is due."""
 FAREWELL_S = 3.0
-"""What deliveries under way have to finish when the process ends."""
+"""How long attempts that are running may take when the process ends."""
 MAX_RESULT_BYTES = 64 * 1024
-"""A larger result is named by its address."""
+"""A larger result is not in the webhook; its address is."""
 
 
 class Deliverer:
-    """Takes webhooks that are due and sends them, a few at once.
+    """Takes webhooks that are due and sends them, a few at a time.
 
-    Several processes may do so: what one has taken the others leave alone, until its lease is over.
+    Several processes may do so. A webhook that one process has taken is its own until the lease expires.
 
     Args:
         store: The job store.
-        guard: Says where webhooks may go.
+        guard: Decides where webhooks may be sent.
         timeout_s: How long one attempt may take.
     """
 
@@ -64,7 +65,7 @@ class Deliverer:
         self._hooks = HookStore(store)
         self._guard = guard
         self._timeout_s = timeout_s
-        # Longer than the last of those taken for one host waits and takes.
+        # Longer than the last webhook that is taken for one host waits and is sent.
         self._lease_s = 60.0 + timeout_s * (TAKEN_PER_HOST / AT_ONCE_PER_HOST + 1)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._by_host: dict[str, asyncio.Semaphore] = {}
@@ -72,7 +73,7 @@ class Deliverer:
         self._tasks: dict[asyncio.Task[None], Delivery] = {}
 
     async def run(self, stopping: asyncio.Event, due: asyncio.Event) -> None:
-        """Sends until ``stopping``; looks at once when ``due`` is set, and each second."""
+        """Sends until ``stopping``. Looks at the queue each second, and at once when ``due`` is set."""
         in_trouble = False
         try:
             while not stopping.is_set():
@@ -81,7 +82,7 @@ class Deliverer:
                     more = await self._take(due)
                 except ModelmillError as error:
                     if not in_trouble:
-                        logger.warning("webhooks wait: %s", error.message)
+                        logger.warning("webhooks cannot be sent for now: %s", error.message)
                     in_trouble, more = True, False
                 else:
                     in_trouble = False
@@ -91,7 +92,7 @@ class Deliverer:
             await self._farewell()
 
     async def _take(self, due: asyncio.Event) -> bool:
-        """Starts what there is room for; whether there may be more."""
+        """Starts as many as there is room for. Returns whether there may be more."""
         room = TAKEN - len(self._tasks)
         if room <= 0:
             return False
@@ -114,7 +115,7 @@ class Deliverer:
             _, left = await asyncio.wait(self._tasks, timeout=FAREWELL_S)
         for task in left:
             task.cancel()
-        # Whoever is there next need not wait for the leases to end.
+        # They go back to the queue, so that the next process need not wait for their leases to expire.
         unsent = [self._tasks[task] for task in left]
         await asyncio.gather(*left, return_exceptions=True)
         with suppress(ModelmillError):
@@ -137,7 +138,7 @@ class Deliverer:
             else:
                 await self._hooks.retry(delivery, attempt, delay_s)
         except ModelmillError as error:
-            # The lease runs out, and it is tried again.
+            # The lease expires, and the webhook is sent again.
             logger.warning("webhook %s: %s", delivery.id, error.message)
         except Exception:
             logger.exception("webhook %s failed", delivery.id)
@@ -154,15 +155,15 @@ class Deliverer:
                 del self._taken[host], self._by_host[host]
 
     def _pause(self, delivery: Delivery, attempt: Attempt) -> float | None:
-        """How long to wait before the next attempt; None when there is none."""
+        """How long to wait before the next attempt; None if there is none."""
         if attempt.outcome is not DeliveryOutcome.FAILED or delivery.attempts >= len(SCHEDULE_S):
             return None
         if delivery.event == "progress":
-            return None  # the next one tells more
+            return None  # the next one has newer progress
         return _about(SCHEDULE_S[delivery.attempts], JITTER)
 
     async def _attempt(self, delivery: Delivery) -> Attempt | None:
-        """Sends it once. None when it is not ours to send any more."""
+        """Sends it once. None if this process may no longer send it."""
         body = delivery.body
         if not body:
             composed = compose(delivery, await self._store.get(delivery.job_id))
@@ -192,7 +193,7 @@ class Deliverer:
 
 
 async def deliver_until(stopping: asyncio.Event, state: ApiState) -> None:
-    """The API's share of sending webhooks."""
+    """Sends webhooks until ``stopping``."""
     deliverer = Deliverer(state.store, state.webhook_guard, state.settings.webhook_timeout_s)
     await deliverer.run(stopping, state.news.hooks)
 
@@ -200,8 +201,8 @@ async def deliver_until(stopping: asyncio.Event, state: ApiState) -> None:
 def compose(delivery: Delivery, record: JobRecord | None) -> str:
     """The body of a webhook: ``type``, ``timestamp``, and the job's document as it is now.
 
-    A result that is large is left out, and ``result_url`` says where it is. Of a job that is forgotten by
-    now there is little more than its status.
+    If the result is large, ``result_url`` is there instead. If the job is deleted by now, there is little
+    more than its status.
     """
     event = delivery.event
     if record is None:

@@ -1,1 +1,1 @@
-"""What every request passes through."""
+"""Middleware: the layers that every request passes."""

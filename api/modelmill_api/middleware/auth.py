@@ -1,4 +1,4 @@
-"""Who is let in: API keys, or, without them, this machine only. Middleware in plain ASGI."""
+"""Authentication: API keys, or, without keys, this machine only. Middleware in plain ASGI."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from modelmill_api.callers import Caller, name_caller
 from modelmill_api.problems import problem_response
 
 PUBLIC_PATHS = frozenset({"/health/live", "/health/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
-"""What anybody may see: whether the API lives, and how it is spoken to."""
+"""Paths that need no key: whether the API lives, and how to use it."""
 PUBLIC_FOLDER = "/static-offline-docs/"
 KEY_TTL_S = 2.0
-"""How old may be what is known of a key; a revoked one is refused after that."""
+"""How long this process trusts what it has read about a key. A revoked key is refused after that."""
 NOTE_USE_S = 60.0
+"""How often the last use of a key is written to the store."""
 CACHED_KEYS = 1024
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -35,7 +36,7 @@ _ORIGIN = re.compile(r"https?://[^/\s,?#@*]+")
 
 
 def is_public(path: str) -> bool:
-    """Whether this path is open to everybody."""
+    """Whether this path needs no key."""
     return path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDER)
 
 
@@ -43,7 +44,7 @@ def keys_are_on(settings: Settings) -> bool:
     """Whether callers need an API key.
 
     Raises:
-        ConfigError: they would need none, at an address that others reach.
+        ConfigError: they would need none, at an address that other machines reach.
     """
     if settings.auth == "on":
         return True
@@ -52,15 +53,15 @@ def keys_are_on(settings: Settings) -> bool:
     if settings.auth == "off" and not settings.allow_no_auth:
         raise ConfigError(
             f"MODELMILL_AUTH is off and MODELMILL_HOST is {settings.host}, where others can reach the API. "
-            "Turn API keys on, bind to 127.0.0.1, or, if something else in front of it decides who may come "
-            "in, set MODELMILL_ALLOW_NO_AUTH=true."
+            "Turn API keys on, bind to 127.0.0.1, or, if a proxy in front of it authenticates callers, "
+            "set MODELMILL_ALLOW_NO_AUTH=true."
         )
     return settings.auth is None
 
 
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that address, or means itself by that name."""
+    """Whether this address or name leads to this machine itself, so that others cannot reach it."""
     if host.lower() == "localhost":
         return True
     try:
@@ -75,22 +76,22 @@ def cors_origins(settings: Settings) -> list[str]:
     """The web pages that may call the API, or ``["*"]``.
 
     Raises:
-        ConfigError: one of them is no origin.
+        ConfigError: one of them is not an origin.
     """
     origins = [part.strip() for part in settings.cors_origins.split(",") if part.strip()]
     for origin in origins:
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise ConfigError(
-                f"MODELMILL_CORS_ORIGINS: {origin!r} is no origin; write https://app.example.com, without a "
-                "path, or * for all."
+                f"MODELMILL_CORS_ORIGINS: {origin!r} is not an origin; write https://app.example.com, "
+                "without a path, or * for all."
             )
     return origins
 
 
 def add_cors(app: FastAPI, settings: Settings) -> None:
-    """Lets web pages of other origins call the API, where the settings name any."""
+    """Lets web pages of other origins call the API, if the settings name any."""
     if origins := cors_origins(settings):
-        # No credentials: a browser would send cookies with them, and there are none.
+        # No credentials: browsers would send cookies, and the API uses none.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=origins,
@@ -101,10 +102,10 @@ def add_cors(app: FastAPI, settings: Settings) -> None:
 
 
 class Authenticate:
-    """Lets nobody pass who may not, and says whose request it is.
+    """Authenticates each request and stores its caller in the scope.
 
     Raises (when made):
-        ConfigError: the settings leave the API open to others.
+        ConfigError: the settings leave the API open to other machines.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -122,7 +123,7 @@ class Authenticate:
 
 
 class LocalGate:
-    """Without keys: requests of this machine, and not of web pages that its browser shows."""
+    """Without keys: accepts requests of this machine, but not of foreign web pages in its browser."""
 
     def __init__(self, settings: Settings) -> None:
         self._everywhere = settings.allow_no_auth
@@ -147,38 +148,38 @@ class LocalGate:
             self._refuse_cross_site(hosts, origin, site)
 
     def _refuse_foreign(self, host: str) -> None:
-        # A page whose name was made to point here (DNS rebinding) still says that name.
+        # If a page's name was made to point here (DNS rebinding), the request still holds that name.
         name = host_name(host)
         if not is_loopback(name) and name != self._host:
             raise ModelmillError(
                 ErrorCode.FORBIDDEN,
-                "Without API keys, requests are answered that call this server localhost or 127.0.0.1. For "
-                "others, set MODELMILL_AUTH=on, or, behind a proxy that decides who may come in, "
+                "Without API keys, this server answers only requests to localhost or 127.0.0.1. For other "
+                "names, set MODELMILL_AUTH=on, or, behind a proxy that authenticates callers, "
                 "MODELMILL_ALLOW_NO_AUTH=true.",
             )
 
     def _refuse_cross_site(self, hosts: list[str], origin: str | None, site: str | None) -> None:
-        # As Go's net/http.CrossOriginProtection: browsers send one of the two, and hardly anything else does.
+        # Like Go's net/http.CrossOriginProtection: browsers send one of the two, and few other clients do.
         if site in ("same-origin", "none") or origin in self._origins or "*" in self._origins:
             return
         if site is None and origin is not None and origin.partition("://")[2].lower() in hosts:
             return
         raise ModelmillError(
             ErrorCode.FORBIDDEN,
-            "A web page of another origin may not do this. If it is to, name its origin in "
+            "A web page of another origin may not do this. To allow it, name its origin in "
             "MODELMILL_CORS_ORIGINS.",
         )
 
 
 def _refuse_elsewhere(scope: Scope) -> None:
-    """Somebody may run this application past our settings, at an address that others reach."""
+    """Refuses if the server that runs this application ignores our settings and is reachable from outside."""
     server = scope.get("server")
-    # Who serves a Unix socket has no port, and the file's mode says who may come in.
+    # A Unix socket has no port, and the mode of its file decides who can connect.
     if server is not None and server[1] is not None and not is_loopback(server[0]):
         raise ModelmillError(
             ErrorCode.FORBIDDEN,
-            "This API asks for no API keys, so it answers on loopback only. Set MODELMILL_AUTH=on, or "
-            "MODELMILL_HOST to the address that it is served at.",
+            "This API needs no API keys, so it answers on loopback only. Set MODELMILL_AUTH=on, or set "
+            "MODELMILL_HOST to the address of the server.",
         )
 
 
@@ -195,20 +196,20 @@ class _Known:
     """By the monotonic clock."""
     redis_now: float
     used_at: float
-    """When its use was written down, by the clock of Redis."""
+    """When its use was last written to the store, by the clock of Redis."""
 
 
 @dataclass(slots=True)
 class KeyGate:
-    """With keys: ``Authorization: Bearer`` with a token that counts."""
+    """With keys: accepts ``Authorization: Bearer`` with a valid token."""
 
     _known: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
-    # Apart, so that guesses do not push out those that exist.
+    # A cache of its own, so that guessed ids do not push out real keys.
     _unknown: OrderedDict[str, _Known] = field(default_factory=OrderedDict)
     _asked: dict[str, asyncio.Task[_Known]] = field(default_factory=dict)
 
     async def check(self, scope: Scope) -> None:
-        """Raises ``unauthenticated``, in the same words whatever is wrong, or ``store_unavailable``."""
+        """Raises ``unauthenticated``, in the same words for every reason, or ``store_unavailable``."""
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         scheme, _, token = given[0].decode("latin-1").partition(" ") if len(given) == 1 else ("", "", "")
         parsed = parse_token(token.strip()) if scheme.lower() == "bearer" else None
@@ -232,11 +233,11 @@ class KeyGate:
         task = self._asked.get(key_id)
         if task is None:
             task = self._asked[key_id] = asyncio.create_task(self._look_up(store, key_id))
-        # Others may wait for the same answer when this request is given up.
+        # If this request is given up, other requests may still wait for the same answer.
         return await asyncio.shield(task)
 
     async def _look_up(self, store: ApiStore, key_id: str) -> _Known:
-        # Before it is asked for: what is known is no older than this.
+        # Taken before the question, so that the answer is never older than this says.
         asked_at = time.monotonic()
         try:
             key, redis_now = await look_up(store, key_id)
@@ -255,7 +256,7 @@ class KeyGate:
 
 
 def unauthenticated() -> ModelmillError:
-    """What everybody hears who has no token that counts."""
+    """The 401 for a missing, wrong or revoked token."""
     return ModelmillError(
         ErrorCode.UNAUTHENTICATED,
         "Send `Authorization: Bearer` with an API key that is valid. `modelmill keys create NAME` makes one.",

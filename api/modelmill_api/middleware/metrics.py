@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests counted in this process, everything else read from the job store."""
+"""Prometheus metrics: this process counts requests; all else is read from the job store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from modelmill.store import Snapshot
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-# A time of creation beside each counter would double their number, and Prometheus does not read it here.
+# A time of creation for each counter would double the number of series, and Prometheus does not use it.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -33,7 +33,7 @@ _ROUTE, _WAITED = "modelmill.route", "modelmill.waited"
 
 
 def name_route(scope: Scope, path: str) -> None:
-    """Says under which route's name a request is counted, where it is not FastAPI's."""
+    """Sets the route under which a request is counted, if it is not FastAPI's."""
     scope[_ROUTE] = path
 
 
@@ -43,7 +43,7 @@ def leave_out_of_latency(scope: Scope) -> None:
 
 
 class RequestMetrics:
-    """What this API process counts itself. Each process of several has its own numbers."""
+    """The counters of this API process. Each API process has its own numbers."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -73,7 +73,7 @@ class RequestMetrics:
         route = str(scope.get(_ROUTE) or getattr(scope.get("route"), "path", "unknown"))
         method = scope["method"] if scope["method"] in METHODS else "other"
         key = (method, route, status)
-        # Looking a label set up costs more than counting does.
+        # Looking up a label set costs more than counting.
         if key not in self._children:
             self._children[key] = (self._requests.labels(*key), self._seconds.labels(method, route))
         count, histogram = self._children[key]
@@ -83,7 +83,7 @@ class RequestMetrics:
 
 
 class CountRequests:
-    """Middleware in plain ASGI: one closure a request and no task."""
+    """Counts requests. Middleware in plain ASGI: one closure per request and no task."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
@@ -93,7 +93,7 @@ class CountRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # What raises is answered with a 500 further out.
+        # If the application raises, a layer further out answers 500.
         status = 500
         started = time.perf_counter()
 
@@ -110,7 +110,7 @@ class CountRequests:
 
 
 class Exposition(Collector):
-    """One scrape: the requests, and the job store's snapshot, or that there is none."""
+    """One scrape: the requests, and the job store's snapshot if there is one."""
 
     def __init__(self, requests: RequestMetrics, snapshot: Snapshot | None) -> None:
         self._requests = requests
@@ -142,7 +142,7 @@ def _queues(snapshot: Snapshot) -> Iterator[Metric]:
     depth = GaugeMetricFamily("modelmill_queue_depth", "Jobs that wait for a model.", labels=["model"])
     oldest = GaugeMetricFamily(
         "modelmill_queue_oldest_seconds",
-        "Age of the job that has waited longest in a model's queue, in whichever lane.",
+        "Age of the job that has waited longest in a model's queue, over all lanes.",
         labels=["model"],
     )
     for model, queue in snapshot.queues.items():

@@ -1,4 +1,4 @@
-"""OpenAPI of the tasks, made from their contracts."""
+"""Makes the OpenAPI document: the tasks' schemas come from their contracts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def job_response(task: Task, batched: bool) -> dict[str, Any]:
 
 
 def submit_responses(task: Task, batched: bool) -> dict[str, Any]:
-    """The answers of a task's submit route: accepted, or the ended job of a caller who waited."""
+    """The answers of a task's submit route: a 202, or the ended job if the caller waited for it."""
     headers = {"Location": _header("Where to read the job."), **_WAITED}
     ended = {
         "description": "The job ended within the time that `Prefer: wait` gave it",
@@ -75,7 +75,7 @@ def _header(description: str) -> dict[str, Any]:
 
 
 def bulk(task: Task) -> dict[str, Any]:
-    """Body and answer of a task's bulk submit: lines of JSON."""
+    """The body and the answer of a task's bulk submit: lines of JSON."""
     example = json.dumps(task.example.input, separators=(",", ":")) + "\n"
     accepted = '{"id":"05032039-e7dd-4ca5-8941-ebff9f5f2e09","status":"starting"}\n'
     return {
@@ -93,7 +93,9 @@ def _lines(description: str, example: str) -> dict[str, Any]:
     }
 
 
-_WAITED = {"Preference-Applied": _header("`wait=n`, when `Prefer: wait` was honoured: the n that applied.")}
+_WAITED = {
+    "Preference-Applied": _header("`wait=n`, if `Prefer: wait` was honoured; n is the wait that applied.")
+}
 
 
 _JOB = {"application/json": {"schema": {"$ref": COMPONENTS + "JobDocument"}}}
@@ -107,7 +109,7 @@ ACCEPTED_OR_ENDED: dict[str, Any] = {
         "202": {"headers": {"Location": _header("Where to read the job."), **_WAITED}},
     }
 }
-"""The answers where a job is submitted of whatever task."""
+"""The answers of a route that submits jobs of any task."""
 COLLECT: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -125,11 +127,11 @@ COLLECT: dict[str, Any] = {
 
 
 def install(app: FastAPI, documented: Callable[[], APIRouter], *, with_keys: bool) -> None:
-    """Gives ``app`` an OpenAPI document that holds the tasks' schemas, made when first asked for.
+    """Gives ``app`` an OpenAPI document with the tasks' schemas. The first request for it makes it.
 
     Args:
         app: The application.
-        documented: Makes routes that stand in the document beside those of ``app``.
+        documented: Makes routes that are in the document together with those of ``app``.
         with_keys: Whether callers need an API key.
     """
 
@@ -142,8 +144,8 @@ def install(app: FastAPI, documented: Callable[[], APIRouter], *, with_keys: boo
                 routes=[*documented().routes, *app.routes],
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            _forget_default_422(document)
-            _add_who_may(document, with_keys)
+            _drop_default_422(document)
+            _add_refusals(document, with_keys)
             schemas |= _schemas("", Problem) | _schemas("", JobDocument) | _schemas("", JobError)
             schemas |= _schemas("", CollectInput) | _schemas("", Deleted)
             for task in all_tasks().values():
@@ -157,8 +159,8 @@ def install(app: FastAPI, documented: Callable[[], APIRouter], *, with_keys: boo
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _forget_default_422(document: dict[str, Any]) -> None:
-    """FastAPI documents its own 422 wherever there is a parameter; ours are problems, and listed as such."""
+def _drop_default_422(document: dict[str, Any]) -> None:
+    """Removes the 422 that FastAPI documents for parameters. Ours are problems, and listed as such."""
     for operations in document["paths"].values():
         for operation in operations.values():
             body = operation["responses"].get("422", {}).get("content", {}).get("application/json", {})
@@ -168,8 +170,8 @@ def _forget_default_422(document: dict[str, Any]) -> None:
         document["components"]["schemas"].pop(name, None)
 
 
-def _add_who_may(document: dict[str, Any], with_keys: bool) -> None:
-    """What middleware answers instead of a route, and what limits of a key add to its answers."""
+def _add_refusals(document: dict[str, Any], with_keys: bool) -> None:
+    """Adds what middleware answers instead of a route, and the headers about a key's rate."""
     refusals = describe_problems(ErrorCode.FORBIDDEN)
     if with_keys:
         refusals |= describe_problems(ErrorCode.UNAUTHENTICATED)
@@ -196,13 +198,13 @@ def _add_who_may(document: dict[str, Any], with_keys: bool) -> None:
 
 
 _LIMITED = {
-    "RateLimit-Policy": _header("What a key with a rate may do: `q` jobs in `w` seconds."),
-    "RateLimit": _header("What is left of it: `r` jobs now, and more after `t` seconds."),
+    "RateLimit-Policy": _header("The rate of the key: `q` jobs in `w` seconds."),
+    "RateLimit": _header("The rest of the rate: `r` jobs now, and more after `t` seconds."),
 }
 
 
 def _schemas(prefix: str, model: type[BaseModel], name: str = "", mode: Any = "validation") -> dict[str, Any]:
-    """A model's schema and those it refers to, each under a name that no other task uses."""
+    """A model's schema and those that it refers to, each under a name that no other task uses."""
     schema = model.model_json_schema(ref_template=COMPONENTS + prefix + "{model}", mode=mode)
     parts = schema.pop("$defs", {})
     return {name or model.__name__: schema} | {prefix + part: value for part, value in parts.items()}

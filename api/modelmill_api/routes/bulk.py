@@ -1,4 +1,4 @@
-"""Many jobs in one request: a line in is a job, a line out its id, while the request is still being read."""
+"""Many jobs in one request: each line is a job, and is answered by a line while the request is still read."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/x-ndjson"
 GROUP = 32
-"""Lines that are prepared at once and go to the job store in one round trip."""
+"""Lines that are prepared together and go to the job store in one round trip."""
 AHEAD = 4
-"""Groups that are prepared while an earlier one is on its way to the store."""
+"""Groups that are prepared while an earlier one goes to the store."""
 LARGE_BYTES = 1024 * 1024
-"""After a larger line no other is read before this one is done."""
+"""After a larger line, the next one is read only when this one is prepared."""
 MAX_UNREAD_BYTES = 4 * 1024 * 1024
-"""Answers that are kept for a client which writes all before it reads any; then it is read no further."""
+"""Answers that are kept for a client that does not read them yet. At this size the request is not read on."""
 
 Prepared = Submission | ModelmillError
 
 
 def add_routes(app: FastAPI) -> None:
-    """The route of every task, for plain jobs. A plain Starlette route, as those in ``jobs.py``."""
+    """Adds one plain Starlette route for all tasks, as ``jobs.add_routes`` does, and for the same reason."""
     app.add_route(bulk_path("{task}"), _submit_many, ["POST"])
 
 
@@ -55,16 +55,16 @@ async def _submit_many(request: Request) -> Response:
 
 
 class _BulkResponse(Response):
-    """Reads lines, has them accepted, and answers, all three at once and each bounded.
+    """Reads lines, submits them and answers, all three at the same time and each bounded.
 
-    Not Starlette's ``StreamingResponse``: that one listens for a client that hangs up, and would swallow
-    the rest of the request.
+    Starlette's ``StreamingResponse`` will not do: it listens for a client that hangs up, and so swallows the
+    rest of the request.
     """
 
     media_type = MEDIA_TYPE
 
     def __init__(self, request: Request, state: ApiState, caller: Caller, task: Task, model: str) -> None:
-        # Proxies such as nginx would keep the answers back.
+        # Without this header, proxies such as nginx would keep the answers back.
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._request = request
@@ -74,17 +74,17 @@ class _BulkResponse(Response):
         self._model = model
         self._groups: asyncio.Queue[asyncio.Task[list[Prepared]] | None] = asyncio.Queue(AHEAD)
         self._is_gone = False
-        """Whether the client has hung up. What was accepted stays accepted."""
+        """Whether the client has hung up. Accepted jobs stay accepted."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Such a request takes as long as its client likes, which is no latency of ours.
+        # The client decides how long such a request takes; it is no latency of ours.
         leave_out_of_latency(scope)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         unread = _Unread(send)
         reading = asyncio.create_task(self._read())
         sending = asyncio.create_task(unread.send())
         try:
-            # A server that is to stop reads no further; the lines that have no answer were not accepted.
+            # When the server stops, it reads no further. Lines without an answer were not accepted.
             with self._state.news.watch_release() as stopping:
                 stopping.add_done_callback(lambda _: reading.cancel())
                 while (group := await self._groups.get()) is not None:
@@ -102,13 +102,13 @@ class _BulkResponse(Response):
             await self._leave(reading, sending)
 
     async def _leave(self, *running: asyncio.Task[None]) -> None:
-        groups = [group for group in _now_in(self._groups) if group is not None]
+        groups = [group for group in _take_all(self._groups) if group is not None]
         for task in (*running, *groups):
             task.cancel()
         await asyncio.gather(*running, *groups, return_exceptions=True)
 
     async def _read(self) -> None:
-        """Splits the request into groups of lines, and begins to prepare each."""
+        """Splits the request into groups of lines, and starts to prepare each group."""
         splitter = LineSplitter(self._state.settings.max_body_bytes)
         try:
             async for chunk in self._request.stream():
@@ -142,7 +142,7 @@ class _BulkResponse(Response):
             return ModelmillError(ErrorCode.INTERNAL, "An error inside the server. It was logged.")
 
     async def _accept(self, prepared: Sequence[Prepared]) -> bytes:
-        """The answers to a group, one a line."""
+        """Submits a group; the answers, one per line."""
         jobs = [job for job in prepared if isinstance(job, Submission)]
         answers = iter(await accept_many(self._state, self._model, jobs) if jobs else ())
         verdicts = [next(answers) if isinstance(job, Submission) else job for job in prepared]
@@ -155,7 +155,7 @@ class _BulkResponse(Response):
 
 
 class _Unread:
-    """Answers that the client has not taken yet."""
+    """Answers that the client has not read yet."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -164,7 +164,7 @@ class _Unread:
         self._is_closed = False
 
     async def put(self, data: bytes) -> None:
-        """Adds an answer; waits while very much is unread."""
+        """Adds an answer. Waits while too much is unread."""
         async with self._changed:
             await self._changed.wait_for(lambda: len(self._data) < MAX_UNREAD_BYTES or self._is_closed)
             self._data += data
@@ -176,7 +176,7 @@ class _Unread:
             self._changed.notify_all()
 
     async def send(self) -> None:
-        """Sends what comes until it is closed."""
+        """Sends answers as they come, until it is closed."""
         try:
             more = True
             while more:
@@ -187,12 +187,12 @@ class _Unread:
                     self._changed.notify_all()
                 await self._send({"type": "http.response.body", "body": data, "more_body": more})
         finally:
-            # Should sending fail, nobody is to wait for it.
+            # If sending fails, `put` must not wait for it.
             await self.close()
 
 
-def _now_in(queue: asyncio.Queue[Any]) -> Iterator[Any]:
-    """What lies in ``queue`` now."""
+def _take_all(queue: asyncio.Queue[Any]) -> Iterator[Any]:
+    """Takes all that is in ``queue`` now."""
     with suppress(asyncio.QueueEmpty):
         while True:
             yield queue.get_nowait()

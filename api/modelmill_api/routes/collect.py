@@ -1,4 +1,4 @@
-"""The ends of many jobs in one request, for clients that have many on their way."""
+"""The ends of many jobs in one request, for clients that wait for many."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ router = APIRouter(tags=["jobs"])
 
 MAX_BODY_BYTES = 64 * 1024
 CHUNK_BYTES = 64 * 1024
-"""Small documents go out together."""
+"""Small documents are sent together, in chunks of this size."""
 DELETED_AT_ONCE = 100
-"""Ids that one script removes: nobody else is served meanwhile."""
+"""Ids that one script deletes. Redis serves no other client meanwhile."""
 
 
 @router.post(
     "/api/jobs:collect",
     summary="Read many jobs that have ended",
-    description="One line of JSON for each of the jobs that has ended, its whole document, as soon as at "
-    "least one has, or when the time is over that `Prefer: wait` gives. A job that does not exist has "
-    "`status` null and an `error`.",
+    description="One line of JSON, the whole document, for each of the jobs that has ended. The answer comes "
+    "as soon as at least one has ended, or when the time of `Prefer: wait` is over. If a job does not exist, "
+    "its line has `status` null and an `error`.",
     response_class=Response,
     responses=describe_problems(
         ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE
@@ -52,7 +52,7 @@ async def collect(request: Request, state: State, prefer: Prefer = None) -> Resp
         return JSONResponse({"deleted": await _delete(state, caller, ids)})
     wait_s = preferred_wait(prefer)
     headers = {"Vary": "Prefer", **({} if wait_s is None else applied_wait(wait_s))}
-    # First on the list, then a look: an end in between is seen by one or the other.
+    # First subscribe, then read: one of the two sees an end in between.
     with state.news.watch_any(ids) as ended:
         statuses = await own_statuses(state.store, caller, ids)
         if wait_s and not any(_is_news(status) for status in statuses.values()):
@@ -76,7 +76,7 @@ async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> Asyn
         )
     lines = bytearray()
     async for record in read_jobs(state.store, ended):
-        # A line break in JSON stands between two of its parts, where a space does as well.
+        # JSON has line breaks only between its parts, where a space means the same.
         lines += job_json(record, {}).replace(b"\n", b" ") + b"\n"
         if len(lines) >= CHUNK_BYTES:
             yield bytes(lines)

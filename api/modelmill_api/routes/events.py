@@ -1,4 +1,4 @@
-"""What happens to a job, as server-sent events (WHATWG HTML, section 9.2)."""
+"""The events of a job, as server-sent events (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from modelmill_api.waiting import disconnect
 from modelmill_tasks.registry import find_task
 
 KEEP_ALIVE_S = 15.0
-"""A stream on which nothing happens carries a comment so often, or proxies would take it for dead."""
+"""How often a quiet stream carries a comment. Without it, proxies would close the connection."""
 RETRY_S = 2.0
-"""While the job store is away it is asked again so often, give or take a half."""
-# Lines alone, without the empty one after them, which ends an event: some clients would see an empty one.
+"""How often the job store is asked again while it does not answer, give or take a half."""
+# Without the empty line that ends an event: some clients would see an empty event.
 RECONNECT = b"retry: 1000\n"
-"""Milliseconds after which a browser comes back whose stream broke."""
+"""Milliseconds after which a browser reconnects if its stream breaks."""
 KEEP_ALIVE = b": keep-alive\n"
 
 MEDIA_TYPE = "text/event-stream"
@@ -39,8 +39,8 @@ _HEADERS = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Bu
 LastEventId = Annotated[
     str | None,
     Header(
-        description="The id of the last event that was seen, as browsers send it when they come back: "
-        "what happened since is sent first. Anything that is no such id begins at the beginning.",
+        description="The id of the last event that you saw, as browsers send it when they reconnect. The "
+        "stream begins after it. With any other text, the stream begins with the first event.",
     ),
 ]
 
@@ -53,9 +53,9 @@ _EXAMPLE = (
 )
 _ABOUT = (
     "Server-sent events `started`, `progress`, `log` and `ended`, each with an id and one line of JSON, from "
-    "the first one on. The stream ends after `ended`, whose data is the job's document. Without it, it ends "
-    "when the server stops or the job is deleted: come back with `Last-Event-ID`. "
-    "Of very many events only the latest couple of hundred are kept."
+    "the first one on. The stream ends after `ended`, whose data is the job's document. If the server stops "
+    "or the job is deleted, the stream ends without `ended`: reconnect with `Last-Event-ID`. "
+    "If a job has very many events, only the latest few hundred are kept."
 )
 _DOCUMENTED: dict[str, Any] = {
     "response_class": Response,
@@ -65,11 +65,11 @@ _DOCUMENTED: dict[str, Any] = {
 
 
 def _responses(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
-    # Without a schema: OpenAPI 3.1 has no word for what each event of a stream is.
+    # Without a schema: OpenAPI 3.1 cannot describe the events of a stream.
     stream = {"example": _EXAMPLE}
     return {
         200: {"description": "The events", "content": {MEDIA_TYPE: stream}},
-        204: {"description": "`Last-Event-ID` is that of `ended`: nothing follows"},
+        204: {"description": "`Last-Event-ID` is that of `ended`: no event follows"},
         **describe_problems(*codes, ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
     }
 
@@ -109,23 +109,23 @@ async def _respond(
     record = await read()
     cursor = cursor_of(last_event_id or "")
     if is_end(cursor) and record.status.is_terminal:
-        # A browser that gets this does not come back.
+        # A browser that gets a 204 does not reconnect.
         return Response(status_code=204)
     return EventStream(state, job_id, cursor, read)
 
 
 class EventStream(Response):
-    """The events of one job, from a place in their order to the end.
+    """The events of one job, from a cursor to the end.
 
-    It reads what is new once the client has taken the last, so a slow one costs no memory. While the job
-    store is away it stays open, and goes on where it was. It ends early if the job is deleted, or this
-    process stops.
+    It reads new events when the client has taken the last one, so a slow client costs no memory. While the
+    job store does not answer, the stream stays open, and then goes on where it was. It ends early if the job
+    is deleted or this process stops.
     """
 
     def __init__(
         self, state: ApiState, job_id: str, cursor: str, read: Callable[[], Awaitable[JobRecord]]
     ) -> None:
-        # Not the parent's, which would give it a length.
+        # The constructor of Response is not called, because it would set a length.
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
@@ -135,10 +135,10 @@ class EventStream(Response):
         self._read = read
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Time spent here is the caller's wish and no latency of ours.
+        # The caller asked for this time; it is no latency of ours.
         leave_out_of_latency(scope)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        # First on the list, then the look: what happens in between is seen by one or the other.
+        # First subscribe, then read: one of the two sees what happens in between.
         with self._state.news.follow(self._job_id) as news:
             gone = asyncio.create_task(disconnect(receive))
             gone.add_done_callback(lambda _: news.set())
@@ -151,7 +151,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _follow(self, news: asyncio.Event, gone: asyncio.Task[None], send: Send) -> None:
-        """Sends events until the last one, or until nobody is to wait any more."""
+        """Sends events until the last one, until the client hangs up, or until this process stops."""
         while not (gone.done() or self._state.news.released):
             news.clear()
             pause_s = KEEP_ALIVE_S
@@ -184,7 +184,7 @@ class EventStream(Response):
 
 
 async def _wait(news: asyncio.Event, pause_s: float, send: Send) -> None:
-    """Waits for news, or for ``pause_s``, and then shows that the stream lives."""
+    """Waits for news. After ``pause_s`` without news it sends a comment, to keep the stream alive."""
     try:
         async with asyncio.timeout(pause_s):
             await news.wait()
@@ -197,6 +197,6 @@ async def _write(send: Send, content: bytes) -> None:
 
 
 def _frame(event: Event, data: bytes) -> bytes:
-    # JSON has line ends between its tokens only, if at all, where a space is as good.
+    # JSON has line breaks only between its parts, where a space means the same.
     line = data.replace(b"\r", b" ").replace(b"\n", b" ")
     return b"id: %b\nevent: %b\ndata: %b\n\n" % (event.id.encode(), event.kind.encode(), line)

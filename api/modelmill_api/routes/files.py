@@ -1,4 +1,4 @@
-"""Files: uploaded once, and named by any number of jobs."""
+"""Files: you upload one once, and any number of jobs can name it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from modelmill_tasks.shared.sniffing import sniff
 from modelmill_tasks.shared.sources import FILE_SCHEME
 
 IN_MEMORY_BYTES = 1024 * 1024
-"""Uploads up to this size do not touch the disk on their way."""
+"""Uploads up to this size are not written to disk on their way to the store."""
 AROUND_BYTES = 16 * 1024
-"""What a multipart body may hold beside the file itself."""
+"""Bytes that a multipart body may hold in addition to the file."""
 
 router = APIRouter(tags=["files"])
 
 
 class _Upload:
-    """The one part of a multipart body, on its way into ``file``."""
+    """Writes the one part of a multipart body into ``file``."""
 
     def __init__(self, content_type: str, file: IO[bytes], limit_bytes: int) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise _not_this("Send multipart/form-data with one part that is named file.")
+            raise _bad_upload("Send multipart/form-data with one part that is named file.")
         self._parser = MultipartParser(
             options[b"boundary"],
             cast(
@@ -66,26 +66,26 @@ class _Upload:
         self.name: str | None = None
 
     def write(self, data: bytes) -> None:
-        """Takes more of the body. Blocks while it writes.
+        """Takes the next bytes of the body. Blocks while it writes.
 
         Raises:
-            ModelmillError: the body is not what it should be, or the file is too large.
+            ModelmillError: the body is malformed, or the file is too large.
         """
         try:
             self._parser.write(data)
         except FormParserError:
-            raise _not_this("The body is not multipart/form-data as its Content-Type says.") from None
+            raise _bad_upload("The body is not multipart/form-data as its Content-Type says.") from None
 
     def finish(self) -> None:
-        """The body has ended.
+        """Checks that the body is whole.
 
         Raises:
-            ModelmillError: before the file did, or there was none.
+            ModelmillError: the body ended too early, or held no file.
         """
         if not self._done or not self._parts:
-            raise _not_this("The body ends too early: it holds no whole part that is named file.")
+            raise _bad_upload("The body ends too early: it holds no whole part that is named file.")
         if not self.size:
-            raise _not_this("The file is empty.")
+            raise _bad_upload("The file is empty.")
 
     def describe(self, owner: str, limits: MediaLimits) -> NewFile:
         media_type, error = sniff(cast("Any", self._file), limits)
@@ -97,7 +97,7 @@ class _Upload:
         self._parts += 1
         self._headers = {}
         if self._parts > 1:
-            raise _not_this("Send one part only, which is named file.")
+            raise _bad_upload("Send one part only, which is named file.")
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
@@ -112,7 +112,7 @@ class _Upload:
     def _on_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         if options.get(b"name") != b"file":
-            raise _not_this("Send one part only, which is named file.")
+            raise _bad_upload("Send one part only, which is named file.")
         self.name = _plain_name(options.get(b"filename", b""))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -135,7 +135,7 @@ class _Upload:
         ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
     ),
     summary="Upload a file",
-    description="As multipart/form-data with one part, `file`. The answer's `id` may then stand wherever "
+    description="As multipart/form-data with one part, `file`. The answer's `id` can then stand wherever "
     "a task takes an image or audio.",
     openapi_extra={
         "requestBody": {
@@ -199,7 +199,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     response_class=StreamingResponse,
     responses=_CONTENT | _FILE_PROBLEMS,
     summary="Download a file",
-    description="With the media type that its bytes have. The id may be written with or without `file:`.",
+    description="With the media type that its bytes have. You can write the id with or without `file:`.",
 )
 async def download(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
@@ -209,8 +209,8 @@ async def download(id: str, request: Request, state: State) -> Response:
 @router.head(
     "/api/files/{id}",
     response_class=Response,
-    responses={200: {"description": "It is there"}, **_FILE_PROBLEMS},
-    summary="Look at a file without its bytes",
+    responses={200: {"description": "The file exists"}, **_FILE_PROBLEMS},
+    summary="Read a file's headers without its bytes",
 )
 async def look(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
@@ -222,7 +222,7 @@ async def look(id: str, request: Request, state: State) -> Response:
     status_code=204,
     responses=_FILE_PROBLEMS,
     summary="Delete a file",
-    description="It cannot be named or read any more. Jobs that were accepted with it still run.",
+    description="It can no longer be named or read. Jobs that were accepted with it still run.",
 )
 async def delete(id: str, request: Request, state: State) -> Response:
     if not await state.files.delete(_plain_id(id), caller_of(request).id):
@@ -244,7 +244,7 @@ def _plain_id(id: str) -> str:
 def _headers(file: FileRecord) -> Mapping[str, str]:
     return {
         "Content-Length": str(file.size),
-        # Never shown as a page of ours, whatever its bytes are.
+        # Browsers must not show it as a page of this server, no matter what its bytes are.
         "Content-Disposition": "attachment",
         "X-Content-Type-Options": "nosniff",
     }
@@ -263,12 +263,12 @@ def _document(record: FileRecord) -> FileDocument:
 
 
 def _plain_name(name: bytes) -> str | None:
-    """The last part of a file's name, as text that can be shown."""
+    """The last part of a file's name, as printable text."""
     text = re.split(r"[/\\]", name.decode(errors="replace"))[-1]
     return "".join(character for character in text if character.isprintable()).strip()[:255] or None
 
 
-def _not_this(message: str) -> ModelmillError:
+def _bad_upload(message: str) -> ModelmillError:
     return ModelmillError(ErrorCode.INVALID_INPUT, message)
 
 

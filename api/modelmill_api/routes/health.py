@@ -1,4 +1,4 @@
-"""Health, for whoever restarts or routes."""
+"""Liveness and readiness probes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job as a resource: listed, canceled, deleted, and run again."""
+"""Lists, cancels, deletes and reruns jobs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_PAGE = 100
 @router.get(
     "/api/jobs",
     summary="List your jobs, newest first",
-    description="Without results, places in the queue and estimates, which each job's own document has.",
+    description="Without results, positions in the queue and estimates; read a job by itself for those.",
     response_model=JobPage,
     responses=describe_problems(
         ErrorCode.TASK_NOT_FOUND,
@@ -50,10 +50,11 @@ async def list_mine(
     task: Annotated[str | None, Query(description="Only jobs of this task.")] = None,
     model: Annotated[str | None, Query(description="Only jobs for this model.")] = None,
     status: Annotated[
-        list[Status] | None, Query(max_length=len(Status), description="Only jobs that stand so; may repeat.")
+        list[Status] | None,
+        Query(max_length=len(Status), description="Only jobs with this status; may repeat."),
     ] = None,
     tag: Annotated[str | None, Query(max_length=64, description="Only jobs with this tag.")] = None,
-    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(description="`next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="Jobs on a page.")] = 20,
 ) -> Response:
     name = None if task is None else find_task(task).name
@@ -61,7 +62,7 @@ async def list_mine(
     wanted = JobFilter(name, model, frozenset(status or ()), tag)
     page = await list_jobs(state.store, caller_of(request).id, wanted, before, limit)
     if model is not None and not page.jobs and page.before is None:
-        # Jobs outlive the workers that knew their model, so a name is refused only where it leads nowhere.
+        # Jobs outlive the workers that knew their model, so only a name without jobs is checked.
         await state.directory.tasks_of(model)
     return JSONResponse(
         {
@@ -76,10 +77,10 @@ def _cursor(sequence: int) -> str:
 
 
 def _sequence(cursor: str) -> int:
-    """What ``_cursor`` made a cursor of.
+    """The sequence number from which ``_cursor`` made this cursor.
 
     Raises:
-        ModelmillError: ``invalid_input``: it did not make this one.
+        ModelmillError: ``invalid_input``: ``_cursor`` did not make it.
     """
     try:
         text = base64.urlsafe_b64decode(cursor[:64] + "=" * (-len(cursor) % 4))
@@ -99,7 +100,7 @@ TASK_CANCEL_PROBLEMS = describe_problems(
     ErrorCode.JOB_NOT_CANCELABLE,
     ErrorCode.STORE_UNAVAILABLE,
 )
-CANCELING = "A queued job is canceled at once; a running one between batches, its status then follows."
+CANCELING = "A queued job is canceled at once. A running one is canceled between batches; its status follows."
 
 
 @router.post(
@@ -152,7 +153,7 @@ DELETE_PROBLEMS = describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNA
 TASK_DELETE_PROBLEMS = describe_problems(
     ErrorCode.TASK_NOT_FOUND, ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE
 )
-DELETING = "With all that belongs to it. A job that has not ended is canceled first."
+DELETING = "Deletes the job and all its data. A job that has not ended is canceled first."
 
 
 @router.delete(
@@ -196,7 +197,7 @@ async def delete_batched(task: str, id: str, request: Request, state: State) -> 
 async def _delete(state: ApiState, record: JobRecord) -> None:
     (verdict,) = await state.store.delete([record.id])
     if verdict == "missing":
-        # Somebody was faster.
+        # Another request was faster.
         raise no_such_job(state)
 
 
@@ -209,8 +210,8 @@ async def _delete(state: ApiState, record: JobRecord) -> None:
     ),
     openapi_extra=ACCEPTED_OR_ENDED,
     summary="Run a job again",
-    description="A new job with the same request. An `idempotency_key` in that request does not count; "
-    "this call takes one of its own.",
+    description="Submits a new job with the same request. An `idempotency_key` in that request does not "
+    "count; this call takes one of its own.",
 )
 async def rerun(
     id: str,
@@ -227,8 +228,8 @@ async def rerun(
     if body is None:
         raise ModelmillError(
             ErrorCode.REQUEST_NOT_KEPT,
-            "The request of this job is not there any more: of complete jobs, those of up to "
-            f"{state.settings.keep_request_bytes} bytes are kept (MODELMILL_KEEP_REQUEST_BYTES). "
+            "The request of this job is no longer there: requests of complete jobs are kept only up to "
+            f"{state.settings.keep_request_bytes} bytes (MODELMILL_KEEP_REQUEST_BYTES). "
             "Submit it again.",
         )
     # The job is validated anew: the contract and what the caller may do can have changed since.

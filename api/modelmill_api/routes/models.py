@@ -1,4 +1,4 @@
-"""What can be asked of whom: the listings, and starting and stopping models."""
+"""Lists tasks and models, and starts and stops models."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def list_model_tasks(model: str, state: State) -> list[str]:
 @router.get(
     "/api/models/{model}/status",
     tags=["models"],
-    summary="Where a model stands",
+    summary="Read a model's status",
     responses=MODEL_PROBLEMS,
     response_model_exclude_none=True,
 )
@@ -110,9 +110,9 @@ async def _workers_of(model: str, state: ApiState) -> list[NodeRecord]:
 
 
 async def _status(model: str, state: ApiState, caller: Caller) -> ModelStatus:
-    """One word over all workers: the best that any of them says, for a job needs only one."""
+    """The best status of any worker, because a job needs only one of them."""
     jobs = await state.store.open_jobs(model, caller.id)
-    # In this order: a worker says how it stands before it takes the order to start off.
+    # In this order: a worker announces its status before it removes the note that the model is starting.
     starting = {"starting"} if await state.store.is_starting(model) else set()
     said = {node.name: node.state_of(model) for node in await state.directory.nodes_serving_now(model)}
     statuses = {worker.get("status") for worker in said.values()}

@@ -1,4 +1,4 @@
-"""What an operator looks at: the workers, and the metrics."""
+"""For operators: the workers, and the metrics."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 router = APIRouter(tags=["operations"], dependencies=[Depends(admin_only)])
 
 SNAPSHOT_TIMEOUT_S = 5.0
-"""A scraper gives up after ten seconds by default; before that it is to hear that the store is away."""
+"""Scrapers give up after ten seconds by default. A store that does not answer must be reported before."""
 
 
 @router.get(
     "/api/workers",
-    summary="List the worker nodes that live",
+    summary="List the live worker nodes",
     responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
     response_model_exclude_none=True,
 )
@@ -39,8 +39,8 @@ async def list_workers(state: State) -> list[Worker]:
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
-    description="Numbers of the whole system are read from the job store, and are the same from every API "
-    "process; `modelmill_http_*` and `process_*` are of the process that answers.",
+    description="Numbers of the whole system come from the job store and are the same from every API "
+    "process. `modelmill_http_*` and `process_*` are those of the process that answers.",
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}, "description": "The text format, version 0.0.4."}},
 )

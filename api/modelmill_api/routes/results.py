@@ -1,4 +1,4 @@
-"""A job's result by itself, and the images and sounds in it as files."""
+"""A job's result alone, and the images and sounds in it as files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUFFIXES = {
     "audio/ogg": ".ogg",
     "audio/flac": ".flac",
 }
-"""Media types that a result goes out as. Any other, which a browser might run, goes out as plain bytes."""
+"""Media types of downloads. Any other type, which a browser might run, is sent as plain bytes."""
 BYTES = "application/octet-stream"
 
 _PROBLEMS = (
@@ -65,7 +65,7 @@ async def read_result(id: str, request: Request, state: State, prefer: Prefer = 
     "/api/jobs/{id}/result/{path:path}",
     summary="Read a part of a job's result",
     description="The path is made of keys and indices, such as `images/0`. An image or a sound, which is a "
-    "data URL in the result, comes as a file; everything else as JSON.",
+    "data URL in the result, comes as a file. All other parts come as JSON.",
     response_class=Response,
     responses={
         **describe_problems(*_PROBLEMS, ErrorCode.NOT_FOUND),
@@ -100,14 +100,14 @@ async def _result(
     )
     if record.status is Status.COMPLETE and record.result_json is not None:
         return record.result_json, headers
-    raise _none_there(record)
+    raise _no_result(record)
 
 
-def _none_there(record: JobRecord) -> ModelmillError:
+def _no_result(record: JobRecord) -> ModelmillError:
     if not record.status.is_terminal:
         return ModelmillError(
             ErrorCode.RESULT_NOT_READY,
-            f"The job is {record.status.value}; its result comes with its end.",
+            f"The job is {record.status.value}; it has a result when it is complete.",
             retry_after_s=1,
         )
     why = f": {record.error['message']}" if record.error else "."
@@ -122,7 +122,7 @@ class _Part:
 
 
 def _part(result: bytes, path: str) -> _Part:
-    """What lies at ``path`` of a result.
+    """The part of a result at ``path``.
 
     Raises:
         ModelmillError: ``not_found``.
@@ -141,7 +141,7 @@ def _part(result: bytes, path: str) -> _Part:
 
 
 def _file(value: Any, path: str) -> _Part | None:
-    """A data URL's content; None of anything else."""
+    """A data URL's content as a file; None for any other value."""
     if not isinstance(value, str) or not value.startswith("data:"):
         return None
     head, comma, data = value.partition(",")

@@ -1,4 +1,4 @@
-"""What a caller can ask about its webhooks: the secret they are signed with, and what became of them."""
+"""A caller's webhooks: the secret that signs them, and the log of their deliveries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter()
 @router.get(
     "/api/webhooks/secret",
     tags=["webhooks"],
-    summary="Read the secret that your webhooks are signed with",
+    summary="Read the secret that signs your webhooks",
     responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
 )
 async def read_secret(request: Request, response: Response, state: State) -> WebhookSecret:
@@ -44,8 +44,8 @@ async def rotate_secret(request: Request, response: Response, state: State) -> W
     "/api/jobs/{id}/webhook-deliveries",
     tags=["jobs"],
     summary="List the attempts to send a job's webhooks",
-    description="Oldest first; the last 50. Where one failed they can be read for five days, also when the "
-    "job is forgotten.",
+    description="The last 50, oldest first. If one failed, you can read them for five days, even when the "
+    "job is deleted.",
     responses=describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
 )
 async def list_deliveries(id: str, request: Request, state: State) -> list[WebhookDelivery]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
 from modelmill_backends.transformers.chat import has_template, templated
-from modelmill_backends.transformers.decoding import check_room, refused
+from modelmill_backends.transformers.decoding import check_room
 from modelmill_backends.transformers.generation import (
     Generative,
     Request,
@@ -40,7 +41,9 @@ class CausalRunner(Runner[Item, Generative]):
                 conversation.
         """
         if not has_template(self.weights.tokenizer):
-            raise refused(field, "this model has no chat template; use text-generation with a plain text")
+            raise invalid_field(
+                field, "this model has no chat template; use text-generation with a plain text"
+            )
         # The template contains the special tokens already.
         return self.weights.encode(
             templated(self.weights.tokenizer, messages, field), add_special_tokens=False
@@ -53,7 +56,7 @@ class CausalRunner(Runner[Item, Generative]):
             ModelmillError: ``invalid_input`` for ``field``: the prompt has no tokens, or fills the window.
         """
         if not ids:
-            raise refused(field, "holds nothing that the model's tokenizer knows")
+            raise invalid_field(field, "holds nothing that the model's tokenizer knows")
         room = check_room(field, len(ids), self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         request = Request(settings, ids, continues)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from modelmill_backends.transformers.decoding import refused
+from modelmill.errors import invalid_field
 from modelmill_backends.transformers.generation import Generative, now, text_of, usage_of
 from modelmill_backends.transformers.stopping import Row
 from modelmill_tasks.chat_completion import AssistantMessage, Choice, ImagePart, Message, Output
@@ -34,7 +34,7 @@ def templated(processor: Any, messages: Sequence[dict[str, Any]], field: str) ->
         text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except jinja2.TemplateError as error:
         said = (str(error) or type(error).__name__)[:300]
-        raise refused(field, f"the model's chat template refuses it: {said}") from None
+        raise invalid_field(field, f"the model's chat template refuses it: {said}") from None
     return text
 
 
@@ -49,7 +49,7 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
         content = message.content
         if not isinstance(content, str):
             if any(isinstance(part, ImagePart) for part in content):
-                raise refused(f"messages.{place}.content", "this model does not take images, only text")
+                raise invalid_field(f"messages.{place}.content", "this model does not take images, only text")
             content = "\n".join(part.text for part in content if not isinstance(part, ImagePart))
         found.append({"role": message.role.value, "content": content})
     return found

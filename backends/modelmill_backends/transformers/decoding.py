@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelmill.errors import ModelmillError, invalid_field
+from modelmill.errors import invalid_field
 from modelmill_tasks.shared.generation import DEFAULT_MAX_NEW_TOKENS, GenerationConfig
 
 LIBRARY_TOP_K = 50
@@ -83,7 +83,7 @@ class Defaults:
             message = (
                 f"{sequences} answers need sampling or at least {sequences} beams; the request has {beams}"
             )
-            raise refused("config.num_return_sequences", message)
+            raise invalid_field("config.num_return_sequences", message)
         most = config.max_new_tokens or self._max_new_tokens()
         most = most if room is None else min(most, room)
         return DecodingSettings(
@@ -153,11 +153,6 @@ _OURS = (
 )
 
 
-def refused(field: str, message: str) -> ModelmillError:
-    """The error for an item that this model cannot answer: ``invalid_input`` for ``field``."""
-    return invalid_field(field, message)
-
-
 def check_room(field: str, tokens: int, window: int | None) -> int | None:
     """Number of tokens that fit after a prompt of ``tokens``; None if the model's window has no limit.
 
@@ -171,7 +166,7 @@ def check_room(field: str, tokens: int, window: int | None) -> int | None:
             f"has {tokens:,} tokens; the model's window is {window:,} and must also hold the answer, "
             "so shorten it"
         )
-        raise refused(field, message)
+        raise invalid_field(field, message)
     return window - tokens
 
 

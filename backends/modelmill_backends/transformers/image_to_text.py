@@ -6,9 +6,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
-from modelmill_backends.transformers.decoding import check_room, refused
+from modelmill_backends.transformers.decoding import check_room
 from modelmill_backends.transformers.generation import (
     Generative,
     Request,
@@ -98,7 +99,7 @@ class ImageToTextRunner(Runner[Input, Generative]):
         """The decoder's first tokens, as in ``BlipForConditionalGeneration.generate``."""
         if not self._continues:
             if text is not None:
-                raise refused("text", "this model takes no beginning of its answer; leave text out")
+                raise invalid_field("text", "this model takes no beginning of its answer; leave text out")
             return []
         config = self.weights.loaded.model.config.text_config
         if text is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from modelmill_backends.transformers.decoding import refused
+from modelmill.errors import invalid_field
 from modelmill_backends.transformers.generation import Generative
 
 SOURCE, TARGET = "config.source_language", "config.target_language"
@@ -93,9 +93,9 @@ class PrefixLanguages(Languages):
         known = ", ".join(f"{one} to {other}" for one, other in self._pairs)
         if not found:
             unknown = source is not None and all(code_in != pair[0] for pair in self._pairs)
-            raise refused(SOURCE if unknown else TARGET, f"the model translates only {known}")
+            raise invalid_field(SOURCE if unknown else TARGET, f"the model translates only {known}")
         if len(found) > 1:
-            raise refused(TARGET, f"choose one; the model translates {known}")
+            raise invalid_field(TARGET, f"choose one; the model translates {known}")
         params = dict(self._pairs[found[0]])
         one, other = (self._names.get(code, code) for code in found[0])
         return Way(prefix=params.get("prefix") or f"translate {one} to {other}: ", params=params)
@@ -103,7 +103,7 @@ class PrefixLanguages(Languages):
     def _any(self, source: str | None, target: str | None) -> Way:
         # A configuration without tasks, as in Flan-T5, does not say which languages the model knows.
         if source is None or target is None:
-            raise refused(TARGET if target is None else SOURCE, "set it; the model has no default")
+            raise invalid_field(TARGET if target is None else SOURCE, "set it; the model has no default")
         one, other = (self._names.get(name.lower(), name.capitalize()) for name in (source, target))
         return Way(prefix=f"translate {one} to {other}: ")
 
@@ -125,13 +125,15 @@ class CodedLanguages(Languages):
     def way(self, source: str | None, target: str | None) -> Way:
         target = target or self._target
         if target is None:
-            raise refused(TARGET, f"set it; the model knows {_listed(self._codes)}")
+            raise invalid_field(TARGET, f"set it; the model knows {_listed(self._codes)}")
         source = source or self._source
         for field_name, code in ((SOURCE, source), (TARGET, target)):
             if code not in self._codes:
                 near = get_close_matches(code, self._codes, n=3, cutoff=0.4)
                 hint = f"similar codes: {', '.join(near)}; it" if near else "it"
-                raise refused(field_name, f"the model has no such code; {hint} knows {_listed(self._codes)}")
+                raise invalid_field(
+                    field_name, f"the model has no such code; {hint} knows {_listed(self._codes)}"
+                )
         return Way(source_code=source, first_token=self._codes[target])
 
 
@@ -147,7 +149,7 @@ class MarkedLanguages(Languages):
             self._pair.way(source, None)
         if target not in self._targets:
             said = "set it" if target is None else "the model has no such code"
-            raise refused(TARGET, f"{said}; it knows {_listed(self._targets)}")
+            raise invalid_field(TARGET, f"{said}; it knows {_listed(self._targets)}")
         return Way(prefix=f">>{target}<< ")
 
 
@@ -163,10 +165,10 @@ class OnePair(Languages):
             if asked is None or (own is not None and asked.lower() == own.lower()):
                 continue
             if own is None:
-                raise refused(
+                raise invalid_field(
                     field_name, "the model knows only one language here and does not name it; leave it out"
                 )
-            raise refused(field_name, f"the model knows only {own}")
+            raise invalid_field(field_name, f"the model knows only {own}")
         return Way()
 
 

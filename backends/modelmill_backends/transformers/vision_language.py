@@ -6,12 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.transformers.causal import config_of
 from modelmill_backends.transformers.chat import has_template, rich_messages, templated
-from modelmill_backends.transformers.decoding import check_room, refused
+from modelmill_backends.transformers.decoding import check_room
 from modelmill_backends.transformers.generation import (
     Generative,
     Request,
@@ -92,7 +93,9 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         room = check_room(field, ids.shape[1], self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         if settings.beams > 1 and len(images) > 1:
-            raise refused("config.num_beams", "a beam search takes at most one image; leave num_beams out")
+            raise invalid_field(
+                "config.num_beams", "a beam search takes at most one image; leave num_beams out"
+            )
         # The arrays of all items' images are concatenated, so their other axes must be equal. A beam
         # search repeats images row by row, so it needs one image per row.
         shape = tuple(sorted((name, values.shape[1:]) for name, values in pixels.items()))

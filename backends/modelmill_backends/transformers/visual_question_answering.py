@@ -6,11 +6,11 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.numerics import sigmoid
 from modelmill_backends.shared.sentences import pad
-from modelmill_backends.transformers.decoding import refused
 from modelmill_backends.transformers.generation import (
     Generative,
     Request,
@@ -192,4 +192,4 @@ def written(model: Generative, rows: Iterable[Row], most: int) -> Output:
 
 def _check_question(tokens: int, window: int | None) -> None:
     if window is not None and tokens > window:
-        raise refused("question", f"has {tokens:,} tokens, and the model reads {window:,}; shorten it")
+        raise invalid_field("question", f"has {tokens:,} tokens, and the model reads {window:,}; shorten it")

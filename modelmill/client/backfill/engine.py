@@ -80,7 +80,8 @@ class Engine:
         self._stats, self._options = stats, options
         self._source, self._begun_at = source, journal.next_row
         self._next_row = journal.next_row
-        self._not_read_again = set(journal.pending)
+        self._rows_to_redo = set(journal.pending)
+        """Rows that an earlier run took and did not finish, until the source yields them again."""
         self._pending: set[int] = set()
         self._bytes_in_flight = 0
         self._retries: deque[tuple[float, Row]] = deque()
@@ -126,13 +127,13 @@ class Engine:
 
     def _rows(self) -> Iterator[Row]:
         """The rows that are not done yet."""
-        start = min(self._not_read_again, default=self._begun_at)
+        start = min(self._rows_to_redo, default=self._begun_at)
         for row in self._source.rows(start):
-            if row.number >= self._begun_at or row.number in self._not_read_again:
+            if row.number >= self._begun_at or row.number in self._rows_to_redo:
                 yield row
 
     def _position(self) -> tuple[int, list[int]]:
-        return self._next_row, [*self._pending, *self._not_read_again]
+        return self._next_row, [*self._pending, *self._rows_to_redo]
 
     # From the input to the server
 
@@ -185,13 +186,13 @@ class Engine:
     async def _next_chunk(self, room: int) -> Chunk:
         chunk = await self._chunks.next(room)
         for row in chunk.taken:
-            self._not_read_again.discard(row.number)
+            self._rows_to_redo.discard(row.number)
             self._next_row = max(self._next_row, row.number + 1)
             self._pending.add(row.number)
             self._bytes_in_flight += row.size_bytes
         if chunk.is_last:
             self._is_exhausted = True
-            if self._not_read_again:
+            if self._rows_to_redo:
                 raise ConfigError("the input has fewer rows than it had when this run began")
         for row, error in chunk.failed:
             self._fail(row, error)

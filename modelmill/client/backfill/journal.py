@@ -49,7 +49,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Plan:
-    """What a run does, as written to the manifest. A resumed run must do the same."""
+    """Task, model, input and request of a run, for the manifest. A resumed run must have the same plan."""
 
     task: str
     model: str

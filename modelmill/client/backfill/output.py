@@ -177,6 +177,6 @@ class Output:
             self._can_write = False
             raise OSError(
                 error.errno,
-                f"the output cannot be written ({error.strerror or error}). What a checkpoint covers is "
-                "safe: make room, and resume the run",
+                f"the output cannot be written ({error.strerror or error}). The rows that a "
+                "checkpoint covers are safe: make room, and resume the run",
             ) from error

@@ -1,4 +1,4 @@
-"""Clients of the real API, and servers that behave as a real one does rarely."""
+"""Clients of the real API, and servers with behaviour that is rare in a real one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def client(api: httpx.Client) -> Iterator[Client]:
 
 @pytest.fixture
 def play() -> Iterator[Play]:
-    """Starts such servers."""
+    """Starts ``Played`` servers."""
     with ExitStack() as cleanup:
 
         def start(answer: Answer) -> Played:

@@ -1,4 +1,4 @@
-"""The awaiting client against the real API."""
+"""The asynchronous client against the real API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as things to hold: waiting, events, canceling, deleting, running again."""
+"""``Job`` and its methods: waiting, events, canceling, deleting, running again."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_waiting_for_long_listens_to_events(client: Client, store: WorkerStore) 
 
 
 def streams(*answers: Response) -> Callable[[Request], Response]:
-    """Answers events with these in turn, and the job itself as one that runs."""
+    """Answers requests for events with these answers in turn, and requests for the job as running."""
     left = iter(answers)
     return lambda request: next(left) if request.url.path.endswith("/events") else JSONResponse(RUNNING)
 

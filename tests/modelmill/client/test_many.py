@@ -1,4 +1,4 @@
-"""Submitting many in one request, collecting them, and files."""
+"""Submitting many jobs in one request, collecting them, and files."""
 
 from __future__ import annotations
 

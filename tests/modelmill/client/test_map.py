@@ -1,4 +1,4 @@
-"""Many jobs at once: in order or as they come, few in flight, and nothing left behind."""
+"""``map``: results in order or as jobs end, a limited number in flight, and no job left behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.processes import wait_until
 
 
 class Slow:
-    """A server whose jobs end when they are told to, by the first class of each."""
+    """A server whose jobs end when the test says so. The first class of a job is its name."""
 
     def __init__(self, play: Play) -> None:
         self.released: set[str] = set()

@@ -1,4 +1,4 @@
-"""Values of Python as media on the wire."""
+"""Python values as media on the wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent again, when, and what is not."""
+"""Which requests are sent again, and when."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_run_that_lost_its_connection_finds_its_job_again(play: Play) -> None:
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Takes connections, and says nothing."""
+    """A server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 

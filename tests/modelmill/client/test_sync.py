@@ -1,4 +1,4 @@
-"""What the blocking client says and asks, against the real API and against others."""
+"""The blocking client, against the real API and against other servers."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_importing_the_client_loads_no_server() -> None:
 
     output = subprocess.run(processes.python("-c", code), capture_output=True, check=True, text=True).stdout
 
-    # rich is there where httpx finds it, for a command line of its own.
+    # Not rich: httpx imports it for its own command line, if it is installed.
     heavy = {"redis", "celery", "kombu", "fastapi", "starlette", "typer", "PIL", "numpy", "torch", "pydantic"}
     assert heavy.isdisjoint(json.loads(output))
 

@@ -1,4 +1,4 @@
-"""Jobs that a real worker does. One test, for starting workers takes longest."""
+"""Jobs on a real worker. This is one test, because starting a worker takes longest."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class DrainRun:
         """Runs until the queue is empty or the time slice ends. See ``Drain.run``."""
         self._context.recorder.note_draining(self._model.name)
         try:
-            remaining = self._work_off(load_s)
+            remaining = self._claim_and_run(load_s)
             self._claims.settle_all_or_release()
         finally:
             # After an error, a claim ahead may still be under way. Wait for it: no thread would run its jobs.
@@ -146,8 +146,8 @@ class DrainRun:
         self._measurements.store(self._model, self._claims.settled, busy_s)
         return remaining > 0 or self._left_unfinished
 
-    def _work_off(self, load_s: float) -> int:
-        """Returns how many jobs the last claim left in the queue."""
+    def _claim_and_run(self, load_s: float) -> int:
+        """Claims and runs, again and again. Returns how many jobs the last claim left in the queue."""
         jobs = self._fetch(linger_s=self._linger_s)
         for job in jobs.opened:
             job.load_s = min(load_s, job.claimed.queued_s)

@@ -25,6 +25,6 @@ def _stub(document: dict[str, Any]) -> Iterator[Stub]:
 
 @pytest.fixture
 def stub(_stub: Stub) -> Stub:
-    """A server that misbehaves as it is told; here it does not."""
+    """A server that a test can make misbehave. At first it behaves."""
     _stub.reset()
     return _stub

@@ -1,4 +1,4 @@
-"""A server with the routes that a backfill asks, which misbehaves as it is told. Its jobs end at once."""
+"""A server with the routes that a backfill uses. A test can make it misbehave. Its jobs end at once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Stub:
     """The server, on a real socket, in a thread of this process.
 
     Attributes:
-        on_line: Given a line's fields, what is answered in place of a job's id; None for the id.
-        on_end: Given a job's fields, how it ends: parts of its document; None for a result of the fields.
-        on_request: Given method and path, an answer in place of what would be done; None to do it.
+        on_line: Called with a line's fields. Returns an error to answer, or None to accept the job.
+        on_end: Called with a job's fields. Returns parts of its document, or None for a result made of them.
+        on_request: Called with the kind of request. Returns an answer, or None to carry it out.
         seen: How often each idempotency key came.
-        jobs: Those that were not deleted.
-        in_flight: The most jobs that there were at once and had not been collected.
+        jobs: The jobs that were not deleted.
+        in_flight: The most jobs at one time that had not been collected.
     """
 
     def __init__(self, document: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Stub:
         self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
 
     def reset(self) -> None:
-        """Forgets all, and behaves."""
+        """Forgets all jobs, and behaves from now on."""
         self.on_line: Callable[[dict[str, Any]], Answer] = lambda _: None
         self.on_end: Callable[[dict[str, Any]], Answer] = lambda _: None
         self.on_request: Callable[[str], Response | None] = lambda _: None

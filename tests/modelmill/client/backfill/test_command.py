@@ -1,4 +1,4 @@
-"""The command, as a process of its own, against the real API and real workers."""
+"""The command ``backfill``, in its own process, against the real API and real workers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def assert_echoed(output: Path, count: int) -> list[dict[str, Any]]:
-    """Each row is there once, with its own result: the model answers with the classes."""
+    """Each row is in the output once, with its own result: the model answers with the classes."""
     shards = sorted(output.glob("part-*.jsonl"))
     lines = [json.loads(line) for shard in shards for line in shard.read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == list(range(count))
@@ -61,7 +61,7 @@ def done(output: Path) -> int:
 
 
 class Gate:
-    """What a model lets through: rows below a limit. However late we look, a run has not ended by itself."""
+    """Lets a model finish only the rows below a limit, so that a run cannot end before the test stops it."""
 
     def __init__(self, folder: Path) -> None:
         self._limit = folder / "limit"
@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_and_resumed_does_each_row_once(
         *("--window", "32", "--shard-rows", "120"),
     )
     chance = random.Random(7)
-    # As a script's shell starts what runs in the background.
+    # A shell starts the background programs of a script like this.
     ignoring_sigint = ("sh", "-c", 'trap "" INT; exec "$@"', "sh")
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
         gate.open_below(done(output) + 150)
@@ -136,7 +136,7 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(stub: Stub, tmp_path: Path) 
     output = tmp_path / "out"
     options = ("--input", str(tmp_path / "rows.jsonl"), "--output", str(output), "--window", "64")
 
-    # A limit on the size of files is to a program what a full disk is.
+    # For a program, a limit on the size of files looks like a full disk.
     limit = ("bash", "-c", 'ulimit -f 100; exec "$@"', "bash")
     limited = [*limit, *command(stub.url, "stub", *options, "--quiet")]
     stopped = subprocess.run(limited, capture_output=True, text=True, timeout=60)

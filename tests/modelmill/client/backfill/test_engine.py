@@ -1,4 +1,4 @@
-"""The engine against a server that misbehaves: whatever it does, each row is in the output once."""
+"""The engine against a server that misbehaves. In every case, each row is in the output once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_whole(output: Path, count: int = 300) -> None:
         assert line["input"] == {"id": number}
 
 
-def test_every_row_is_written_and_its_job_let_go(stub: Stub, tmp_path: Path) -> None:
+def test_every_row_is_written_and_its_job_deleted(stub: Stub, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
 
     def note(stats: Stats) -> None:
@@ -329,7 +329,7 @@ def test_the_rows_of_a_program_are_taken_in_its_own_thread(stub: Stub, tmp_path:
     assert threads == {threading.get_ident()}
 
 
-def test_an_input_that_became_shorter_is_told(stub: Stub, tmp_path: Path) -> None:
+def test_an_input_that_became_shorter_is_reported(stub: Stub, tmp_path: Path) -> None:
     stub.on_request = lambda asked: refused(403, "forbidden") if asked == "collect" else None
     with pytest.raises(ModelmillError, match="forbidden"):
         run(stub, tmp_path, key="rows")
@@ -339,7 +339,7 @@ def test_an_input_that_became_shorter_is_told(stub: Stub, tmp_path: Path) -> Non
         run(stub, tmp_path, ROWS[:5], key="rows", resume=True)
 
 
-def test_a_run_within_a_loop_of_somebody_else_works(stub: Stub, tmp_path: Path) -> None:
+def test_a_run_inside_a_running_event_loop_works(stub: Stub, tmp_path: Path) -> None:
     async def notebook() -> Summary:
         return run(stub, tmp_path / "a")
 

@@ -166,7 +166,7 @@ def test_parquet_has_the_result_as_the_contract_says(tmp_path: Path) -> None:
     assert rows[1]["result"] is None
 
 
-def test_a_folder_with_a_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_is_resumed_only_when_asked(tmp_path: Path) -> None:
     with journal(tmp_path, resume=False) as (opened, stats):
         commit(opened, stats, 0)
 
@@ -214,7 +214,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
         ("manifest.json", "[]", "manifest.json is damaged"),
     ],
 )
-def test_output_that_somebody_changed_is_refused(tmp_path: Path, name: str, data: str, match: str) -> None:
+def test_output_that_was_changed_is_refused(tmp_path: Path, name: str, data: str, match: str) -> None:
     with journal(tmp_path) as (opened, stats):
         write(opened, stats, 0, 1, 2, 3)
         commit(opened, stats, 4)
@@ -225,12 +225,12 @@ def test_output_that_somebody_changed_is_refused(tmp_path: Path, name: str, data
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "part-00000.jsonl").write_text("somebody's")
+    (tmp_path / "part-00000.jsonl").write_text("another program's")
 
     with pytest.raises(ConfigError, match="holds results of something else"), journal(tmp_path):
         pass
 
-    assert (tmp_path / "part-00000.jsonl").read_text() == "somebody's"
+    assert (tmp_path / "part-00000.jsonl").read_text() == "another program's"
 
 
 def test_a_run_that_never_began_leaves_nothing(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_models_in_use_are_listed_first_and_in_full(
     assert {row[1] for row in rows[3:]} == {"uninitialized"}
 
 
-def test_nobody_there_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_reported_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELMILL_URL", f"http://127.0.0.1:{processes.free_port()}")
 
     result = CliRunner().invoke(app, ["jobs"])

@@ -1,4 +1,4 @@
-"""What the document of a job that has not ended says of its place and its time."""
+"""Position, estimate and reason in the document of a job that has not ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs as resources: listed, canceled, deleted, run again, and their results as files."""
+"""Listing, canceling, deleting and rerunning jobs, and their results as files."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def test_a_result_that_is_not_there_says_where_the_job_is(api: httpx.Client, sto
     assert "failed: It broke." in failed.json()["detail"]
 
 
-# What a submit may say of the job
+# Fields of a submit that concern the job
 
 
 def test_what_belongs_to_a_job_is_bounded(api: httpx.Client) -> None:
