@@ -69,9 +69,10 @@ from tests.modelmill.store.state_model import (
     ModelJob,
     StoreModel,
 )
+from tests.support.exhaustive import exhaustive
 
 SEED = int(os.environ.get("HYPOTHESIS_SEED") or random.SystemRandom().randrange(2**32))
-EXAMPLES, STEPS = 200, 50
+STEPS = 50
 
 LARGE = b'"' + b"x" * keys.INLINE_BYTES + b'"'
 ABOUT_S = 60.0
@@ -627,12 +628,13 @@ def machine(
 
 
 @pytest.mark.timeout(300)
-def test_the_scripts_do_what_a_model_in_plain_python_does(machine: type[Machine]) -> None:
+@pytest.mark.parametrize("examples", [50, exhaustive(200)])
+def test_the_scripts_do_what_a_model_in_plain_python_does(machine: type[Machine], examples: int) -> None:
     print(f"HYPOTHESIS_SEED={SEED}")
     run_state_machine_as_test(
         seed(SEED)(machine),
         settings=hypothesis_settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             stateful_step_count=STEPS,
             deadline=None,
             print_blob=True,
