@@ -18,8 +18,8 @@ class Signature:
 
     names: tuple[str, ...]
     group: tuple[str, ...] = ()
-    """The names in each group. In Lua ``group(i)`` reads the group that begins at ``ARGV[i]`` into a
-    table; the first one begins at ``FIRST``, the next one ``STEP`` later."""
+    """The names in each group. In Lua, ``group(i)`` returns the values of the group that begins at
+    ``ARGV[i]``. The first group begins at ``FIRST``, the next one ``STEP`` later."""
 
     def as_lua(self) -> str:
         """The Lua lines that define one local for each name, and ``FIRST``, ``STEP`` and ``group``."""
@@ -30,9 +30,9 @@ class Signature:
             lines.append(f"local {names} = {values}")
         lines.append(f"local FIRST = {len(self.names) + 1}")
         if self.group:
-            fields = ", ".join(f"{name} = ARGV[i + {index}]" for index, name in enumerate(self.group))
+            values = ", ".join(f"ARGV[i + {index}]" for index in range(len(self.group)))
             lines.append(f"local STEP = {len(self.group)}")
-            lines.append(f"local function group(i) return {{{fields}}} end")
+            lines.append(f"local function group(i) return {values} end")
         return "\n".join(lines)
 
 
@@ -42,7 +42,7 @@ def _value(name: str, index: int) -> str:
 
 SIGNATURES = {
     "announce": Signature(("node", "part", "document", "ttl_ms")),
-    "beat": Signature(("lease_ms: number",), group=("id", "fence", "progress")),
+    "beat": Signature(("lease_ms: number",), group=("id", "claim_fence", "progress")),
     "cancel": Signature(("id", "result_ttl_ms: number")),
     "claim": Signature(
         (
@@ -72,7 +72,7 @@ SIGNATURES = {
     "parts": Signature(("id",)),
     "reap": Signature(("lease_ms: number", "result_ttl_ms: number", "at_most: number")),
     "settle": Signature(
-        ("result_ttl_ms: number",), group=("id", "fence", "outcome", "where", "result", "field_count")
+        ("result_ttl_ms: number",), group=("id", "claim_fence", "outcome", "where", "result", "field_count")
     ),
     "submit": Signature(
         (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -55,22 +56,18 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script of ``lua/{name}.lua``. Before it stand what ``common.lua`` describes and its arguments."""
+    """The script of ``lua/{name}.lua``. Before it stand the shared files, as ``common.lua`` describes."""
     folder = files("modelmill.store") / "lua"
     body = (folder / f"{name}.lua").read_text()
     shebang, rest = ("", body)
     if body.startswith("#!"):
         # Redis reads flags on the first line only.
         shebang, _, rest = body.partition("\n")
-    common = (folder / "common.lua").read_text()
-    parts = [
-        shebang,
-        keys.lua_table(common + rest),
-        _lua_retryable(),
-        common,
-        SIGNATURES[name].as_lua(),
-        rest,
-    ]
+    included = re.findall(r"^-- include: (.*)$", rest, re.MULTILINE)
+    names = ["common", *(each for line in included for each in line.split(", "))]
+    shared = "\n".join((folder / f"{each}.lua").read_text() for each in names)
+    retryable = _lua_retryable() if "ends" in names else ""
+    parts = [shebang, keys.lua_table(shared + rest), retryable, shared, SIGNATURES[name].as_lua(), rest]
     source = "\n".join(parts).lstrip()
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
@@ -182,7 +179,7 @@ def pack_beat(
     groups: list[Argument] = []
     for job_id, fence in claimed:
         done = _json(asdict(progress[job_id])) if job_id in progress else ""
-        groups += pack_group("beat", id=job_id, fence=fence, progress=done)
+        groups += pack_group("beat", id=job_id, claim_fence=fence, progress=done)
     return pack("beat", groups, lease_ms=_ms(settings.lease_s))
 
 
@@ -208,7 +205,7 @@ def _pack_released(released: Released) -> list[Argument]:
     return pack_group(
         "settle",
         id=released.id,
-        fence=released.fence,
+        claim_fence=released.fence,
         outcome=released.why.value,
         where="",
         result=released.item,
@@ -233,7 +230,7 @@ def _pack_outcome(outcome: Outcome, blobs: Collection[str]) -> list[Argument]:
     group = pack_group(
         "settle",
         id=outcome.id,
-        fence=outcome.fence,
+        claim_fence=outcome.fence,
         outcome=outcome.status.value,
         where=where,
         result=result,

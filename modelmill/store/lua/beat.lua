@@ -4,19 +4,19 @@
 local now = now_ms()
 local lost, cancels, renewed = {}, {}, {}
 for i = FIRST, #ARGV, STEP do
-  local claimed = group(i)
-  local id, key = claimed.id, K.job .. claimed.id
+  local id, claim_fence, progress = group(i)
+  local key = K.job .. id
   local fence, cancel, hook_events = read(key, 'fence', 'cancel', 'hook_events')
-  if fence == claimed.fence and redis.call('ZSCORE', K.leases, id) then
+  if fence == claim_fence and redis.call('ZSCORE', K.leases, id) then
     redis.call('ZADD', K.leases, now + lease_ms, id)
     if not renewed[fence] then
       -- The list of a claim must live as long as one of its jobs is leased.
       redis.call('PEXPIRE', K.claim .. fence, lease_ms * 6)
       renewed[fence] = true
     end
-    if claimed.progress ~= '' then
-      redis.call('HSET', key, 'progress', claimed.progress)
-      add_event(id, 'progress', claimed.progress)
+    if progress ~= '' then
+      redis.call('HSET', key, 'progress', progress)
+      add_event(id, 'progress', progress)
       queue_webhook(id, hook_events, 'progress', now + 500)
     end
     if cancel then table.insert(cancels, id) end

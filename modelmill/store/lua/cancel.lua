@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: ends
 -- Cancels a job.
 -- Returns {verdict, unreported ends}. The verdict is one of `Cancellation` in records.py: missing; canceled (the
 -- job was queued); requested (the job runs, and its worker will see the request); or the status of its end.

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: ends
 -- Leases jobs of one model to one claim. A replay with the same fence returns the same jobs.
 -- `served` lists the models that the node serves, with a comma before and after each.
 -- If `linger_ms` is above 0 and the node finds no job for any model that it serves, it counts as lingering: the

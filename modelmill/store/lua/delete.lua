@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: ends
 -- Removes jobs with all that belongs to them. Each group names one job.
 -- A queued job is canceled first. A running job is asked to cancel and cannot be read from now on; its end removes it.
 -- Returns {verdicts, unreported ends}. A verdict is one of `Deletion` in records.py.

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: files
 -- Takes a file from its owner. Its content goes at once, or as soon as no job refers to it.
 -- Returns deleted, or missing.
 local key, now = K.file .. id, now_ms()

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: ends, lingering
 -- Returns jobs of expired leases to the queue, ends jobs that are past their deadline, and names the models whose
 -- bell seems to be lost. Every process may run it, at any time.
 -- Returns {{leases returned, jobs expired, models to ring for}, unreported ends}.

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: ends
 -- Ends or gives back claimed jobs, under their fences. A replay with the same fence is a success.
 -- Each group says what became of one job:
 --   `outcome`: complete, failed or canceled (terminal); released (back to the queue; does not count as a delivery);
@@ -55,10 +56,9 @@ local function released(id)
   requeue(id, now, result_ttl_ms, 'The worker gave the job back. It waits in the queue again.')
 end
 
-local function settle(job, fields)
-  local id, outcome = job.id, job.outcome
+local function settle(id, claim_fence, outcome, where, result, fields)
   local fence, finished_ms, ttl_ms = read(K.job .. id, 'fence', 'finished_ms', 'ttl_ms')
-  if fence ~= job.fence then return 'refused' end
+  if fence ~= claim_fence then return 'refused' end
   if finished_ms then return 'ok' end
   if not redis.call('ZSCORE', K.leases, id) then return 'refused' end
   if outcome == 'released' then
@@ -69,21 +69,21 @@ local function settle(job, fields)
     requeue(id, now, result_ttl_ms, DIED)
     return 'ok'
   elseif outcome == 'crashed' then
-    crashed(id, job.result)
+    crashed(id, result)
     return 'ok'
   end
-  if job.where == 'inline' then
+  if where == 'inline' then
     table.insert(fields, 'result')
-    table.insert(fields, job.result)
-  elseif job.where == 'beside' then
+    table.insert(fields, result)
+  elseif where == 'beside' then
     local out = K.out .. id .. ':' .. fence
     if redis.call('PEXPIRE', out, tonumber(ttl_ms or result_ttl_ms)) == 0 then return 'missing' end
     table.insert(fields, 'out')
     table.insert(fields, out)
-  elseif job.where == 'blob' then
+  elseif where == 'blob' then
     table.insert(fields, 'out_blob')
-    table.insert(fields, job.result)
-    redis.call('ZADD', K.trash, now + tonumber(ttl_ms or result_ttl_ms), job.result)
+    table.insert(fields, result)
+    redis.call('ZADD', K.trash, now + tonumber(ttl_ms or result_ttl_ms), result)
   end
   finish(id, now, result_ttl_ms, outcome, fields)
   return 'ok'
@@ -91,11 +91,11 @@ end
 
 local i = FIRST
 while i <= #ARGV do
-  local job = group(i)
-  local next_group = i + STEP + 2 * tonumber(job.field_count)
+  local id, claim_fence, outcome, where, result, field_count = group(i)
+  local next_group = i + STEP + 2 * tonumber(field_count)
   local fields = {}
   for j = i + STEP, next_group - 1 do table.insert(fields, ARGV[j]) end
-  table.insert(verdicts, settle(job, fields))
+  table.insert(verdicts, settle(id, claim_fence, outcome, where, result, fields))
   i = next_group
 end
 return publish({verdicts, unreported})

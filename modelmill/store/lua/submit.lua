@@ -1,3 +1,4 @@
+-- include: lingering
 -- Accepts a job: record, queue and payload in one step. Safe to replay with the same id.
 -- Empty means none for: `idempotency_key`, `expires_in_ms`, `max_open`, `interval_ms`, `burst`, `files` and `blob`.
 -- `max_share` is of the server's maxmemory. `max_open`, `interval_ms` and `burst` are the caller's limits. `files` is

@@ -1,4 +1,5 @@
 #!lua flags=allow-oom
+-- include: files
 -- Removes files whose time is over and that no job refers to. Content in the blob store becomes trash.
 -- Returns the names in the blob store that are due for deletion. The caller deletes them, then removes them from the
 -- trash.
