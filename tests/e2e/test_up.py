@@ -252,7 +252,7 @@ def test_a_part_that_ends_by_itself_ends_the_rest(tmp_path: Path, cache_dir: Pat
 def test_help_is_quick_to_import() -> None:
     code = (
         "import sys; sys.argv = ['modelmill', '--help']\n"
-        "from modelmill.cli import main\n"
+        "from modelmill_cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print([m for m in ('celery', 'fastapi', 'redis', 'httpx', 'torch') if m in sys.modules])"
