@@ -21,6 +21,23 @@ from tests.support.processes import kill_tree, wait_until
 from tests.support.servers import ApiServer, Valkey, environment_of
 from tests.support.workers import Workers, live_nodes
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Takes the place of xdist's own scheduler of files."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from tests.support.scheduling import LongestFirst
+
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from tests.support.scheduling import in_order
+
+    items[:] = in_order(items)
+
+
 # The libraries make objects by the million when they are imported and when they read weights, and hardly any
 # garbage: looking for it as often as Python does took a fifth of the time of some tests.
 gc.set_threshold(100_000, 50, 100)

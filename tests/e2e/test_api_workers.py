@@ -13,7 +13,7 @@ import psutil
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore
+from modelmill.store import ClaimRequest, Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.support.processes import wait_until
 from tests.support.servers import environment_of
@@ -42,7 +42,7 @@ def test_two_processes_answer_on_one_port(settings: Settings, store: WorkerStore
         with ThreadPoolExecutor(16) as pool:
             answers = [pool.submit(submit, n) for n in range(16)]
             wait_until(lambda: store.depth("noop") == 16, what="all jobs")
-            jobs = store.claim("noop", uuid.uuid4().hex, "node", 16, 10**9).jobs
+            jobs = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 16, 10**9)).jobs
             store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
             # Whichever process it waits in, each is told.
             assert {answer.result().json()["status"] for answer in answers} == {"complete"}

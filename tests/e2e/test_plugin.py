@@ -342,7 +342,7 @@ def test_a_plugin_adds_models_and_replaces_none(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert lines[-1] == "more-one noop"
     assert "minilm onnx sentence-transformers/all-MiniLM-L6-v2" in lines
-    assert "model minilm is left out: there is one of that name already" in done.stderr
+    assert "model minilm is ignored: there already is a model of this name" in done.stderr
 
 
 @pytest.mark.parametrize("value", ["more_models:models.toml", "no_such_package", "more_models.deep:x.toml"])

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore
+from modelmill.store import ClaimRequest, Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.support.processes import wait_until
 
@@ -66,7 +66,7 @@ def finish(
     store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT, count: int = 1000
 ) -> list[str]:
     """Plays the worker: ends up to ``count`` jobs of the model ``noop`` alike; their ids."""
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", count, 10**9).jobs
+    jobs = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", count, 10**9)).jobs
     ends: dict[Status, dict[str, Any]] = {
         Status.COMPLETE: {"result": result},
         Status.FAILED: {"error": ERROR},
@@ -78,5 +78,5 @@ def finish(
 
 def finish_one(store: WorkerStore, status: Status = Status.COMPLETE, model: str = "noop", **end: Any) -> None:
     """Plays the worker: ends the first job of a model, with ``result``, ``error`` or ``details``."""
-    (job,) = store.claim(model, uuid.uuid4().hex, "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest(model, uuid.uuid4().hex, "node", 1, 10**9)).jobs
     store.settle([Outcome(job.id, job.fence, status, **end)])
