@@ -243,12 +243,11 @@ def test_the_image_of_the_gpu_worker_takes_torch_with_cuda() -> None:
 def test_the_build_context_holds_the_packages_and_nothing_unasked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    folders = {package.partition("/")[0] for package in packages}
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     assert rules[0] == "*"
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
-    assert allowed == {*folders, "LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
+    assert allowed == {*packages, "LICENSE", "README.md", "constraints.txt", "pyproject.toml"}
 
 
 def test_docker_compose_accepts_the_file() -> None:
