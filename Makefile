@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
-.PHONY: help install demo test chaos fuzz audit bench docs lint format types imports ci clean
+.PHONY: help install demo test test-full chaos fuzz audit bench docs lint format types imports ci clean
 .DEFAULT_GOAL := help
 
 help: ## What can be made
@@ -17,8 +17,14 @@ install: $(VENV)/.installed-dev ## Install into .venv what you need to work on t
 demo: $(VENV)/.installed ## A real photograph through the whole system, then everything stopped again
 	@$(BIN)/modelmill demo
 
-test: $(VENV)/.installed-dev ## The whole suite
+# The tests start hundreds of processes. Without bytecode, each of them would compile our modules again.
+test test-full chaos fuzz: export PYTHONDONTWRITEBYTECODE =
+
+test: $(VENV)/.installed-dev ## The tests: each promise at least once
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-full: $(VENV)/.installed-dev ## The tests with all examples, specimens and formats
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos"
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
@@ -51,7 +57,7 @@ types: $(VENV)/.installed-dev ## mypy, strict
 imports: $(VENV)/.installed-dev ## The rooms and their one arrow
 	$(BIN)/lint-imports
 
-ci: lint types imports test ## All of it
+ci: lint types imports test-full ## All of it, as the pipeline runs it
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -20,7 +20,7 @@ from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import TASK, Backlog, System, backlog, running, small_body
 from modelmill.broker import Bells, make_celery
 from modelmill.settings import Settings
-from modelmill.store import Submission, keys
+from modelmill.store import JobRecord, Submission, keys
 
 MODEL = "noop"
 MODEL_CAP = 64
@@ -225,15 +225,17 @@ def _drain_rate(system: System, models: Sequence[str], count: int) -> float:
     bells = Bells(make_celery(Settings(redis_url=system.redis_url)), jobs.worker.release_bell)
     # No other process rings while the queues fill: for some seconds this one holds the right to ring.
     for model in models:
-        jobs.worker.may_ring(model)
+        jobs.redis.set(keys.BELL_SENT + model, "1", px=keys.BELL_SENT_TTL_MS)
     ids = jobs.fill(count, small_body(), models)
     for model in models:
         bells.ring(model)
     while int(cast("bytes", jobs.redis.hget(keys.TOTALS, "jobs"))):
         time.sleep(0.05)
     bells.close()
-    records = [record for job_id in ids if (record := jobs.worker.get(job_id))]
-    return jobs_per_s(records)
+    hashes = [cast("dict[bytes, bytes]", jobs.redis.hgetall(keys.JOB + job_id)) for job_id in ids]
+    return jobs_per_s(
+        [JobRecord.from_hash(job_id, fields, None) for job_id, fields in zip(ids, hashes, strict=True)]
+    )
 
 
 if __name__ == "__main__":

@@ -98,7 +98,9 @@ def _pids(system: System) -> dict[str, int]:
             raise TimeoutError("the worker's child does not say that it is there")
         time.sleep(0.1)
     store.close()
-    parent, child = node.parent["pid"], node.child["pid"]
+    parent, child = node.parent.pid, node.child.pid
+    assert parent is not None
+    assert child is not None
     # The pool's helper, which cleans up after a child that is killed.
     (tracker,) = (process.pid for process in psutil.Process(parent).children() if process.pid != child)
     return {

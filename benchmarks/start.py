@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import redis
 
 from benchmarks.report import Cell, Figure, Options, Section, Table, markdown
 from benchmarks.system import MODELS
@@ -24,7 +26,8 @@ from modelmill import processes
 from modelmill.broker import Bells, make_celery
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
-from modelmill.store import ApiStore, Submission, WorkerStore
+from modelmill.states import Status
+from modelmill.store import ApiStore, Submission, WorkerStore, keys
 from modelmill_backends.device import available_cores
 from modelmill_tasks.registry import find_task
 
@@ -219,16 +222,19 @@ def _worker(start: Callable[[Sequence[str]], subprocess.Popen[bytes]], url: str,
     bells.ring(model)
     bells.close()
 
+    client = redis.Redis.from_url(url)
+
     def ended() -> bool:
-        record = store.get(job.id)
-        if record is None or not record.status.is_terminal:
+        status = client.hget(keys.JOB + job.id, "status")
+        if status is None or not Status(cast("bytes", status).decode()).is_terminal:
             return False
-        assert record.status == "complete", record.error
+        assert status == b"complete", client.hget(keys.JOB + job.id, "error")
         return True
 
     command = processes.python("-m", "modelmill_cli", "worker", "--devices", "cpu")
     seconds = _until(ended, lambda: start(command))
     store.close()
+    client.close()
     return seconds
 
 

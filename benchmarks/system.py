@@ -22,7 +22,7 @@ from modelmill import processes
 from modelmill.embedded import EmbeddedServer
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, Outcome, Submission, WorkerStore, keys, scripts
+from modelmill.store import ApiStore, ClaimRequest, Outcome, Submission, WorkerStore, keys, scripts
 
 TASK = "zero-shot-image-classification"
 MODELS = Path(__file__).parent / "models.toml"
@@ -111,7 +111,7 @@ class Backlog:
             pipe = self.redis.pipeline(transaction=False)
             for index in range(start, min(start + at_once, count)):
                 job = Submission(str(uuid.uuid4()), TASK, models[index % len(models)], body)
-                pipe.set(keys.IN + job.id, job.body, ex=scripts.ORPHAN_TTL_S, nx=True)
+                pipe.set(keys.INPUT + job.id, job.body, ex=scripts.ORPHAN_TTL_S, nx=True)
                 pipe.evalsha(script.sha, 0, *cast("list[str]", scripts.pack_submit(job, self._settings)))
                 ids.append(job.id)
             for accepted in map(scripts.read_submit, pipe.execute()[1::2]):
@@ -120,7 +120,9 @@ class Backlog:
 
     def claim(self, model: str, count: int) -> list[Outcome]:
         """Claims the oldest jobs, and says how they will end."""
-        claimed = self.worker.claim(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30).jobs
+        claimed = self.worker.claim(
+            ClaimRequest(model, str(uuid.uuid4()), "worker-1234-cpu0", count, 2**30)
+        ).jobs
         assert len(claimed) == count, claimed
         return [
             Outcome(job.id, job.fence, Status.COMPLETE, self.result, details=self._details) for job in claimed

@@ -1,7 +1,7 @@
 """The blob store: large payloads, in a folder or in an object store behind fsspec.
 
-It holds bytes under names; what they are and when they go is known to Redis alone. Everything blocks:
-the API calls it from threads.
+It keeps bytes under names. Only Redis knows what they are and when they go. All calls block, so the API
+makes them from threads.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1024 * 1024
 PARTIAL = "tmp/"
-"""Where a folder keeps what is being written. A process that dies leaves it there, for the sweep."""
+"""The folder for unfinished files. If a process dies while it writes, the sweeper removes the file later."""
 
-# Names are made here, of ids and fences, and never of what a caller wrote. All the same nothing else passes.
+# This project makes the names from ids and fences, never from the text of a caller. Other names are
+# refused all the same.
 _NAME = re.compile(r"(?:in|out|file|tmp)/[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,64})?")
 
 
 class BlobError(ModelmillError):
-    """Raised when the blob store does not answer, or refuses; for what is merely not there, None is given."""
+    """Raised when the blob store does not answer or refuses. A missing blob is no error: methods return
+    None."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -44,19 +46,19 @@ class BlobError(ModelmillError):
 
 
 class _NoNameError(ValueError):
-    """A mistake in this code, which trying again does not mend."""
+    """A bug in this project. A retry does not help."""
 
 
 class BlobStore(ABC):
-    """Bytes by name. Every method may be called from any thread, and raises ``BlobError``."""
+    """Bytes by name. Every method may be called from any thread, and may raise ``BlobError``."""
 
     @staticmethod
     def from_settings(settings: Settings) -> BlobStore | None:
-        """The store that ``blob_url`` names, or None when that is not set. Nothing is connected yet.
+        """The store that ``blob_url`` names; None if it is not set. It does not connect yet.
 
         Raises:
             ConfigError: there is no such kind of store, its package is not installed, or the folder
-                cannot be made.
+                cannot be created.
         """
         if settings.blob_url is None:
             return None
@@ -69,40 +71,40 @@ class BlobStore(ABC):
         return _Remote(settings.blob_url)
 
     def put(self, name: str, data: bytes) -> None:
-        """Writes one blob, whole or not at all; one of that name is replaced."""
+        """Writes one blob, completely or not at all. It replaces a blob of the same name."""
         self.put_many({name: data})
 
     def get(self, name: str) -> bytes | None:
-        """One blob's bytes, or None when there is none of that name."""
+        """The bytes of one blob; None if there is no blob of this name."""
         return self.get_many([name])[name]
 
     @abstractmethod
     def put_many(self, blobs: Mapping[str, bytes]) -> None:
-        """Writes blobs, each whole or not at all."""
+        """Writes blobs, each completely or not at all."""
 
     @abstractmethod
     def get_many(self, names: Sequence[str]) -> dict[str, bytes | None]:
-        """The bytes of each, or None."""
+        """The bytes of each blob, or None."""
 
     @abstractmethod
     def put_file(self, name: str, source: IO[bytes]) -> None:
-        """Writes what ``source`` gives from where it stands, in pieces; whole or not at all."""
+        """Writes the rest of ``source``, in pieces; completely or not at all."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO | None:
-        """A blob to be read in pieces, or None when there is none of that name. The caller closes it."""
+        """A blob, open for reading in pieces; None if there is no blob of this name. The caller closes it."""
 
     @abstractmethod
     def delete(self, names: Iterable[str]) -> None:
-        """Deletes blobs; those that are not there are not missed."""
+        """Deletes blobs. Missing ones are ignored."""
 
     @abstractmethod
     def names(self, older_than_s: float) -> Iterator[str]:
-        """Names of all blobs that were written longer ago, with those that were never finished."""
+        """Names of all blobs that were written longer ago, unfinished ones included."""
 
 
 class _Folder(BlobStore):
-    """Files of this host. Readable for this user only: they are other people's."""
+    """Files of this host. Only this user can read them, because they belong to callers."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.expanduser().absolute()
@@ -134,7 +136,7 @@ class _Folder(BlobStore):
                     found[name] = self._path(name).read_bytes()
                 except FileNotFoundError:
                     if not self._path(name).parent.is_dir():
-                        raise  # not this one is missing but all of them: a disk that is not mounted
+                        raise  # the whole folder is missing, for instance because a disk is not mounted
                     found[name] = None
         return found
 
@@ -161,14 +163,14 @@ class _Folder(BlobStore):
 
     @contextmanager
     def _written(self, name: str) -> Iterator[IO[bytes]]:
-        """A file that gets its name when it is whole."""
+        """A file that gets its name when it is complete."""
         with _translated():
             number, partial = tempfile.mkstemp(dir=self._root / PARTIAL)
             try:
                 with os.fdopen(number, "wb") as file:
                     yield file
                     file.flush()
-                    # Renaming what is not on the disk yet could leave an empty file after a power cut.
+                    # Without this, a power cut after the rename could leave an empty file.
                     os.fsync(number)
                 Path(partial).replace(self._path(name))
             except BaseException:
@@ -177,17 +179,18 @@ class _Folder(BlobStore):
 
 
 class _Remote(BlobStore):
-    """Any file system that fsspec knows. Objects appear when they are whole."""
+    """Any file system that fsspec knows. An object appears when it is complete."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     @cached_property
     def _place(self) -> tuple[Any, str]:
-        """The file system and the path in it. Made at first use: a parent that forks connects to nothing."""
+        """The file system and the path in it. Made at first use, so that a parent that forks has no
+        connection."""
         import fsspec
 
-        # Others write there too, so a list of what is there does not keep.
+        # Other processes write there too, so a cached list would be out of date.
         options = {"use_listings_cache": False, "skip_instance_cache": True}
         system, path = fsspec.core.url_to_fs(self._url, **options)
         return system, path.rstrip("/")
@@ -209,7 +212,7 @@ class _Remote(BlobStore):
             except BaseException:
                 with suppress(Exception):
                     file.discard()
-                    # Or it would be finished after all, when it is collected.
+                    # Otherwise the garbage collector would finish the file.
                     file.closed = True
                 raise
             file.commit()
@@ -219,7 +222,7 @@ class _Remote(BlobStore):
             return {}
         paths = {self._path(name): name for name in names}
         with _translated():
-            # As a list even when it is one: then the answer is a mapping, and what is missing stands in it.
+            # Always a list, also for one path: then the answer is a mapping that also holds the missing ones.
             found = self._place[0].cat(list(paths), recursive=False, on_error="return")
             answers: dict[str, bytes | None] = {}
             for path, name in paths.items():
@@ -249,7 +252,7 @@ class _Remote(BlobStore):
                 if paths:
                     system.rm(paths)
             except FileNotFoundError:
-                # Some stores mind, and then it is not said which they left.
+                # Some stores raise this for one missing file, and do not say which files are left.
                 for path in paths:
                     with suppress(FileNotFoundError):
                         system.rm_file(path)
@@ -266,7 +269,7 @@ class _Remote(BlobStore):
 
 
 def _written_at(about: Mapping[str, Any]) -> float | None:
-    """When an object was written, which each file system of fsspec says in its own way."""
+    """When an object was written. Each file system of fsspec has its own field for it."""
     for key in ("LastModified", "last_modified", "mtime", "updated", "created"):
         at = about.get(key)
         if isinstance(at, datetime):
@@ -290,7 +293,7 @@ def _check_installed(scheme: str) -> None:
 
     known = known_implementations.get(scheme)
     if known is None:
-        raise ConfigError(f"blob_url: there is no store of the kind {scheme!r}; a folder or s3://… will do.")
+        raise ConfigError(f"blob_url: there is no store of the kind {scheme!r}. Use a folder or s3://…")
     package = known["class"].partition(".")[0]
     if find_spec(package) is None:
         extra = "modelmill[s3]" if package == "s3fs" else package
@@ -301,7 +304,7 @@ def _check_installed(scheme: str) -> None:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Each file system raises errors of its own; what they mean here is one thing."""
+    """Turns the errors of each file system into ``BlobError``."""
     try:
         yield
     except (BlobError, _NoNameError):

@@ -1,7 +1,8 @@
 """Celery, in one place: the application object and the bells.
 
-A Celery message carries no job. It is a bell, "this model has jobs ready": losing one, doubling it or
-delaying it changes nothing but latency, since the jobs wait in the job store and the reaper rings again.
+A Celery message carries no job. It is a bell, which says that a model has jobs. The jobs themselves
+wait in the job store. So if a bell is lost, doubled or late, only latency changes; the reaper sends a
+lost one again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 DRAIN, LOAD, UNLOAD = "modelmill.drain", "modelmill.load", "modelmill.unload"
 
 MAX_WAITING_BELLS = 32
-"""Bells that may wait in one queue. A queue that nobody serves must not grow; one bell is enough."""
+"""Bells that may wait in one queue. Without a limit, a queue that no worker serves would grow; one bell
+is enough."""
 
 
 def model_queue(model: str) -> str:
@@ -35,7 +37,7 @@ def model_queue(model: str) -> str:
 
 
 def node_queue(node: str) -> str:
-    """The queue of one node, for a bell or an order meant for it."""
+    """The queue of one node, for a bell or an order to this node only."""
     return f"modelmill.node.{node}"
 
 
@@ -51,18 +53,18 @@ class Loader(AppLoader):
 
 
 def make_celery(settings: Settings) -> Celery:
-    """The Celery application, for whoever rings and whoever works."""
+    """The Celery application, for the API, which sends bells, and for workers."""
     app = Celery("modelmill", broker=settings.effective_broker_url, loader=Loader)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
         # Results live in the job store.
         task_ignore_result=True,
-        # A bell that runs twice is harmless, one that comes back for hours is not: acknowledge early.
+        # Acknowledge early: a bell that runs twice does no harm, but one that comes back for hours does.
         task_acks_late=False,
         task_default_queue="modelmill",
-        # A backstop for what no parent sees: a drain may be this long over claimed jobs, and then prepare
-        # items and run a batch.
+        # A last resort for hangs that the parent does not see. A drain may take this long for claimed
+        # jobs, and then prepare items and run a batch.
         task_time_limit=settings.load_timeout_s + settings.longest_drain_s + 3 * settings.batch_timeout_s,
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
@@ -74,7 +76,7 @@ def make_celery(settings: Settings) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            # Four lists a queue become one.
+            # One list for each queue instead of four.
             "priority_steps": [0],
             "socket_timeout": 10,
             "socket_connect_timeout": 2,
@@ -85,7 +87,7 @@ def make_celery(settings: Settings) -> Celery:
 
 
 class NotSentError(Exception):
-    """A message was not sent: the broker failed, or too many wait for the same receiver already."""
+    """A message was not sent: the broker failed, or too many already wait for the same receiver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +100,20 @@ class _Message:
 
 
 class Bells:
-    """Sends Celery messages from a thread of its own, so that nobody waits for the broker.
+    """Sends Celery messages from a thread of its own, so that callers do not wait for the broker.
 
-    What cannot be sent is dropped with a warning: the reaper rings again, of whichever process. Whoever
-    counts on a message asks the future that comes back.
+    A bell that cannot be sent is dropped with a warning: the reaper of some process sends it again. A
+    caller that needs to know uses the future that ``order`` returns.
 
     Args:
         app: Celery's application.
-        unring: Gives up the right to ring for a model, so that somebody else may whose broker answers.
+        release_bell: Called for the model of a bell that was not sent, so that a process whose broker
+            answers may send one at once.
     """
 
     def __init__(self, app: Celery, release_bell: Callable[[str], object]) -> None:
         self._app = app
-        self._unring = release_bell
+        self._release_bell = release_bell
         self._pending: queue.Queue[_Message | None] = queue.Queue(maxsize=1000)
         self._thread = threading.Thread(target=self._run, name="bells", daemon=True)
         self._thread.start()
@@ -122,15 +125,16 @@ class Bells:
     def order(self, name: str, model: str, node: str, *, passed_on: bool = False) -> Future[None]:
         """Sends ``LOAD``, ``UNLOAD`` or ``DRAIN`` for ``model`` to one node.
 
-        ``passed_on`` marks a bell that came from another node, and is not to be passed on again.
+        ``passed_on`` marks a bell that came from another node. It is not passed on again.
 
         Returns:
-            Done once it is sent, or with ``NotSentError``. Cancelled before, it is not sent.
+            A future that is done when the message is sent, or has a ``NotSentError``. If it is
+            cancelled before, the message is not sent.
         """
         return self._put(name, model, node_queue(node), passed_on=passed_on)
 
     def close(self) -> None:
-        """Sends what is pending, for two seconds at most."""
+        """Sends the pending messages, for at most two seconds."""
         try:
             self._pending.put_nowait(None)
         except queue.Full:
@@ -155,25 +159,25 @@ class Bells:
             except Exception as error:
                 logger.warning("the bell for model %s was not sent: %s", message.model, error)
                 message.sent.set_exception(NotSentError(str(error)))
-                self._give_up_turn(message.model)
+                self._release(message.model)
             else:
                 message.sent.set_result(None)
 
     def _send(self, message: _Message) -> None:
         if self._waiting(message.queue_name) >= MAX_WAITING_BELLS:
             if message.name == DRAIN:
-                return  # one of those that wait does as well
+                return  # the waiting bells are enough
             raise NotSentError(f"{MAX_WAITING_BELLS} messages are waiting for that worker")
         arguments = [message.model, True] if message.passed_on else [message.model]
         self._app.send_task(
             message.name, args=arguments, queue=message.queue_name, retry=False, ignore_result=True
         )
 
-    def _give_up_turn(self, model: str) -> None:
+    def _release(self, model: str) -> None:
         try:
-            self._unring(model)
+            self._release_bell(model)
         except Exception as error:
-            logger.warning("nobody else may ring for model %s for a while: %s", model, error)
+            logger.warning("no process can send a bell for model %s for some seconds: %s", model, error)
 
     def _waiting(self, queue_name: str) -> int:
         pool: Any = self._app.pool
@@ -188,5 +192,6 @@ class Bells:
 
 def queues_for(models: list[str], node: str) -> list[Queue]:
     """The queues that a node consumes: those of its models, and its own."""
-    # Plain lists with their queue's name; no topic routing, and nothing to clean up after a node.
+    # Plain Redis lists with the names of the queues. Without topic routing, a node leaves nothing to
+    # clean up.
     return [Queue(name, routing_key=name) for name in [node_queue(node), *map(model_queue, models)]]

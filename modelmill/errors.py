@@ -1,8 +1,8 @@
 """Every error that leaves the system: one enum of codes, one table, one exception tree.
 
-The code is the stable part: clients branch on it, on the wire as in a failed job. Title, HTTP
-status and whether a retry can help follow from the code by ``ERRORS`` alone, so no handler
-anywhere decides a status for itself.
+The code is the stable part: clients branch on it, in a response and in a failed job. ``ERRORS`` alone
+decides title, HTTP status and whether a retry may help; Lua scripts get their flags from it too. So no
+handler chooses a status.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """What went wrong. Values are part of the wire and never change meaning."""
+    """The codes. Values are part of the wire and never change meaning."""
 
     # The request.
     INVALID_INPUT = "invalid_input"
@@ -25,13 +25,13 @@ class ErrorCode(StrEnum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     MEDIA_NOT_FOUND = "media_not_found"
     MEDIA_FETCH_FAILED = "media_fetch_failed"
-    # Who asks.
+    # The caller.
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
     LANE_NOT_ALLOWED = "lane_not_allowed"
     RATE_LIMITED = "rate_limited"
     QUOTA_EXCEEDED = "quota_exceeded"
-    # What it names.
+    # The things that the request names.
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     TASK_NOT_FOUND = "task_not_found"
@@ -50,7 +50,7 @@ class ErrorCode(StrEnum):
     STORE_UNAVAILABLE = "store_unavailable"
     NO_LIVE_WORKER = "no_live_worker"
     INTERNAL = "internal"
-    # How a job can fail after it was accepted.
+    # The end of an accepted job.
     MODEL_LOAD_FAILED = "model_load_failed"
     INFERENCE_FAILED = "inference_failed"
     OUT_OF_MEMORY = "out_of_memory"
@@ -61,7 +61,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
-    """What follows from a code: HTTP status, a title for people, and whether a retry may help."""
+    """The meaning of a code: HTTP status, a title for people, and whether a retry may help."""
 
     status: int
     title: str
@@ -90,7 +90,7 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.JOB_NOT_FOUND: ErrorSpec(404, "No such job"),
     ErrorCode.JOB_NOT_CANCELABLE: ErrorSpec(409, "The job has already ended"),
     ErrorCode.JOB_CANCELED: ErrorSpec(409, "The job was canceled"),
-    ErrorCode.REQUEST_NOT_KEPT: ErrorSpec(409, "The job's request is not there any more"),
+    ErrorCode.REQUEST_NOT_KEPT: ErrorSpec(409, "The job's request is no longer kept"),
     ErrorCode.RESULT_NOT_READY: ErrorSpec(409, "The job has not ended yet", retryable=True),
     ErrorCode.NO_RESULT: ErrorSpec(409, "The job ended without a result"),
     ErrorCode.FILE_NOT_FOUND: ErrorSpec(404, "No such file"),
@@ -112,17 +112,17 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One thing wrong with one field of a request: ``field`` as a dotted path, never its value."""
+    """One problem with one field of a request. ``field`` is a dotted path; the value is never shown."""
 
     field: str
     message: str
 
 
 class ModelmillError(Exception):
-    """Anything this project raises on purpose: a stable code and a sentence for a person.
+    """An error that callers see: a stable code and a sentence.
 
-    The sentence says what was wrong, where, and what to do. It is shown to callers as it is, so
-    it holds no input longer than a few words, no path of the server and no traceback.
+    The sentence says what is wrong, where, and what to do. Callers see it as it is, so it never holds
+    more than a few words of the input, a path of the server or a traceback.
     """
 
     def __init__(
@@ -140,14 +140,14 @@ class ModelmillError(Exception):
         self.fields = tuple(fields)
         self.retry_after_s = retry_after_s
         self.headers = dict(headers or {})
-        """More fields for the response, where it becomes one."""
+        """More header fields, if the error becomes a response."""
 
     @property
     def spec(self) -> ErrorSpec:
         return ERRORS[self.code]
 
     def as_data(self) -> dict[str, Any]:
-        """The error as a failed job or item carries it: JSON-ready, nothing but text and booleans."""
+        """The error in a failed job or item, ready for JSON: only text and booleans."""
         return {"code": self.code.value, "message": self.message, "retryable": self.spec.retryable}
 
 
@@ -157,11 +157,11 @@ def invalid_field(field: str, message: str) -> ModelmillError:
 
 
 class MediaError(ModelmillError):
-    """Raised when an image (later audio, video) is unreadable, too large, or from a refused source."""
+    """Raised when an image or audio is unreadable, too large, or from a refused source."""
 
 
 class ConfigError(Exception):
-    """Raised at start-up, for the operator: a setting or a models file that cannot be used.
+    """Raised at start-up, for the operator: a setting, a file or a server that cannot be used.
 
-    The message names the file and line, or the environment variable, and what is allowed there.
+    The message says which file and line, or which environment variable, and what is allowed there.
     """

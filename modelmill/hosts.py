@@ -1,4 +1,4 @@
-"""Hosts and addresses that a request may go to: how they are written, and which of them are public."""
+"""Hosts and addresses that requests may go to: how they are written, and which of them are public."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Address = IPv4Address | IPv6Address
 NAT64 = ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ip_network("2000::/3")
 CARRIERS = tuple(ip_network(text) for text in ("2001::/32", "2002::/16", "3fff::/20", "192.88.99.0/24"))
-"""Teredo and 6to4, which lead to an IPv4 address that stands inside, and a range for documentation."""
+"""Teredo and 6to4, which lead to the IPv4 address inside them, and a range for documentation."""
 NEVER = tuple(
     ip_network(text)
     for text in (
         "169.254.0.0/16",
         "fe80::/10",
-        # Metadata services of clouds, which answer whoever asks with credentials.
+        # Metadata services of clouds: they give credentials to every client.
         "100.100.100.200/32",
         "168.63.129.16/32",
         "192.0.0.192/32",
@@ -32,7 +32,7 @@ NEVER = tuple(
         "fd20:ce::254/128",
     )
 )
-"""Not to be reached even where a private network that may be holds them."""
+"""Never allowed, not even within a private network that is allowed."""
 
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -41,11 +41,11 @@ _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A URL whose form is sound."""
+    """A URL whose form is valid."""
 
     url: httpx.URL
     host: str
-    """Lower case, IDNA, no dot at its end; an IP address in its shortest form."""
+    """In lower case and IDNA, without a dot at its end; an IP address in its shortest form."""
 
     @property
     def core(self) -> httpcore.URL:
@@ -66,41 +66,42 @@ def parse_url(url: str) -> Target:
     """Reads an ``http(s)`` URL.
 
     Raises:
-        ValueError: it is none, holds a user or password, or its host could be read in two ways.
+        ValueError: it is not such a URL, it has a user or a password, or its host can be read in two ways.
     """
     if len(url) > MAX_URL_LENGTH:
-        raise ValueError(f"A URL holds {MAX_URL_LENGTH} characters at most.")
+        raise ValueError(f"A URL has at most {MAX_URL_LENGTH} characters.")
     try:
         parsed = httpx.URL(url)
         host = _plain_host(parsed.raw_host.decode("ascii"))
         if parsed.port is not None and not 0 < parsed.port < 65536:
             raise ValueError(parsed.port)
     except (httpx.InvalidURL, ValueError):
-        raise ValueError("This is not a URL with a host that can be asked.") from None
+        raise ValueError("This is not a URL with a valid host.") from None
     if parsed.scheme not in ("http", "https"):
-        raise ValueError("Only http and https URLs are asked.")
+        raise ValueError("Only http and https URLs are allowed.")
     if parsed.userinfo:
-        raise ValueError("A URL with a user or a password in it is not asked.")
+        raise ValueError("A URL must not contain a user or a password.")
     return Target(parsed, host)
 
 
 def _plain_host(host: str) -> str:
-    """The one way to write a host. ``ValueError`` for what resolvers read in ways of their own."""
+    """The canonical form of a host. Raises ``ValueError`` for a form that resolvers read in different
+    ways."""
     host = host.lower().removesuffix(".")
     literal = _literal(host)
     if isinstance(literal, IPv6Address) and literal.scope_id is not None:
-        raise ValueError(host)  # means another host on every interface
+        raise ValueError(host)  # it means another host on each interface
     if literal is not None:
         return str(literal)
-    # What ends in a number is an address (URL standard, "ends in a number"): octal, hexadecimal, one
-    # large number. Only the usual form is taken.
+    # A host that ends in a number is an address (URL standard, "ends in a number"): octal, hexadecimal,
+    # or one large number. Only the usual form is allowed.
     if len(host) > 253 or not _NAME.fullmatch(host) or _NUMBER.fullmatch(host.rpartition(".")[2]):
         raise ValueError(host)
     return host
 
 
 def is_literal(host: str) -> bool:
-    """Whether this is an IP address and no name."""
+    """Whether this is an IP address, not a name."""
     return _literal(host) is not None
 
 
@@ -112,10 +113,10 @@ def _literal(host: str) -> Address | None:
 
 
 class Hosts:
-    """Patterns of hosts: ``images.example.com``; ``*.example.com``, all below it; ``*``, all."""
+    """Patterns of hosts: ``images.example.com``; ``*.example.com`` for all hosts below it; ``*`` for all."""
 
     def __init__(self, patterns: str, setting: str) -> None:
-        """Raises ``ConfigError``, naming ``setting``, for a pattern that can match nothing."""
+        """Raises ``ConfigError``, which names ``setting``, for a pattern that can match no host."""
         self._exact: set[str] = set()
         self._below: list[str] = []
         self._all = False
@@ -153,17 +154,19 @@ class Hosts:
 
 
 class Networks:
-    """Which addresses may be dialled: public ones, and those of networks that the operator names."""
+    """The addresses to which connections are allowed: public ones, and those of networks that the
+    operator names."""
 
     def __init__(self, networks: str) -> None:
-        """Raises ``ConfigError`` for what is no network."""
+        """Raises ``ConfigError`` for text that is not a network."""
         try:
             self._more = [ip_network(text, strict=False) for text in _listed(networks)]
         except ValueError as error:
             raise ConfigError(f"private_networks: {error}") from None
 
     def allows(self, text: str) -> bool:
-        """Whether the address may be dialled. One that holds an IPv4 address counts as that one."""
+        """Whether a connection to the address is allowed. An address that contains an IPv4 address
+        counts as that."""
         address = _literal(text)
         if address is None or (isinstance(address, IPv6Address) and address.scope_id is not None):
             return False
@@ -182,8 +185,8 @@ def _carried(address: IPv6Address) -> IPv4Address | None:
 
 
 def _is_public(address: Address) -> bool:
-    # Everything outside of 2000::/3 is none: also fec0::/10, which Python takes for global, the
-    # IPv4-compatible ::/96, and 64:ff9b:1::/48, a NAT64 of one's own network.
+    # No address outside 2000::/3 is public: also not fec0::/10, which Python counts as global, the
+    # IPv4-compatible ::/96, and 64:ff9b:1::/48, the NAT64 of a local network.
     if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return False
     if address.is_multicast or address.is_reserved or address.is_unspecified:

@@ -1,4 +1,4 @@
-"""Logging of the processes that this project starts: one line an event, to standard error."""
+"""Logging of the processes that this project starts: one line for each event, to standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def configure_logging(level: str) -> None:
-    """Sends all loggers to standard error, quietening libraries that log each message they move."""
+    """Sends all loggers to standard error, and silences libraries that log every message."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         logging.Formatter(f"%(asctime)s %(levelname)s [{os.getpid()}] %(name)s: %(message)s")

@@ -1,8 +1,8 @@
-"""The one guard for requests that leave the API on a caller's word: media by URL, and webhooks.
+"""The guard for requests that the API sends because a caller asked for them: media by URL, and webhooks.
 
-Two questions are asked of every request, and again of each redirect: may this host be named (a list of
-patterns), and is the address that it has public. The second is asked by whoever dials, of the very
-address that is dialled, so a name that answers differently the second time gains nothing.
+Two checks are made for each request and each redirect: is the host allowed (a list of patterns), and is
+its address public? The second check is made on the address to which the connection goes. So a name that
+resolves to another address the second time does not help an attacker.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from modelmill.settings import Settings
 
 MAX_REDIRECTS = 3
 MAX_DIALLED = 4
-"""Addresses of one host that are tried, one after the other."""
+"""Most addresses of one host that are tried, one after the other."""
 DIAL_S = 5.0
-"""How long each of them may take."""
+"""How long connecting to one of them may take."""
 DISCARDED_BYTES = 64 * 1024
-"""What is read of an answer that nobody looks at."""
+"""Most bytes that are read of a response that is not used."""
 RESOLVING_THREADS = 8
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Gives a host's addresses as text; raises ``OSError`` when there are none."""
+"""Returns the addresses of a host, as text; raises ``OSError`` if there are none."""
 
 
 class RefusedError(MediaError):
-    """Raised for a URL that may not be asked: its form, its host, or where that host leads."""
+    """Raised for a URL that is not allowed, because of its form, its host, or the address of its host."""
 
 
 class UnreachableError(MediaError):
-    """Raised when a URL that may be asked gave no answer, or not the one that was wanted."""
+    """Raised when an allowed URL gave no response, or not the expected one."""
 
     def __init__(self, message: str) -> None:
         super().__init__(ErrorCode.MEDIA_FETCH_FAILED, message)
 
 
 class _Dialler(httpcore.AsyncNetworkBackend):
-    """Resolves a host once, looks at every address that it has, and dials those very addresses.
+    """Resolves a host once, checks each of its addresses, and connects to exactly these addresses.
 
-    httpcore goes on with TLS for the host's name, so certificates are those of the name.
+    httpcore starts TLS with the name of the host, so the certificate must be for the name.
     """
 
     def __init__(self, networks: Networks, resolve: Resolver, refusal: ErrorCode) -> None:
@@ -67,7 +67,7 @@ class _Dialler(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         addresses = [host] if is_literal(host) else await self._resolved(host, port)
-        # One that is not public is enough: which one gets asked is then a matter of chance.
+        # One address that is not public is enough for a refusal: chance decides which one is used.
         if not all(self._networks.allows(address) for address in addresses):
             raise RefusedError(
                 self._refusal, f"{host} is refused: it leads to an address that is not public."
@@ -95,25 +95,25 @@ class _Dialler(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        raise RefusedError(self._refusal, "Sockets of this host are not asked.")
+        raise RefusedError(self._refusal, "Unix sockets are not allowed.")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 class Guard:
-    """Sends what callers ask for, to where callers may send it.
+    """Sends requests for callers, and only to allowed hosts and addresses.
 
-    Requests are made with httpcore itself, not with httpx: it knows no proxies, cookies, passwords,
-    redirects or compression, so there are none to be switched off.
+    It uses httpcore, not httpx: httpcore has no proxies, cookies, passwords, redirects or compression,
+    so none of these must be switched off.
 
     Args:
-        hosts: Which hosts may be named.
-        networks: Which addresses they may have.
-        refusal: The code of what is refused.
-        resolve: In place of the system's resolver.
-        tls: In place of the usual certificate authorities (``SSL_CERT_FILE`` counts).
-        concurrency: Requests at once; others wait, within their time.
+        hosts: The allowed hosts.
+        networks: The allowed addresses.
+        refusal: The code of a refusal.
+        resolve: Replaces the system's resolver.
+        tls: Replaces the usual certificate authorities (which include ``SSL_CERT_FILE``).
+        concurrency: Most requests at once. Further ones wait; this counts as part of their time.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Guard:
         self._hosts = hosts
         self._networks = networks
         self._refusal = refusal
-        # Threads of its own: names whose servers never answer are not to take those of everybody else.
+        # Threads of its own: if name servers do not answer, they must not block the threads of other work.
         self._threads = ThreadPoolExecutor(RESOLVING_THREADS, thread_name_prefix="resolver")
         self._slots = asyncio.Semaphore(concurrency)
         self._pool = httpcore.AsyncConnectionPool(
@@ -154,23 +154,23 @@ class Guard:
 
     @property
     def allows_any(self) -> bool:
-        """Whether there is any host that may be asked."""
+        """Whether at least one host is allowed."""
         return bool(self._hosts)
 
     def check_url(self, url: str) -> None:
-        """Refuses what can be refused without asking for the host's address.
+        """Checks a URL as far as possible without resolving the host.
 
         Raises:
-            RefusedError: not an ``http(s)`` URL, or its host may not be asked.
+            RefusedError: it is not an ``http(s)`` URL, or its host is not allowed.
         """
         self._target(url)
 
     async def fetch(self, url: str, limit_bytes: int, timeout_s: float) -> bytes:
-        """What lies at ``url``, at most ``limit_bytes``, within ``timeout_s`` all in all.
+        """The content of ``url``, at most ``limit_bytes``, within ``timeout_s`` for everything together.
 
         Raises:
-            RefusedError: it, or where it redirects to, may not be asked.
-            UnreachableError: no answer, or none with status 200, or too slow.
+            RefusedError: the URL, or the target of a redirect, is not allowed.
+            UnreachableError: there was no response, not one with status 200, or it was too slow.
             MediaError: ``media_too_large``.
         """
         target = self._target(url)
@@ -183,11 +183,12 @@ class Guard:
         raise UnreachableError(f"{target.host} redirects more than {MAX_REDIRECTS} times.")
 
     async def post(self, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float) -> int:
-        """Sends ``content``, throws the answer away, and gives its status; redirects are not followed.
+        """Sends ``content``, and returns the status of the response. Its body is dropped; redirects are
+        not followed.
 
         Raises:
-            RefusedError: ``url`` may not be asked.
-            UnreachableError: no answer within ``timeout_s``.
+            RefusedError: ``url`` is not allowed.
+            UnreachableError: there was no response within ``timeout_s``.
         """
         target = self._target(url)
         async with (
@@ -207,14 +208,14 @@ class Guard:
         except ValueError as error:
             raise RefusedError(self._refusal, str(error)) from None
         if target.host not in self._hosts:
-            raise RefusedError(self._refusal, f"{target.host} is not one of the hosts that may be asked.")
+            raise RefusedError(self._refusal, f"{target.host} is not an allowed host.")
         if is_literal(target.host) and not self._networks.allows(target.host):
             raise RefusedError(self._refusal, f"{target.host} is refused: it is not a public address.")
         return target
 
     async def _get(self, target: Target, limit_bytes: int) -> bytes | Target:
-        """The body, or where it is redirected to."""
-        # Nothing compressed: it would have to be unpacked before its size is known.
+        """The body, or the target of a redirect."""
+        # No compression: the size would be known only after unpacking.
         headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         async with self._exchange("GET", target, headers) as answer:
             fields = httpx.Headers(answer.headers)
@@ -223,14 +224,12 @@ class Guard:
                     return self._target(str(target.url.join(fields["location"])))
                 except httpx.InvalidURL:
                     raise RefusedError(
-                        self._refusal, f"{target.host} redirects to what is not a URL."
+                        self._refusal, f"{target.host} redirects to text that is not a URL."
                     ) from None
             if answer.status != 200:
                 raise UnreachableError(f"{target.host} answered with status {answer.status}.")
             if fields.get("content-encoding", "identity").lower() != "identity":
-                raise UnreachableError(
-                    f"{target.host} answered with compressed data, which was not asked for."
-                )
+                raise UnreachableError(f"{target.host} sent compressed data, which was not requested.")
             announced = fields.get("content-length", "")
             if announced.isdecimal() and int(announced[:20]) > limit_bytes:
                 raise _too_large(target, limit_bytes)
@@ -252,13 +251,14 @@ class Guard:
             ) as answer:
                 yield answer
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
-            # What went wrong in detail tells too much of a network that the caller may not be part of.
+            # More detail would tell the caller too much about a network that is not its own.
             reason = "its certificate was refused" if _is_certificate(error) else "the connection failed"
             raise UnreachableError(f"{target.host} gave no answer: {reason}.") from error
 
     @asynccontextmanager
     async def _bounded(self, target: Target, timeout_s: float) -> AsyncIterator[None]:
-        """A place among those at once, and all in all ``timeout_s``: for drops of bytes as well."""
+        """Waits for a slot, and limits everything together to ``timeout_s``, also a response that comes
+        byte by byte."""
         try:
             async with asyncio.timeout(timeout_s), self._slots:
                 yield
@@ -268,7 +268,7 @@ class Guard:
     async def _look_up(self, host: str, port: int) -> Sequence[str]:
         def look_up() -> Sequence[str]:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-            # A scope is written with the address, so that it is seen and refused.
+            # The scope becomes part of the address, so that the check sees it and refuses the address.
             return [f"{at[0]}%{at[3]}" if len(at) == 4 and at[3] else str(at[0]) for *_, at in found]
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
@@ -284,5 +284,5 @@ def _is_certificate(error: BaseException | None) -> bool:
 
 def _too_large(target: Target, limit_bytes: int) -> MediaError:
     return MediaError(
-        ErrorCode.MEDIA_TOO_LARGE, f"{target.host} sends more than the {limit_bytes} bytes that are taken."
+        ErrorCode.MEDIA_TOO_LARGE, f"{target.host} sends more than the allowed {limit_bytes} bytes."
     )

@@ -1,4 +1,4 @@
-"""Starting processes that do not outlive us, and finding ports for them."""
+"""Starts processes that end together with this one, and finds ports for them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OPEN_FILES = 65_536
 
 
 def allow_many_files() -> None:
-    """Raises this process's limit of open files as far as it may, for a server: each client is one.
+    """Raises the limit of open files for this process as far as allowed: each client of a server is one.
 
-    The usual soft limit is 1024, kept low for programs that use ``select``.
+    The usual soft limit is 1024; it is low for the sake of programs that use ``select``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
@@ -30,14 +30,15 @@ def allow_many_files() -> None:
 def start(
     command: Sequence[str], environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Starts a process in a session of its own, so that Ctrl-C reaches only us and we stop it in order.
+    """Starts a process in a session of its own, so that Ctrl-C reaches only this process, which then
+    stops the other.
 
-    On Linux it is sent SIGTERM if we die without stopping it.
+    On Linux, the started process gets a SIGTERM if this process dies without stopping it.
 
     Args:
         command: Program and arguments.
-        environment: Variables on top of ours.
-        log: Where its output goes; to ours when not given.
+        environment: Variables that are added to those of this process.
+        log: The file for its output; None for the output of this process.
     """
     return subprocess.Popen(  # noqa: S603 - callers pass programs of this project
         list(command),
@@ -51,7 +52,7 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> bool:
-    """SIGTERM, and SIGKILL after ``grace_s``; whether the process left by itself."""
+    """Sends SIGTERM, and SIGKILL after ``grace_s``. Returns whether SIGTERM was enough."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -64,7 +65,7 @@ def stop(process: subprocess.Popen[bytes], grace_s: float) -> bool:
 
 
 def python(*arguments: str) -> list[str]:
-    """A command of our interpreter. ``-P`` keeps the working directory off ``sys.path``."""
+    """A command of this interpreter. ``-P`` keeps the working directory off ``sys.path``."""
     return [sys.executable, "-P", *arguments]
 
 

@@ -1,7 +1,7 @@
-"""Settings: one typed class, read from ``MODELMILL_*`` environment variables.
+"""The settings: one typed class, read from ``MODELMILL_*`` environment variables.
 
-Durations end in ``_s``, sizes in ``_bytes``. The command line sets the same variables for the
-processes that it starts, so a setting has one name everywhere.
+Names of durations end in ``_s``, those of sizes in ``_bytes``. The command line sets the same variables
+for the processes that it starts, so a setting has the same name everywhere.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def _user_dir(variable: str, fallback: str) -> Path:
 
 
 class Settings(BaseModel):
-    """Everything that can be set. Each field ``x`` is the variable ``MODELMILL_X``."""
+    """All settings. Field ``x`` is the variable ``MODELMILL_X``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0", description="The Redis or Valkey (7 or newer) that keeps the jobs."
     )
-    broker_url: str | None = Field(None, description="Celery's broker; the job store's Redis when not set.")
+    broker_url: str | None = Field(
+        None, description="Celery's broker. When not set: the Redis of the job store."
+    )
     models_file: Path | None = Field(
         None, description="Your own models, a TOML file read after the built-in catalogue."
     )
@@ -43,13 +45,13 @@ class Settings(BaseModel):
     )
     cache_dir: Path = Field(
         default_factory=lambda: _user_dir("XDG_CACHE_HOME", ".cache"),
-        description="Where exported ONNX files are kept; safe to delete.",
+        description="Where exported ONNX files are kept. You can delete it at any time.",
     )
 
-    host: str = Field("127.0.0.1", description="Address the API binds to.")
-    port: int = Field(8000, ge=0, le=65535, description="Port the API binds to.")
+    host: str = Field("127.0.0.1", description="Address that the API binds to.")
+    port: int = Field(8000, ge=0, le=65535, description="Port that the API binds to.")
     api_workers: int = Field(
-        1, ge=1, le=256, description="Processes that answer HTTP; one takes over a thousand jobs a second."
+        1, ge=1, le=256, description="Processes that answer HTTP. One accepts over a thousand jobs a second."
     )
     log_level: str = Field(
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
@@ -57,15 +59,14 @@ class Settings(BaseModel):
 
     auth: Literal["on", "off"] | None = Field(
         None,
-        description="Whether callers need an API key: on or off. When not set, off on "
-        "loopback and on elsewhere.",
+        description="Whether callers need an API key: on or off. When not set: off on loopback, else on.",
     )
     allow_no_auth: bool = Field(
-        False, description="Lets the API bind to an address beyond loopback although `auth` is off."
+        False, description="Allows the API to bind to an address beyond loopback while `auth` is off."
     )
     cors_origins: str = Field(
         "",
-        description="Web pages that may call the API, as `https://app.example.com`, separated by "
+        description="Web pages that may call the API, such as `https://app.example.com`, separated by "
         "commas; `*` for all.",
     )
 
@@ -81,81 +82,89 @@ class Settings(BaseModel):
     max_file_bytes: int = Field(64 * MIB, ge=1024, description="Largest uploaded file.")
     max_files_bytes: int = Field(2 * GIB, ge=1, description="Bytes of all uploaded files together.")
     file_ttl_s: int = Field(
-        86_400, ge=1, description="How long an uploaded file is kept; longer while a job needs it."
+        86_400, ge=1, description="How long an uploaded file is kept. It stays longer while a job needs it."
     )
     blob_url: str | None = Field(
         None,
         description="Where large payloads are kept: a folder, or any fsspec URL such as "
-        "`s3://bucket/prefix`; in Redis when not set.",
+        "`s3://bucket/prefix`. When not set: in Redis.",
     )
     blob_min_bytes: int = Field(
-        256 * 1024, ge=1, description="Payloads from this size on go to `blob_url`, if that is set."
+        256 * 1024, ge=1, description="Payloads of at least this size go to `blob_url`, if it is set."
     )
     keep_request_bytes: int = Field(
         64 * 1024,
         ge=0,
-        description="Requests of complete jobs up to this size are kept as long as the result, so that "
-        "the job can be run again.",
+        description="The request of a complete job is kept as long as its result if it has at most this "
+        "size, so that the job can be run again.",
     )
 
     fetch_hosts: str = Field(
         "",
-        description="Hosts that media may be fetched from by URL, separated by commas: `images.example.com`, "
-        "`*.example.com`, `*` for all. None when empty.",
+        description="Hosts from which media may be fetched by URL, separated by commas: "
+        "`images.example.com`, `*.example.com`, `*` for all. When empty: no host.",
     )
-    fetch_timeout_s: float = Field(20.0, gt=0, description="How long fetching one of them may take.")
+    fetch_timeout_s: float = Field(20.0, gt=0, description="How long one fetch of media may take.")
     max_fetch_bytes: int = Field(32 * MIB, ge=1024, description="Largest media that are fetched.")
-    webhook_hosts: str = Field("*", description="Hosts that webhooks may be sent to, written like those.")
+    webhook_hosts: str = Field(
+        "*", description="Hosts to which webhooks may be sent, written as in `fetch_hosts`."
+    )
     webhook_timeout_s: float = Field(15.0, gt=0, description="How long one delivery of a webhook may take.")
     private_networks: str = Field(
         "",
-        description="Networks that media may be fetched from and webhooks sent to although they are "
-        "not public, as `10.1.0.0/16`, separated by commas.",
+        description="Networks that are not public, but from which media may be fetched and to which webhooks "
+        "may be sent, such as `10.1.0.0/16`, separated by commas.",
     )
 
     result_ttl_s: int = Field(
-        86_400, ge=1, description="How long an ended job can be read, unless it asks otherwise."
+        86_400, ge=1, description="How long an ended job can be read, unless its request says otherwise."
     )
     idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is kept.")
 
-    lease_s: float = Field(10.0, gt=0, description="A claim's lease; extended while it works.")
-    beat_s: float = Field(2.0, gt=0, description="How often leases and nodes say they live.")
-    reap_s: float = Field(1.0, gt=0, description="How often expired leases are looked for.")
-    slice_s: float = Field(5.0, gt=0, description="How long one drain may keep the worker.")
+    lease_s: float = Field(
+        10.0, gt=0, description="Lease of a claimed job. The worker renews it while it works."
+    )
+    beat_s: float = Field(
+        2.0, gt=0, description="How often workers renew their leases and announce their nodes."
+    )
+    reap_s: float = Field(1.0, gt=0, description="How often expired leases are searched for.")
+    slice_s: float = Field(5.0, gt=0, description="How long one drain may occupy the worker.")
     linger_s: float = Field(
         1.0,
         ge=0,
-        description="How long a worker stays with a model whose queue it has emptied, to take the next job "
-        "without a bell; work for another model sends it away at once.",
+        description="How long a worker waits at the empty queue of a model, to take the next job without a "
+        "bell. Work for another model ends the wait at once.",
     )
-    max_deliveries: int = Field(20, ge=1, description="How often one job may be handed out.")
+    max_deliveries: int = Field(20, ge=1, description="How often one job may be claimed.")
     max_batch: int = Field(
         16, ge=1, le=1024, description="Items in one forward pass, unless the model says otherwise."
     )
     spread_after_s: float = Field(
         2.0,
         ge=0,
-        description="Another worker loads a model when those that have it need longer for its queue.",
+        description="If the workers that have a model loaded need longer than this for its queue, "
+        "another worker loads it too.",
     )
-    claim_bytes: int = Field(64 * MIB, ge=1, description="Request bytes one claim takes at most.")
+    claim_bytes: int = Field(64 * MIB, ge=1, description="Most bytes of requests that one claim takes.")
     preprocess_threads: int = Field(
         2, ge=1, le=64, description="Threads of a worker that decode and prepare inputs."
     )
     batch_timeout_s: float = Field(
         300.0,
         gt=0,
-        description="A batch that runs longer, or longer since its last step, is taken for "
-        "hung and its process killed.",
+        description="If a batch runs longer than this, or longer since its last step, it counts as hung "
+        "and its process is killed.",
     )
     load_timeout_s: float = Field(1800.0, gt=0, description="The same for loading a model.")
     metrics_port: int | None = Field(
         None,
         ge=1,
         le=65535,
-        description="Port on which a worker's first node serves Prometheus metrics; the next nodes count up.",
+        description="Port on which the first node of a worker serves Prometheus metrics. The next nodes "
+        "use the next ports.",
     )
     shutdown_grace_s: float = Field(
-        30.0, gt=0, description="What a worker has, after SIGTERM, to finish the batch in hand."
+        30.0, gt=0, description="Time that a worker has, after SIGTERM, to finish the batch in progress."
     )
     model_memory_bytes: int | None = Field(
         None, ge=1, description="Budget for loaded models; 60 % of the device's memory when not set."
@@ -163,7 +172,8 @@ class Settings(BaseModel):
 
     @property
     def longest_drain_s(self) -> float:
-        """When a drain gives claimed jobs back that it has not begun. Each time costs reading them again."""
+        """After this time a drain gives back the claimed jobs that it has not begun. Each job is then
+        read again."""
         return 12 * self.slice_s
 
     @property
@@ -175,10 +185,11 @@ class Settings(BaseModel):
         """Reads the environment.
 
         Raises:
-            ConfigError: a variable has a value that its setting does not take; names the variable.
+            ConfigError: a variable has a value that its setting does not allow; the message names the
+                variable.
         """
         environ = os.environ if environ is None else environ
-        # An empty value is "not set", as in a compose file's `${VARIABLE:-}`.
+        # An empty value counts as not set, as `${VARIABLE:-}` of a compose file gives.
         values = {
             name: environ[variable]
             for name in cls.model_fields

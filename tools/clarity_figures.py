@@ -106,7 +106,7 @@ def arrows_within(package: str, imports: Edges) -> Arrows:
 
 def find_circles(imports: Edges) -> list[tuple[str, ...]]:
     """Groups that import each other: modules, and the children of each package taken as one node each."""
-    packages = {module.rpartition(".")[0] for module in imports} | {""}
+    packages = {package for module in imports for package in _packages_of(module)}
     graphs = [imports, *(_between_children(package, imports) for package in sorted(packages))]
     found = {circle for graph in graphs for circle in _components(graph)}
     return sorted(found)
@@ -154,6 +154,13 @@ def _layer_of(module: str, apart: Set[str]) -> tuple[int, str]:
         return len(LAYERS) - 1, "cli"
     name = module.partition(".")[0].removeprefix("modelmill_")
     return next((rank, name) for rank, names in enumerate(LAYERS) if name in names)
+
+
+def _packages_of(module: str) -> Iterator[str]:
+    """The packages around a module, with the empty name for the packages at the top."""
+    while module:
+        module = module.rpartition(".")[0]
+        yield module
 
 
 def _between_children(package: str, imports: Edges) -> dict[str, set[str]]:

@@ -16,7 +16,6 @@ from modelmill.catalogue import Catalogue
 from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
 from modelmill.store import ApiStore, JobNews
-from modelmill.store.files import FileStore
 from modelmill_api import problems
 from modelmill_api.background.reaper import reap_until
 from modelmill_api.background.sweeper import sweep_until
@@ -102,7 +101,7 @@ async def serving(
     stopping = asyncio.Event()
     background = _start_background(stopping, state)
     try:
-        with on_stop_signal(state.news.release):
+        with on_stop_signal(state.news.shut_down):
             yield state
     finally:
         stopping.set()
@@ -126,7 +125,6 @@ def _make_state(settings: Settings, catalogue: Catalogue, metrics: RequestMetric
         directory=Directory(catalogue, store),
         news=JobNews(settings, store),
         metrics=metrics,
-        files=FileStore(settings, store, store.blobs),
         media_guard=make_media_guard(settings),
         webhook_guard=Guard.for_webhooks(settings),
     )
@@ -135,7 +133,9 @@ def _make_state(settings: Settings, catalogue: Catalogue, metrics: RequestMetric
 def _start_background(stopping: asyncio.Event, state: ApiState) -> Sequence[asyncio.Task[None]]:
     return [
         asyncio.create_task(reap_until(stopping, state)),
-        asyncio.create_task(sweep_until(stopping, state.files, has_blobs=state.store.blobs is not None)),
+        asyncio.create_task(
+            sweep_until(stopping, state.store.files, has_blobs=state.store.blobs is not None)
+        ),
         asyncio.create_task(deliver_until(stopping, state)),
     ]
 

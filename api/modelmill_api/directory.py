@@ -87,7 +87,7 @@ class Directory:
             logger.warning("the list of workers could not be read: %s", error.message)
         else:
             announced = {
-                model: tuple(tasks) for node in self._nodes for model, tasks in node.parent["models"].items()
+                model: tuple(tasks) for node in self._nodes for model, tasks in node.parent.models.items()
             }
             # If both know a model, the catalogue wins over the announcement.
             self._models = announced | {name: entry.tasks for name, entry in self._catalogue.items()}

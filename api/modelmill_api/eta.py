@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from modelmill.states import Status
-from modelmill.store import JobRecord, NodeRecord, Progress, Standing
+from modelmill.states import ModelPhase, Status
+from modelmill.store import JobProgress, JobRecord, NodeRecord, Standing
 from modelmill_api.state import ApiState
 
 
@@ -20,7 +20,7 @@ async def eta_fields(record: JobRecord, state: ApiState) -> dict[str, Any]:
         return _document(None, None, "running")
     standing = await state.store.standing(record)
     # Workers report steps for plain jobs only.
-    progress = record.progress or Progress(standing.items_done, record.items, "items")
+    progress = record.progress or JobProgress(standing.items_done, record.items, "items")
     return _document(None, _rest(record, standing, progress), "running") | {"progress": asdict(progress)}
 
 
@@ -28,12 +28,12 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
     position = standing.position
     if not nodes:
         return _document(position, None, "no live worker")
-    statuses = [node.state_of(model).get("status") for node in nodes]
-    able = statuses.count("running")
+    phases = [node.phase_of(model) for node in nodes]
+    able = phases.count(ModelPhase.RUNNING)
     if not able:
-        if "loading" in statuses:
+        if ModelPhase.LOADING in phases:
             reason = "loading model"
-        elif set(statuses) == {"failed"}:
+        elif set(phases) == {ModelPhase.FAILED}:
             reason = "model failed to load"
         else:
             reason = "model not loaded"
@@ -47,7 +47,7 @@ def _queued(model: str, standing: Standing, nodes: Sequence[NodeRecord]) -> dict
     return _document(position, eta_s, f"behind {position} job{'s' if position > 1 else ''}")
 
 
-def _rest(record: JobRecord, standing: Standing, progress: Progress) -> float | None:
+def _rest(record: JobRecord, standing: Standing, progress: JobProgress) -> float | None:
     """Assumes that each item, token or step that is left takes as long as one that is done."""
     if not progress.done or record.started_at is None:
         return None

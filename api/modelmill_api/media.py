@@ -75,7 +75,7 @@ async def find_media(state: ApiState, caller: Caller, sources: WantedSources) ->
 
 async def _find_files(state: ApiState, caller: Caller, names: set[str]) -> dict[str, FileRecord | MediaError]:
     ids = {name: name[len(FILE_SCHEME) :] for name in names}
-    records = await state.files.find_many(set(ids.values()), caller.id)
+    records = await state.store.files.find_many(set(ids.values()), caller.id)
     return {name: records[file_id] or _no_such_file() for name, file_id in ids.items()}
 
 
@@ -89,7 +89,7 @@ async def _fetch(state: ApiState, caller: Caller, url: str) -> FileRecord:
     if not content:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
     file = await run_in_threadpool(_describe, content, caller.id, state.media_limits)
-    return await state.files.add(file, io.BytesIO(content), FETCHED_TTL_S)
+    return await state.store.files.add(file, io.BytesIO(content), FETCHED_TTL_S)
 
 
 def _describe(content: bytes, owner: str, limits: MediaLimits) -> NewFile:

@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 from modelmill.outbound import Guard
 from modelmill.settings import Settings
 from modelmill.store import ApiStore, JobNews
-from modelmill.store.files import FileStore
 from modelmill_api.bells import AsyncBells
 from modelmill_api.directory import Directory
 from modelmill_api.middleware.metrics import RequestMetrics
@@ -29,7 +28,6 @@ class ApiState:
     directory: Directory
     news: JobNews
     metrics: RequestMetrics
-    files: FileStore
     media_guard: Guard | None
     """Fetches media by URL; None if no host is allowed."""
     webhook_guard: Guard

@@ -18,7 +18,6 @@ from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill.outbound import Guard
 from modelmill.states import Status
 from modelmill.store import JobRecord, Submission, SubmitReply, Verdict
-from modelmill.store.callers import over_limit
 from modelmill_api.body import parse_body
 from modelmill_api.callers import Caller, rate_limit_fields
 from modelmill_api.lookup import get_job
@@ -69,7 +68,7 @@ async def submit(request: Request, state: ApiState, submitted: SubmitRequest, wa
         reply = await accept(state, submission)
         return _accepted(path, reply.id, rate_limit_fields(caller.limits, reply.remaining))
     # Subscribe before submitting, so that the end cannot be missed.
-    with state.news.watch(submission.id) as ended:
+    with state.news.until_end(submission.id) as ended:
         reply = await accept(state, submission)
         headers = applied_wait(wait_s) | rate_limit_fields(caller.limits, reply.remaining)
         # The job is accepted: errors from here on must not change the 202.
@@ -216,6 +215,6 @@ async def _known_media(
     if submitted.rerun_of is not None and submitted.rerun_of.files:
         return submitted.rerun_of.files
     # Only an early check; the script `submit.lua` decides.
-    if early := await over_limit(state.store, caller.id, caller.limits):
+    if early := await state.store.keys.over_limit(caller.id, caller.limits):
         raise refusal(early, state.settings, caller.limits, files={})
     return None

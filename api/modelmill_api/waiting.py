@@ -71,7 +71,7 @@ async def read_at_end(
 ) -> JobRecord:
     """The job when it ends, or as it is after ``wait_s``, or when the API is about to stop."""
     # First subscribe, then read the record: one of the two sees an end in between.
-    with state.news.watch(job_id) as ended:
+    with state.news.until_end(job_id) as ended:
         record = await read()
         if record.status.is_terminal or wait_s == 0:
             return record

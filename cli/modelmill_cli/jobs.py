@@ -16,11 +16,10 @@ from modelmill.catalogue import Catalogue
 from modelmill.client import Client, ConnectionFailedError, NotFoundError
 from modelmill.errors import ConfigError
 from modelmill.settings import get_settings
+from modelmill.states import ModelPhase
 from modelmill_cli.console import err, make_table, out
 
 REQUESTS_AT_ONCE = 8
-STATUSES = ("running", "loading", "starting", "failed", "stopped", "uninitialized")
-"""The statuses of models, in the order in which ``models`` lists them."""
 
 
 def submit_job(
@@ -165,4 +164,5 @@ def _status(client: Client, model: str) -> str:
 
 
 def _rank(status: str) -> int:
-    return STATUSES.index(status) if status in STATUSES else len(STATUSES)
+    phases = list(ModelPhase)
+    return phases.index(ModelPhase(status)) if status in phases else len(phases)

@@ -1,21 +1,24 @@
-"""The job store: the only code that knows Redis keys and scripts.
+"""The job store: the only code that knows the keys and scripts in Redis.
 
-``WorkerStore`` serves workers, ``ApiStore`` the API; both speak through the same Lua scripts, which
-alone change a job's state. See ``docs/architecture.md`` for a job's way through them.
+Workers use ``WorkerStore``, the API uses ``ApiStore``. Both call the same Lua scripts, and only these
+scripts change the state of a job. ``docs/architecture.md`` describes the way of a job through them.
 """
 
 from modelmill.store.api_store import ApiStore, QueueState, Snapshot, Standing
 from modelmill.store.news import JobNews
+from modelmill.store.nodes import ModelOnNode, NodeChild, NodeParent, NodeRecord
 from modelmill.store.records import (
     OPENING,
     Beat,
+    Cancellation,
     Claimed,
     ClaimReply,
+    ClaimRequest,
+    Deletion,
+    JobProgress,
     JobRecord,
     Limits,
-    NodeRecord,
     Outcome,
-    Progress,
     Reaped,
     Released,
     Return,
@@ -24,6 +27,7 @@ from modelmill.store.records import (
     SubmitReply,
     UnreportedEnd,
     Verdict,
+    Wake,
 )
 from modelmill.store.worker_store import WorkerStore
 
@@ -31,14 +35,20 @@ __all__ = [
     "OPENING",
     "ApiStore",
     "Beat",
+    "Cancellation",
     "ClaimReply",
+    "ClaimRequest",
     "Claimed",
+    "Deletion",
     "JobNews",
+    "JobProgress",
     "JobRecord",
     "Limits",
+    "ModelOnNode",
+    "NodeChild",
+    "NodeParent",
     "NodeRecord",
     "Outcome",
-    "Progress",
     "QueueState",
     "Reaped",
     "Released",
@@ -50,5 +60,6 @@ __all__ = [
     "SubmitReply",
     "UnreportedEnd",
     "Verdict",
+    "Wake",
     "WorkerStore",
 ]

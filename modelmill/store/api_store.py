@@ -1,51 +1,54 @@
-"""The asyncio job store, for the API."""
+"""The store that the API uses, with asyncio."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
-import redis.asyncio
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError
 
 from modelmill.blobs import BlobStore
-from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import keys, scripts
-from modelmill.store.ends import log_ends
-from modelmill.store.multiplex import Command, Multiplexer
+from modelmill.store.arguments import pack
+from modelmill.store.callers import KeyStore
+from modelmill.store.connection import StoreConnection, translated
+from modelmill.store.events import EventStore
+from modelmill.store.files import FileStore
+from modelmill.store.listing import JobListing
+from modelmill.store.multiplex import Command
+from modelmill.store.nodes import NodeRecord, node_records
 from modelmill.store.records import (
     LANE_RANK,
+    Cancellation,
+    Deletion,
     JobRecord,
-    NodeRecord,
     Reaped,
     Submission,
     SubmitReply,
-    node_records,
+    Wake,
 )
+from modelmill.store.webhooks import WebhookStore
 
 SHARED_BYTES = 1024 * 1024
-"""Larger bodies do not go over the connection that everybody shares."""
+"""Larger bodies use a connection of their own, to keep the shared one fast."""
 OPEN_LOOK = 2000
-"""Waiting jobs that are looked at to find a caller's."""
+"""How many waiting jobs of a model are searched for those of a caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a job that has not ended stands, and what an estimate of its end is made from."""
+    """The place of a job that has not ended, and the figures for an estimate of its end."""
 
     position: int | None
-    """Jobs before it in its model's queue; None when it is not in the queue."""
+    """Jobs before it in its model's queue; None if it is not in the queue."""
     jobs_per_s: float | None
-    """What one worker did of late."""
+    """The rate of one worker, as reported last."""
     items_done: int
     """Finished items of a batched job."""
     now: float
@@ -54,103 +57,91 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """A model's queue: how many wait, in all lanes, and how long the one has that came first."""
+    """A model's queue, over all lanes."""
 
     depth: int
+    """Jobs that wait."""
     oldest_s: float
+    """How long the oldest of them has waited."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole system at a glance, for metrics."""
+    """The state of the whole system, for metrics."""
 
     ended: Mapping[tuple[str, str, str], int]
-    """Jobs that ended, ever, by task, model and status."""
+    """All jobs that ever ended, by task, model and status."""
     queues: Mapping[str, QueueState]
-    """By model; of every model that lately had jobs, or has a worker."""
+    """By model: each model that had jobs lately, or has a worker."""
     nodes: Sequence[NodeRecord]
 
 
 class ApiStore:
-    """Submits, reads, cancels and reaps. Every method raises ``ModelmillError`` for a store in trouble."""
+    """Submits, reads, cancels and reaps.
+
+    If Redis fails, every method raises ``ModelmillError``, and so do those of the parts: ``files``,
+    ``webhooks``, ``listing``, ``keys`` and ``events``.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.blobs = BlobStore.from_settings(settings)
-        retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.02), retries=2)
-        # A pool that lets callers wait for a connection: the plain one refuses whoever comes 101st.
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            settings.redis_url,
-            max_connections=64,
-            protocol=3,
-            timeout=10,
-            socket_timeout=5,
-            socket_connect_timeout=2,
-            health_check_interval=30,
-            retry=retry,
-        )
-        self._redis = redis.asyncio.Redis.from_pool(pool)
-        # What every job costs goes through here; the rest, and very large bodies, through the pool.
-        plain = redis.asyncio.ConnectionPool.from_url(
-            settings.redis_url,
-            protocol=3,
-            socket_timeout=None,
-            socket_connect_timeout=2,
-            socket_keepalive=True,
-        )
-        self._shared = Multiplexer(plain, retry, answer_s=5.0)
+        self._connection = StoreConnection(settings)
+        self.files = FileStore(settings, self._connection, self.blobs)
+        self.webhooks = WebhookStore(self._connection)
+        self.listing = JobListing(self._connection, self.get)
+        self.keys = KeyStore(self._connection)
+        self.events = EventStore(self._connection)
 
     async def close(self) -> None:
-        await self._shared.close()
-        await self._redis.aclose()
+        await self._connection.close()
 
     async def ping(self) -> None:
-        async with _translated():
-            await cast("Any", self._redis.ping())
+        async with translated():
+            await cast("Any", self._connection.pooled.ping())
 
     async def submit(self, job: Submission) -> SubmitReply:
-        """Accepts a job: its payload and the script that takes it, in one round trip.
+        """Accepts a job: writes its payload and runs the script, in one round trip.
 
-        A reply that was lost is a 503 to the caller, although the job may have been accepted; the
-        same Idempotency-Key then gives the same answer.
+        If the reply is lost, the caller gets a 503, although the job may be accepted. A retry with the same
+        Idempotency-Key then gets the same job.
         """
         job = await self._placed(job)
         commands = self._submit_commands(job)
-        async with _translated():
+        async with translated():
             if job.blob is not None or len(job.body) <= SHARED_BYTES:
-                replies = await self._shared.execute(*commands)
+                replies = await self._connection.shared.execute(*commands)
             else:
-                # Nobody else's commands are to wait behind many megabytes.
-                pipe = self._redis.pipeline(transaction=False)
+                pipe = self._connection.pooled.pipeline(transaction=False)
                 for command in commands:
                     pipe.execute_command(*command)
                 replies = await pipe.execute(raise_on_error=False)
             return await self._read_submit(job, replies)
 
     async def is_known(self, caller: str, idempotency_key: str) -> bool:
-        """Whether a job of that key is there, so that ``submit`` accepts no other."""
-        (known,) = await self.ask(("GET", f"{keys.IDEMPOTENCY}{caller}:{idempotency_key}"))
+        """Whether a job with this key exists, so that ``submit`` would accept no other."""
+        (known,) = await self._connection.read(("GET", f"{keys.IDEMPOTENCY}{caller}:{idempotency_key}"))
         if known is None:
             return False
         job_id = known.decode().partition(" ")[0]
-        ((task, gone),) = await self.ask(("HMGET", keys.JOB + job_id, "task", "gone"))
+        ((task, gone),) = await self._connection.read(("HMGET", keys.JOB + job_id, "task", "gone"))
         return task is not None and gone is None
 
     async def submit_many(self, jobs: Sequence[Submission]) -> list[SubmitReply | ModelmillError]:
-        """Accepts jobs in their order; all in one round trip, unless their bodies are large."""
+        """Accepts jobs in order; all in one round trip, unless their bodies are large."""
         if sum(len(job.body) for job in jobs) > SHARED_BYTES or any(map(self._is_for_blobs, jobs)):
             return [await self._submit_or_say(job) for job in jobs]
         packed = [self._submit_commands(job) for job in jobs]
         answers: list[SubmitReply | ModelmillError] = []
         try:
-            async with _translated():
-                replies = await self._shared.execute(*chain.from_iterable(packed))
+            async with translated():
+                replies = await self._connection.shared.execute(*chain.from_iterable(packed))
         except ModelmillError as error:
             return [error] * len(jobs)
         at = 0
         for job, commands in zip(jobs, packed, strict=True):
             try:
-                async with _translated():
+                async with translated():
                     answers.append(await self._read_submit(job, replies[at : at + len(commands)]))
             except ModelmillError as error:
                 answers.append(error)
@@ -167,7 +158,7 @@ class ApiStore:
         return self.blobs is not None and job.blob is None and len(job.body) >= self._settings.blob_min_bytes
 
     async def _placed(self, job: Submission) -> Submission:
-        """The job, with a large body written to the blob store."""
+        """The job; a large body is written to the blob store first."""
         if self.blobs is None or not self._is_for_blobs(job):
             return job
         name = keys.IN_BLOB + job.id
@@ -179,8 +170,9 @@ class ApiStore:
         accept: Command = ("EVALSHA", scripts.script("submit").sha, 0, *arguments)
         if job.blob is not None:
             return [accept]
-        # Not over itself: sent again after a lost reply, it would give an accepted job's a time to live.
-        return [("SET", keys.IN + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX"), accept]
+        # `NX`: a retry after a lost reply must not overwrite the key and give the payload of an
+        # accepted job a TTL.
+        return [("SET", keys.INPUT + job.id, job.body, "EX", scripts.ORPHAN_TTL_S, "NX"), accept]
 
     async def _read_submit(self, job: Submission, replies: Sequence[Any]) -> SubmitReply:
         *written, reply = replies
@@ -189,23 +181,24 @@ class ApiStore:
                 raise refused
         if isinstance(reply, NoScriptError):
             arguments = cast("list[str]", scripts.pack_submit(job, self._settings))
-            reply = await cast("Any", self._redis.eval(scripts.script("submit").source, 0, *arguments))
+            reply = await cast(
+                "Any", self._connection.pooled.eval(scripts.script("submit").source, 0, *arguments)
+            )
         if isinstance(reply, Exception):
             raise reply
         return scripts.read_submit(reply)
 
     async def get(self, job_id: str) -> JobRecord | None:
-        """The job, or None when it is unknown or its time to live is over."""
-        async with _translated():
-            (fields,) = await self._ask(("HGETALL", keys.JOB + job_id))
-            if b"task" not in fields or b"gone" in fields:
-                return None
-            result = fields.get(b"result")
-            if b"out" in fields:
-                result = cast("bytes | None", await self._redis.get(fields[b"out"].decode()))
-            if b"out_blob" in fields:
-                result = await self._read_blob(fields[b"out_blob"].decode())
-            return JobRecord.from_hash(job_id, fields, result)
+        """The job; None if it is unknown, deleted or expired."""
+        (fields,) = await self._connection.read(("HGETALL", keys.JOB + job_id))
+        if b"task" not in fields or b"gone" in fields:
+            return None
+        result = fields.get(b"result")
+        if b"out" in fields:
+            (result,) = await self._connection.read_large(("GET", fields[b"out"]))
+        if b"out_blob" in fields:
+            result = await self._read_blob(fields[b"out_blob"].decode())
+        return JobRecord.from_hash(job_id, fields, result)
 
     async def _read_blob(self, name: str) -> bytes | None:
         return None if self.blobs is None else await asyncio.to_thread(self.blobs.get, name)
@@ -214,26 +207,25 @@ class ApiStore:
         """The body that a job was submitted with, if it is still there."""
         if job.blob is not None:
             return await self._read_blob(job.blob)
-        async with _translated():
-            return cast("bytes | None", await self._redis.get(keys.IN + job.id))
+        (body,) = await self._connection.read_large(("GET", keys.INPUT + job.id))
+        return cast("bytes | None", body)
 
     async def standing(self, job: JobRecord) -> Standing:
-        """Where a job stands that had not ended when it was read."""
-        async with _translated():
-            position, rate, done, (seconds, micros) = await self._ask(
-                ("ZRANK", keys.READY + job.model, job.id),
-                ("HGET", keys.RATES, job.model),
-                ("HLEN", keys.PARTS + job.id),
-                ("TIME",),
-            )
+        """The standing of a job that had not ended when it was read."""
+        position, rate, done, (seconds, micros) = await self._connection.read(
+            ("ZRANK", keys.READY + job.model, job.id),
+            ("HGET", keys.RATES, job.model),
+            ("HLEN", keys.PARTS + job.id),
+            ("TIME",),
+        )
         return Standing(position, float(rate) if rate else None, done, int(seconds) + int(micros) / 1e6)
 
     async def ended(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of ``job_ids`` that have ended, or are not there any more."""
+        """Those of ``job_ids`` that have ended or no longer exist."""
         found: list[bytes | None] = []
-        async with _translated():
+        async with translated():
             for start in range(0, len(job_ids), 1000):
-                pipe = self._redis.pipeline(transaction=False)
+                pipe = self._connection.pooled.pipeline(transaction=False)
                 for job_id in job_ids[start : start + 1000]:
                     pipe.hget(keys.JOB + job_id, "status")
                 found += await pipe.execute()
@@ -243,38 +235,44 @@ class ApiStore:
             if status is None or Status(status.decode()).is_terminal
         ]
 
-    async def cancel(self, job_id: str) -> str:
-        """Cancels a job: ``canceled``, ``requested``, ``missing``, or the status it has ended with."""
-        reply = await self._run_and_log("cancel", [job_id, self._settings.result_ttl_s * 1000])
-        return cast("bytes", reply).decode()
+    async def cancel(self, job_id: str) -> Cancellation:
+        """Cancels a job that is queued, or requests it of the worker that runs the job."""
+        arguments = pack("cancel", id=job_id, result_ttl_ms=self._settings.result_ttl_s * 1000)
+        return Cancellation((await self._connection.run_and_log("cancel", arguments)).decode())
 
-    async def delete(self, job_ids: Sequence[str]) -> list[str]:
-        """Removes jobs, canceling those that run or wait: ``deleted``, ``deleting`` or ``missing`` each."""
-        reply = await self._run_and_log("delete", [self._settings.result_ttl_s * 1000, *job_ids])
-        return [verdict.decode() for verdict in reply]
+    async def delete(self, job_ids: Sequence[str]) -> list[Deletion]:
+        """Removes jobs, and cancels those that run or wait."""
+        arguments = pack("delete", job_ids, result_ttl_ms=self._settings.result_ttl_s * 1000)
+        reply = await self._connection.run_and_log("delete", arguments)
+        return [Deletion(verdict.decode()) for verdict in reply]
 
     async def reap(self) -> Reaped:
-        """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
-        return scripts.read_reap(await self._run_and_log("reap", scripts.pack_reap(self._settings)))
+        """Returns jobs of expired leases to the queue, ends jobs at their deadline, and says which
+        bells to send."""
+        return scripts.read_reap(
+            await self._connection.run_and_log("reap", scripts.pack_reap(self._settings))
+        )
 
     async def nodes(self) -> list[NodeRecord]:
-        """The worker nodes that live."""
-        async with _translated():
-            names = sorted(name.decode() for name in await cast("Any", self._redis.smembers(keys.NODES)))
-            pipe = self._redis.pipeline(transaction=False)
+        """The live worker nodes."""
+        async with translated():
+            names = sorted(
+                name.decode() for name in await cast("Any", self._connection.pooled.smembers(keys.NODES))
+            )
+            pipe = self._connection.pooled.pipeline(transaction=False)
             for name in names:
                 pipe.hgetall(keys.NODE + name)
             found = await pipe.execute() if names else []
             gone = [name for name, fields in zip(names, found, strict=True) if not fields]
             if gone:
-                await cast("Any", self._redis.srem(keys.NODES, *gone))
+                await cast("Any", self._connection.pooled.srem(keys.NODES, *gone))
         return node_records(names, found)
 
     async def snapshot(self) -> Snapshot:
-        """What metrics are made from."""
+        """The state of the whole system, for metrics."""
         nodes = await self.nodes()
-        async with _translated():
-            pipe = self._redis.pipeline(transaction=False)
+        async with translated():
+            pipe = self._connection.pooled.pipeline(transaction=False)
             pipe.hgetall(keys.COUNTERS)
             pipe.smembers(keys.MODELS)
             pipe.time()
@@ -286,10 +284,10 @@ class ApiStore:
         return Snapshot(ended, queues, nodes)
 
     async def _queues(self, models: Sequence[str], now_ms: int) -> dict[str, QueueState]:
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self._connection.pooled.pipeline(transaction=False)
         for model in models:
             pipe.zcard(keys.READY + model)
-            # The head of each lane: within one, jobs lie in the order in which they came.
+            # The head of each lane is its oldest job.
             for rank in LANE_RANK.values():
                 first, end = f"{rank * keys.LANE_SPAN}", f"({(rank + 1) * keys.LANE_SPAN}"
                 pipe.zrange(keys.READY + model, first, end, byscore=True, offset=0, num=1)
@@ -299,7 +297,7 @@ class ApiStore:
         for model in models:
             depths[model] = next(replies)
             heads += [(model, job_id.decode()) for _ in LANE_RANK for job_id in next(replies)]
-        pipe = self._redis.pipeline(transaction=False)
+        pipe = self._connection.pooled.pipeline(transaction=False)
         for _, job_id in heads:
             pipe.hget(keys.JOB + job_id, "created_ms")
         oldest_s = dict.fromkeys(models, 0.0)
@@ -308,12 +306,13 @@ class ApiStore:
                 oldest_s[model] = max(oldest_s[model], (now_ms - int(since)) / 1000)
         return {model: QueueState(depths[model], oldest_s[model]) for model in models}
 
-    async def open_jobs(self, model: str, caller: str, limit: int = 100) -> list[tuple[str, str]]:
-        """Up to ``limit`` jobs of a caller that ``model`` has not ended, running ones first, as (id, status).
+    async def open_jobs(self, model: str, caller: str, limit: int = 100) -> list[tuple[str, Status]]:
+        """Up to ``limit`` jobs of a caller for ``model`` that have not ended, as (id, status), running
+        ones first.
 
-        Of those that wait, only the first ``OPEN_LOOK`` of the model's queue are looked at.
+        Only the first ``OPEN_LOOK`` jobs of the model's queue are searched.
         """
-        async with _translated():
+        async with translated():
             running = await self._of(await self._ids(keys.LEASES, 0, -1), model, caller, limit)
             waiting: list[str] = []
             for start in range(0, OPEN_LOOK, 500):
@@ -321,11 +320,14 @@ class ApiStore:
                 waiting += await self._of(page, model, caller, limit - len(running) - len(waiting))
                 if len(page) < 500 or len(running) + len(waiting) == limit:
                     break
-        return [*((job_id, "running") for job_id in running), *((job_id, "starting") for job_id in waiting)]
+        return [
+            *((job_id, Status.RUNNING) for job_id in running),
+            *((job_id, Status.STARTING) for job_id in waiting),
+        ]
 
     async def _of(self, job_ids: Sequence[str], model: str, caller: str, limit: int) -> list[str]:
-        """The first ``limit`` of ``job_ids`` that are jobs of that model and caller."""
-        pipe = self._redis.pipeline(transaction=False)
+        """The first ``limit`` of ``job_ids`` that belong to this model and caller."""
+        pipe = self._connection.pooled.pipeline(transaction=False)
         for job_id in job_ids:
             pipe.hmget(keys.JOB + job_id, "model", "caller", "gone")
         found = await pipe.execute() if job_ids else []
@@ -335,103 +337,37 @@ class ApiStore:
 
     async def unfinished(self) -> int:
         """Jobs of all models that have not ended."""
-        async with _translated():
-            return int(await cast("Any", self._redis.hget(keys.TOTALS, "jobs")) or 0)
+        async with translated():
+            return int(await cast("Any", self._connection.pooled.hget(keys.TOTALS, "jobs")) or 0)
 
     async def release_bell(self, model: str) -> None:
-        """The bell for ``model`` could not be sent: somebody else may ring."""
-        async with _translated():
-            await self._redis.delete(keys.RUNG + model)
+        """The bell for ``model`` could not be sent: another process may send one."""
+        async with translated():
+            await self._connection.pooled.delete(keys.BELL_SENT + model)
 
     async def send_away(self, node: str) -> None:
-        """Something else waits for a node: should its drain linger, it is to leave at once."""
-        async with _translated():
-            pipe = self._redis.pipeline(transaction=True)
-            pipe.rpush(keys.WAKE + node, "leave")
+        """A message waits for this node: if its drain lingers, it must leave at once."""
+        async with translated():
+            pipe = self._connection.pooled.pipeline(transaction=True)
+            pipe.rpush(keys.WAKE + node, Wake.LEAVE.value)
             pipe.pexpire(keys.WAKE + node, keys.WAKE_TTL_MS)
             await pipe.execute()
 
-    async def mark_starting(self, model: str) -> None:
-        """Somebody asked for ``model`` to be loaded."""
-        async with _translated():
-            await self._redis.set(keys.STARTING + model, "1", ex=60)
+    async def mark_model_starting(self, model: str) -> None:
+        """A caller asked to load ``model``."""
+        async with translated():
+            await self._connection.pooled.set(keys.STARTING + model, "1", ex=60)
 
-    async def is_starting(self, model: str) -> bool:
-        async with _translated():
-            return bool(await self._redis.exists(keys.STARTING + model))
-
-    async def ask(self, *commands: Command) -> list[Any]:
-        """The replies to reading commands, over the connection that everybody shares."""
-        async with _translated():
-            return await self._ask(*commands)
-
-    async def carry(self, *commands: Command) -> list[Any]:
-        """The replies to commands of large values, for which nobody else is to wait."""
-        async with _translated():
-            pipe = self._redis.pipeline(transaction=False)
-            for command in commands:
-                pipe.execute_command(*command)
-            return await pipe.execute()
-
-    async def _ask(self, *commands: Command) -> list[Any]:
-        replies = await self._shared.execute(*commands)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+    async def is_model_starting(self, model: str) -> bool:
+        """Whether a caller asked to load ``model``, and no worker has begun yet."""
+        async with translated():
+            return bool(await self._connection.pooled.exists(keys.STARTING + model))
 
     async def _ids(self, key: str, first: int, last: int) -> list[str]:
-        found = cast("list[bytes]", await self._redis.zrange(key, first, last))
+        found = cast("list[bytes]", await self._connection.pooled.zrange(key, first, last))
         return [job_id.decode() for job_id in found]
-
-    async def _run_and_log(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
-        """Runs a script that may end jobs by itself, and logs those."""
-        reply, ends = await self.run(name, arguments)
-        log_ends(scripts.read_finished(ends))
-        return reply
-
-    async def run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
-        """Runs the Lua script of that name."""
-        script = scripts.script(name)
-        packed = cast("list[str]", arguments)
-        async with _translated():
-            try:
-                return await cast("Any", self._redis.evalsha(script.sha, 0, *packed))
-            except NoScriptError:
-                return await cast("Any", self._redis.eval(script.source, 0, *packed))
 
 
 def _counter(name: bytes) -> tuple[str, str, str]:
     task, model, status = name.decode().split("|")
     return task, model, status
-
-
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
-    """Turns what redis-py raises into errors that a caller of the API can act on."""
-    try:
-        yield
-    except OutOfMemoryError:
-        raise ModelmillError(
-            ErrorCode.STORE_FULL,
-            "The job store is out of memory; nothing was accepted. Try again later.",
-            retry_after_s=10,
-        ) from None
-    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as error:
-        raise ModelmillError(
-            ErrorCode.STORE_UNAVAILABLE,
-            "The job store does not answer. Try again shortly, "
-            "with the same Idempotency-Key if you sent one.",
-            retry_after_s=2,
-        ) from error
-    except ResponseError as error:
-        # LOADING, MISCONF and the like: a server that is there and cannot serve.
-        if str(error).split(" ", 1)[0] in {"LOADING", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}:
-            raise ModelmillError(
-                ErrorCode.STORE_UNAVAILABLE, "The job store is not ready. Try again shortly.", retry_after_s=2
-            ) from error
-        raise
-    except RedisError as error:
-        raise ModelmillError(
-            ErrorCode.STORE_UNAVAILABLE, "The job store does not answer. Try again shortly.", retry_after_s=2
-        ) from error

@@ -1,7 +1,8 @@
-"""API keys in Redis: made and revoked by the command line, looked up by the API.
+"""API keys in Redis: the command line makes and revokes them, the API looks them up.
 
-A token is ``mm_<id>_<secret>``. The secret is 256 random bits, so a plain SHA-256 of it is kept: nobody can
-try all of them, whatever a hash costs; slow hashes are for what people choose themselves.
+A token is ``mm_<id>_<secret>``. Redis keeps a plain SHA-256 of the secret. The secret has 256 random
+bits, which is too many to try, even with a fast hash. Slow hashes are for secrets that people choose
+themselves.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import redis
 from modelmill.errors import ConfigError
 from modelmill.states import Lane
 from modelmill.store import keys
-from modelmill.store.api_store import ApiStore
+from modelmill.store.connection import StoreConnection
 from modelmill.store.records import Limits, SubmitReply, Verdict
 
 ID_LENGTH = 12
 SECRET_LENGTH = 43
-"""Of 62 signs each: 256 bits."""
+"""Each character is one of 62, which makes 256 bits."""
 MAX_NAME_LENGTH = 64
 
 _ID_SIGNS = string.ascii_lowercase + string.digits
@@ -36,7 +37,7 @@ _NO_DIGEST = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key; never its secret. Times are seconds since the epoch, by the clock of Redis."""
+    """An API key, without its secret. Times are seconds since the epoch, by the clock of Redis."""
 
     id: str
     name: str
@@ -73,19 +74,19 @@ class ApiKey:
 
 
 def parse_token(token: str) -> tuple[str, str] | None:
-    """Id and secret of a token; None for what cannot be one."""
+    """Id and secret of a token; None if the text cannot be a token."""
     match = _TOKEN.fullmatch(token)
     return (match[1], match[2]) if match else None
 
 
 def proves(secret: str, key: ApiKey | None) -> bool:
-    """Whether ``secret`` is that of ``key``, and the key still counts."""
+    """Whether ``secret`` is that of ``key``, and the key is not revoked."""
     digest = key.digest if key else _NO_DIGEST
     return hmac.compare_digest(_digest(secret), digest) and key is not None and key.revoked_at is None
 
 
 class KeyRing:
-    """The keys, for an operator. Every method raises ``redis.RedisError`` for a server in trouble."""
+    """The keys, for an operator. If Redis fails, every method raises ``redis.RedisError``."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=2, retry=None)
@@ -97,19 +98,23 @@ class KeyRing:
         self._redis.close()
 
     def create(
-        self, name: str, *, is_admin: bool = False, lanes: frozenset[Lane] = frozenset(Lane),
+        self,
+        name: str,
+        *,
+        is_admin: bool = False,
+        lanes: frozenset[Lane] = frozenset(Lane),
         limits: Limits | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str:
         """Makes a key.
 
         Returns:
-            Its token. It is nowhere else, and cannot be had again.
+            Its token. No copy is kept, so it cannot be read again.
 
         Raises:
-            ConfigError: the name cannot be used, or another key that counts has it.
+            ConfigError: the name is not valid, or another valid key has it.
         """
         if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable():
-            raise ConfigError(f"The name of a key has 1 to {MAX_NAME_LENGTH} characters that can be shown.")
+            raise ConfigError(f"The name of a key has 1 to {MAX_NAME_LENGTH} printable characters.")
         if any(key.name == name and key.revoked_at is None for key in self.list()):
             raise ConfigError(f"There is a key named {name!r} already. Choose another name, or revoke it.")
         key_id, secret = _random(_ID_SIGNS, ID_LENGTH), _random(_SECRET_SIGNS, SECRET_LENGTH)
@@ -132,7 +137,7 @@ class KeyRing:
         return f"mm_{key_id}_{secret}"
 
     def list(self) -> list[ApiKey]:
-        """All keys, the revoked ones too, oldest first."""
+        """All keys, oldest first, also revoked ones."""
         ids = sorted(found.decode() for found in cast("set[bytes]", self._redis.smembers(keys.KEYS)))
         with self._redis.pipeline(transaction=False) as pipe:
             for key_id in ids:
@@ -142,19 +147,17 @@ class KeyRing:
         return sorted((key for key in found if key is not None), key=lambda key: key.created_at)
 
     def revoke(self, id_or_name: str) -> ApiKey:
-        """Ends a key for good. Its jobs run on.
+        """Revokes a key. This cannot be undone. Jobs of the key go on.
 
         Raises:
-            ConfigError: no key that counts has that id or name.
+            ConfigError: no valid key has this id or name.
         """
         valid = [key for key in self.list() if key.revoked_at is None]
         named = [key for key in valid if key.id == id_or_name] or [
             key for key in valid if key.name == id_or_name
         ]
         if not named:
-            raise ConfigError(
-                f"No key that counts has the id or name {id_or_name!r}. See: modelmill keys list"
-            )
+            raise ConfigError(f"No valid key has the id or name {id_or_name!r}. See: modelmill keys list")
         self._redis.hset(keys.KEY + named[0].id, "revoked_ms", str(self._now_ms()))
         return named[0]
 
@@ -163,44 +166,37 @@ class KeyRing:
         return seconds * 1000 + micros // 1000
 
 
-async def look_up(store: ApiStore, key_id: str) -> tuple[ApiKey | None, float]:
-    """The key of that id, and the time by the clock of Redis.
+class KeyStore:
+    """The keys and the limits of their callers, for the API. If Redis fails, it raises ``ModelmillError``."""
 
-    Raises:
-        ModelmillError: ``store_unavailable``.
-    """
-    fields, (seconds, micros) = await store.ask(("HGETALL", keys.KEY + key_id), ("TIME",))
-    return ApiKey.from_hash(key_id, fields), int(seconds) + int(micros) / 1e6
+    def __init__(self, connection: StoreConnection) -> None:
+        self._connection = connection
 
+    async def look_up(self, key_id: str) -> tuple[ApiKey | None, float]:
+        """The key with this id, and the time in seconds by the clock of Redis."""
+        fields, (seconds, micros) = await self._connection.read(("HGETALL", keys.KEY + key_id), ("TIME",))
+        return ApiKey.from_hash(key_id, fields), int(seconds) + int(micros) / 1e6
 
-async def note_use(store: ApiStore, key_id: str, now: float) -> None:
-    """Writes down that a key was used.
+    async def note_use(self, key_id: str, now: float) -> None:
+        """Records that a key was used."""
+        await self._connection.read(("HSET", keys.KEY + key_id, "last_used_ms", round(now * 1000)))
 
-    Raises:
-        ModelmillError: ``store_unavailable``.
-    """
-    await store.ask(("HSET", keys.KEY + key_id, "last_used_ms", round(now * 1000)))
-
-
-async def over_limit(store: ApiStore, caller: str, limits: Limits) -> SubmitReply | None:
-    """What ``submit.lua`` would refuse a job of the caller with, for its limits; None if it would not.
-
-    Raises:
-        ModelmillError: ``store_unavailable``.
-    """
-    if limits.max_jobs is None and limits.jobs_per_minute is None:
+    async def over_limit(self, caller: str, limits: Limits) -> SubmitReply | None:
+        """The refusal that ``submit.lua`` would give a job because of the caller's limits; None if it
+        would not."""
+        if limits.max_jobs is None and limits.jobs_per_minute is None:
+            return None
+        unfinished, due_ms, (seconds, micros) = await self._connection.read(
+            ("HGET", keys.OPEN, caller), ("GET", keys.RATE + caller), ("TIME",)
+        )
+        if limits.max_jobs is not None and int(unfinished or 0) >= limits.max_jobs:
+            return SubmitReply(Verdict.QUOTA_FULL, "", bell=False, retry_after_s=1.0)
+        if limits.jobs_per_minute is not None:
+            early_s = float(due_ms or 0) / 1000 - (int(seconds) + int(micros) / 1e6)
+            wait_s = early_s - (limits.burst - 1) * 60 / limits.jobs_per_minute
+            if wait_s > 0:
+                return SubmitReply(Verdict.RATE_LIMITED, "", bell=False, retry_after_s=wait_s, remaining=0)
         return None
-    unfinished, due_ms, (seconds, micros) = await store.ask(
-        ("HGET", keys.OPEN, caller), ("GET", keys.RATE + caller), ("TIME",)
-    )
-    if limits.max_jobs is not None and int(unfinished or 0) >= limits.max_jobs:
-        return SubmitReply(Verdict.QUOTA_FULL, "", bell=False, retry_after_s=1.0)
-    if limits.jobs_per_minute is not None:
-        early_s = float(due_ms or 0) / 1000 - (int(seconds) + int(micros) / 1e6)
-        wait_s = early_s - (limits.burst - 1) * 60 / limits.jobs_per_minute
-        if wait_s > 0:
-            return SubmitReply(Verdict.RATE_LIMITED, "", bell=False, retry_after_s=wait_s, remaining=0)
-    return None
 
 
 def _digest(secret: str) -> str:

@@ -1,4 +1,4 @@
-"""What happened to a job, in order, for those who follow it."""
+"""The events of a job, in order, for clients that follow it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from modelmill.store import keys
-from modelmill.store.api_store import ApiStore
+from modelmill.store.connection import StoreConnection
 
 AT_ONCE = 100
-"""At most so many events are read at once."""
+"""Most events that are read at once."""
 
 Kind = Literal["started", "progress", "log", "ended"]
 
 STARTED_ID = "0-1"
-"""Before every id of a stream."""
+"""Comes before every id of a stream."""
 _LAST = 2**64 - 1
 _ID = re.compile("([0-9]{1,20})-([0-9]{1,20})")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a job."""
+    """One event of a job."""
 
     id: str
     """Its place in the order of the job's events: ``{ms}-{n}``, as Redis names entries of a stream."""
     kind: Kind
     data: bytes
-    """JSON; empty for ``started`` and ``ended``, of which the record tells."""
+    """JSON; empty for ``started`` and ``ended``, whose data is in the record."""
 
 
 def cursor_of(text: str) -> str:
-    """The id of an event as somebody else gives it back; empty, which is before all, for anything else."""
+    """The id of an event, as a client sends it back. Other text becomes empty, which comes before all
+    events."""
     match = _ID.fullmatch(text)
     milliseconds, number = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 0 < max(milliseconds, number) <= _LAST:
@@ -41,43 +42,47 @@ def cursor_of(text: str) -> str:
 
 
 def is_end(cursor: str) -> bool:
-    """Whether the id is that of an ``ended``: nothing follows."""
+    """Whether this is the id of an ``ended`` event: no event follows."""
     return cursor.endswith(f"-{_LAST}")
 
 
-async def events_after(store: ApiStore, job_id: str, cursor: str) -> list[Event] | None:
-    """The next of a job's events, oldest first; none when nothing has happened since; None without a job.
+class EventStore:
+    """Reads the events of jobs. If Redis fails, it raises ``ModelmillError``."""
 
-    An answer that is not empty may not be all: ask again, after the last of them.
+    def __init__(self, connection: StoreConnection) -> None:
+        self._connection = connection
 
-    Args:
-        store: Where to look.
-        job_id: The job.
-        cursor: The id of the event that was seen last; empty for the first ones.
+    async def after(self, job_id: str, cursor: str) -> list[Event] | None:
+        """The next events of a job, oldest first; an empty list if nothing has happened; None without a job.
 
-    Raises:
-        ModelmillError: as every method of the store.
-    """
-    if is_end(cursor):
-        cursor = ""
-    # First the record: of a job that has ended by then, all there is stands in the stream read after.
-    record, entries = await store.ask(
-        ("HMGET", keys.JOB + job_id, "task", "started_ms", "finished_ms", "gone"),
-        ("XRANGE", keys.EVENTS + job_id, f"({cursor}" if cursor else "-", "+", "COUNT", AT_ONCE),
-    )
-    task, started_ms, finished_ms, gone = record
-    if task is None or gone is not None:
-        return None
-    events = []
-    # One that was given back unrun has not started; whoever saw it start is told of that as well.
-    if started_ms is not None and not cursor:
-        events.append(Event(STARTED_ID, "started", b""))
-    if started_ms is not None or cursor:
-        events += [_event(*entry) for entry in entries]
-    # What came between the two reads is left for the next time, when the start that precedes it is known.
-    if finished_ms is not None and len(entries) < AT_ONCE:
-        events.append(Event(f"{int(finished_ms)}-{_LAST}", "ended", b""))
-    return events
+        A list that is not empty may not hold all of them: ask again, after its last event.
+
+        Args:
+            job_id: The job.
+            cursor: The id of the event that was seen last; empty for the first events.
+        """
+        if is_end(cursor):
+            cursor = ""
+        # The record comes first: if the job has ended by then, the stream that is read after it is complete.
+        record, entries = await self._connection.read(
+            ("HMGET", keys.JOB + job_id, "task", "started_ms", "finished_ms", "gone"),
+            ("XRANGE", keys.EVENTS + job_id, f"({cursor}" if cursor else "-", "+", "COUNT", AT_ONCE),
+        )
+        task, started_ms, finished_ms, gone = record
+        if task is None or gone is not None:
+            return None
+        events = []
+        # A job that was given back before it ran has not started. A client that saw it start is told
+        # that as well.
+        if started_ms is not None and not cursor:
+            events.append(Event(STARTED_ID, "started", b""))
+        # Without a start in the record, entries are left for the next call, when the start before them
+        # is known.
+        if started_ms is not None or cursor:
+            events += [_event(*entry) for entry in entries]
+        if finished_ms is not None and len(entries) < AT_ONCE:
+            events.append(Event(f"{int(finished_ms)}-{_LAST}", "ended", b""))
+        return events
 
 
 def _event(entry_id: bytes, fields: list[bytes]) -> Event:

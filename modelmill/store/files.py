@@ -1,7 +1,7 @@
-"""Files that callers uploaded, or that were fetched for them: their records, and their content.
+"""Files that callers uploaded, or that the API fetched for them: their records, and their content.
 
-Content lies in the blob store where there is one and it is large, else in Redis. A file goes when its time
-is over and no job refers to it; ``sweep`` sees to that.
+Large content goes to the blob store, if one is set up; other content to Redis. ``sweep`` removes a file
+when its time is over and no job refers to it.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from modelmill.blobs import CHUNK_BYTES, BlobStore
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
-from modelmill.store.api_store import ApiStore
-from modelmill.store.scripts import MEMORY_SHARE, Argument
+from modelmill.store.arguments import pack
+from modelmill.store.connection import StoreConnection
+from modelmill.store.scripts import MEMORY_SHARE
 
 WRITE_S = 3600
-"""How long writing a file's content may take, until what there is of it counts as left behind."""
+"""How long writing a file's content may take. After this time an unfinished file is removed."""
 AT_MOST = 500
 """Files and blobs that one sweep takes."""
 ORPHAN_AGE_S = 3600
-"""A blob that no record names is left behind when it is older; a younger one may be about to be named."""
+"""An older blob that no record names is an orphan. The record of a younger one may still be written."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """What is to be kept of a file beside its content."""
+    """The data that is kept for a file besides its content."""
 
     owner: str
     size: int
@@ -38,7 +39,7 @@ class NewFile:
     media_type: str
     name: str | None = None
     problem: tuple[str, str] | None = None
-    """Why it cannot be used as media: code and message."""
+    """Why the file cannot be used as media: code and message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class FileRecord:
     created_at: float
     expires_at: float
     blob: str | None
-    """Where its content lies in the blob store; None where it lies in Redis."""
+    """Name of the content in the blob store; None if the content is in Redis."""
 
     @classmethod
     def from_hash(cls, file_id: str, fields: Mapping[bytes, bytes]) -> FileRecord:
@@ -74,64 +75,87 @@ class FileRecord:
 
 
 class FileStore:
-    """Keeps files, and sweeps away what has become garbage. Every method raises ``ModelmillError``."""
+    """Keeps files, and removes what is no longer needed. If Redis fails, every method raises
+    ``ModelmillError``."""
 
-    def __init__(self, settings: Settings, store: ApiStore, blobs: BlobStore | None) -> None:
+    def __init__(self, settings: Settings, connection: StoreConnection, blobs: BlobStore | None) -> None:
         self._settings = settings
-        self._store = store
+        self._connection = connection
         self._blobs = blobs
 
     async def add(self, file: NewFile, content: IO[bytes], ttl_s: float | None = None) -> FileRecord:
-        """Keeps a file for its owner, for ``ttl_s`` or the setting's time. Nothing is left of one that fails.
+        """Keeps a file for its owner, for ``ttl_s`` or the time of the setting. If this fails, nothing
+        is left.
 
         Raises:
-            ModelmillError: ``store_full``, when all files together would be over their limit.
+            ModelmillError: ``store_full``, if all files together would be over their limit.
         """
         file_id = str(uuid.uuid4())
         large = self._blobs is not None and file.size >= self._settings.blob_min_bytes
         blob = keys.FILE_BLOB + file_id if large else None
         if blob is None:
             await self._check_memory(file.size)
-        room: list[Argument] = [
-            file_id,
-            file.size,
-            self._settings.max_files_bytes,
-            WRITE_S * 1000,
-            blob or "",
-        ]
-        if await self._store.run("file_reserve", room) == b"full":
+        await self._reserve(file_id, file.size, blob)
+        try:
+            await self._write(file_id, blob, content)
+            created_at, expires_at = await self._give_to_owner(
+                file_id, file, self._settings.file_ttl_s if ttl_s is None else ttl_s
+            )
+        except BaseException:
+            # If this fails too, the reservation expires after `WRITE_S`.
+            with suppress(ModelmillError):
+                await asyncio.shield(self._delete(file_id, owner=""))
+            raise
+        return FileRecord(
+            id=file_id,
+            size=file.size,
+            sha256=file.sha256,
+            media_type=file.media_type,
+            name=file.name,
+            problem=file.problem,
+            created_at=created_at,
+            expires_at=expires_at,
+            blob=blob,
+        )
+
+    async def _reserve(self, file_id: str, size: int, blob: str | None) -> None:
+        arguments = pack(
+            "file_reserve",
+            id=file_id,
+            bytes=size,
+            max_bytes=self._settings.max_files_bytes,
+            write_ms=WRITE_S * 1000,
+            blob=blob or "",
+        )
+        if await self._connection.run_script("file_reserve", arguments) == b"full":
             raise ModelmillError(
                 ErrorCode.STORE_FULL,
                 f"All files together may hold {self._settings.max_files_bytes} bytes, and nearly do. "
                 "Delete some, or try again when others have expired.",
                 retry_after_s=60,
             )
-        try:
-            await self._write(file_id, blob, content)
-            fields: list[Any] = ["sha256", file.sha256, "media_type", file.media_type]
-            if file.name is not None:
-                fields += ["name", file.name]
-            if file.problem is not None:
-                fields += ["problem", " ".join(file.problem)]
-            ttl_ms = round((self._settings.file_ttl_s if ttl_s is None else ttl_s) * 1000)
-            times = await self._store.run("file_add", [file_id, file.owner, ttl_ms, *fields])
-            if not times:
-                raise ModelmillError(
-                    ErrorCode.STORE_UNAVAILABLE, "The job store lost the file; send it again."
-                )
-        except BaseException:
-            # Where this cannot be said either, its time of writing runs out.
-            with suppress(ModelmillError):
-                await asyncio.shield(self._store.run("file_delete", [file_id, ""]))
-            raise
-        created, expires = (int(at) / 1000 for at in times)
-        return FileRecord(
-            file_id, file.size, file.sha256, file.media_type, file.name, file.problem, created, expires, blob
-        )
+
+    async def _give_to_owner(self, file_id: str, file: NewFile, ttl_s: float) -> tuple[float, float]:
+        """Makes a written file readable. Returns when it was created and when it expires."""
+        fields: list[Any] = ["sha256", file.sha256, "media_type", file.media_type]
+        if file.name is not None:
+            fields += ["name", file.name]
+        if file.problem is not None:
+            fields += ["problem", " ".join(file.problem)]
+        arguments = pack("file_add", fields, id=file_id, owner=file.owner, ttl_ms=round(ttl_s * 1000))
+        times = await self._connection.run_script("file_add", arguments)
+        if not times:
+            raise ModelmillError(ErrorCode.STORE_UNAVAILABLE, "The job store lost the file; send it again.")
+        created_ms, expires_ms = times
+        return int(created_ms) / 1000, int(expires_ms) / 1000
+
+    async def _delete(self, file_id: str, owner: str) -> bool:
+        reply = await self._connection.run_script("file_delete", pack("file_delete", id=file_id, owner=owner))
+        return bool(reply == b"deleted")
 
     async def _check_memory(self, size: int) -> None:
-        """Refuses what would fill the memory that results need. ``submit`` does the same."""
-        (info,) = await self._store.ask(("INFO", "memory"))
+        """Refuses a file that would fill the memory that results need. ``submit`` does the same."""
+        (info,) = await self._connection.read(("INFO", "memory"))
         about = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         limit = int(about["maxmemory"])
         if limit and int(about["used_memory"]) + size > limit * MEMORY_SHARE:
@@ -146,18 +170,20 @@ class FileStore:
         key = keys.BLOB + file_id
         start = 0
         while chunk := await asyncio.to_thread(content.read, CHUNK_BYTES):
-            # Not APPEND: a chunk that is sent again after a lost reply must land where it was.
-            await self._store.carry(("SETRANGE", key, start, chunk), ("EXPIRE", key, WRITE_S))
+            # Not APPEND: if a chunk is sent again after a lost reply, it must land in the same place.
+            await self._connection.read_large(("SETRANGE", key, start, chunk), ("EXPIRE", key, WRITE_S))
             start += len(chunk)
 
     async def find(self, file_id: str, owner: str) -> FileRecord | None:
-        """The owner's file of that id."""
+        """The owner's file with this id."""
         return (await self.find_many([file_id], owner))[file_id]
 
     async def find_many(self, file_ids: Collection[str], owner: str) -> dict[str, FileRecord | None]:
-        """The owner's files of those ids; None for each that is not there, or somebody else's."""
+        """The owner's files with these ids; None for an id that does not exist or belongs to another
+        owner."""
         ids = [file_id for file_id in file_ids if is_file_id(file_id)]
-        found = await self._store.ask(*(("HGETALL", keys.FILE + file_id) for file_id in ids)) if ids else []
+        commands = [("HGETALL", keys.FILE + file_id) for file_id in ids]
+        found = await self._connection.read(*commands) if commands else []
         answers: dict[str, FileRecord | None] = dict.fromkeys(file_ids)
         for file_id, fields in zip(ids, found, strict=True):
             if fields.get(b"owner") == owner.encode():
@@ -165,16 +191,15 @@ class FileStore:
         return answers
 
     async def delete(self, file_id: str, owner: str) -> bool:
-        """Takes the file from its owner; its content goes when no job needs it. False when there is none."""
-        if not is_file_id(file_id):
-            return False
-        return bool(await self._store.run("file_delete", [file_id, owner]) == b"deleted")
+        """Takes the file from its owner; its content goes when no job needs it. False if there is no
+        such file."""
+        return is_file_id(file_id) and await self._delete(file_id, owner)
 
     async def read(self, file: FileRecord) -> AsyncIterator[bytes]:
-        """The content in pieces.
+        """The content, in pieces.
 
         Raises:
-            ModelmillError: ``file_not_found``, when it goes meanwhile.
+            ModelmillError: ``file_not_found``, if the file is removed meanwhile.
         """
         if file.blob is not None:
             async for chunk in self._read_blob(file.blob):
@@ -182,7 +207,7 @@ class FileStore:
             return
         start = 0
         while start < file.size:
-            (chunk,) = await self._store.carry(
+            (chunk,) = await self._connection.read_large(
                 ("GETRANGE", keys.BLOB + file.id, start, start + CHUNK_BYTES - 1)
             )
             if not chunk:
@@ -201,20 +226,21 @@ class FileStore:
             source.close()
 
     async def sweep(self) -> Sequence[str]:
-        """Lets files go whose time is over, and deletes blobs that nothing needs any more.
+        """Removes files whose time is over, and deletes blobs that are no longer needed.
 
         Returns:
-            Names of blobs that are to be deleted, of which there may be more. Without a blob store they stay.
+            Names of the blobs that were due for deletion, at most ``AT_MOST``. Without a blob store
+            they stay.
         """
-        arguments = [self._settings.file_ttl_s * 1000, AT_MOST]
-        names = [name.decode() for name in await self._store.run("sweep", arguments)]
+        arguments = pack("sweep", file_ttl_ms=self._settings.file_ttl_s * 1000, at_most=AT_MOST)
+        names = [name.decode() for name in await self._connection.run_script("sweep", arguments)]
         if names and self._blobs is not None:
             await asyncio.to_thread(self._blobs.delete, names)
-            await self._store.ask(("ZREM", keys.TRASH, *names))
+            await self._connection.read(("ZREM", keys.TRASH, *names))
         return names
 
     async def sweep_orphans(self, older_than_s: float = ORPHAN_AGE_S) -> int:
-        """Deletes blobs that no record names: of a process that died between writing and saying so."""
+        """Deletes blobs that no record names. A process that dies between the two writes leaves one."""
         if self._blobs is None:
             return 0
         blobs = self._blobs
@@ -222,22 +248,23 @@ class FileStore:
         count = 0
         for start in range(0, len(names), AT_MOST):
             some = names[start : start + AT_MOST]
-            named = await self._store.ask(*(_who_names(name) for name in some))
+            named = await self._connection.read(*(_who_names(name) for name in some))
             orphans = [name for name, by in zip(some, named, strict=True) if by not in (name.encode(), 1)]
             await asyncio.to_thread(blobs.delete, orphans)
             count += len(orphans)
         return count
 
     async def may_sweep_orphans(self) -> bool:
-        """Wins the right to look for orphans, which one process an hour does."""
+        """Whether this process must look for orphans. One process does it each hour."""
         if self._blobs is None:
             return False
-        (won,) = await self._store.ask(("SET", keys.SWEPT, "1", "NX", "EX", ORPHAN_AGE_S))
+        (won,) = await self._connection.read(("SET", keys.SWEPT, "1", "NX", "EX", ORPHAN_AGE_S))
         return won is not None
 
 
 def is_file_id(text: str) -> bool:
-    """Whether a file can have that id. Keys are made of ids as they come, so only the usual form will do."""
+    """Whether a file can have this id. Ids become part of keys as they are, so only the canonical form
+    is valid."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
@@ -245,14 +272,14 @@ def is_file_id(text: str) -> bool:
 
 
 def file_gone() -> ModelmillError:
-    """For a file that is not there, and word for word the same for somebody else's."""
+    """The error for a file that does not exist. A file of another caller gives the same words."""
     return ModelmillError(
         ErrorCode.FILE_NOT_FOUND, "There is no such file, or its time is over: upload it again."
     )
 
 
 def _who_names(name: str) -> tuple[str, ...]:
-    """The command that answers with the name, or with 1, where a record refers to that blob."""
+    """The command that answers with the name, or with 1, if a record refers to this blob."""
     folder, _, rest = name.partition("/")
     owner = rest.partition(".")[0]
     if folder == keys.FILE_BLOB.rstrip("/"):

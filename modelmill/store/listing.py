@@ -1,35 +1,51 @@
-"""Many jobs of one caller at once: listed newest first, looked at, and read."""
+"""Many jobs of one caller at once: their pages, their statuses, and their results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from modelmill.states import Status
 from modelmill.store import keys
-from modelmill.store.api_store import ApiStore
+from modelmill.store.connection import StoreConnection
 from modelmill.store.records import JobRecord
 
 MAX_SCANNED = 2000
-"""Jobs that one listing looks at: a filter that fits few has its next ones on the next page."""
+"""Most jobs that one page searches. If a filter lets few through, the others are on the next page."""
 SCAN = 200
 READ = 16
 """Records read in one round trip, each with a result of up to ``INLINE_BYTES``."""
 
 _FILTERED = ("task", "model", "status", "tags", "gone")
-# All that a document says, but not its result, which may be large.
 _FIELDS = (
-    *("task", "model", "batched", "lane", "caller", "status", "items", "deliveries", "created_ms"),
-    *("started_ms", "finished_ms", "expires_ms", "error", "details", "progress", "metadata", "tags"),
-    *("cancel", "gone"),
+    "task",
+    "model",
+    "batched",
+    "lane",
+    "caller",
+    "status",
+    "items",
+    "deliveries",
+    "created_ms",
+    "started_ms",
+    "finished_ms",
+    "expires_ms",
+    "error",
+    "details",
+    "progress",
+    "metadata",
+    "tags",
+    "cancel",
+    "gone",
 )
+"""All fields of a document, without the result, which may be large."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs are wanted; None and nothing let all through."""
+    """Which jobs are wanted. None, or an empty collection, lets all through."""
 
     task: str | None = None
     model: str | None = None
@@ -54,103 +70,115 @@ class Page:
 
     jobs: list[JobRecord]
     before: int | None
-    """Where the next page begins; None when there is none."""
+    """Where the next page begins; None if this is the last page."""
 
 
-async def list_jobs(store: ApiStore, caller: str, wanted: JobFilter, before: int | None, limit: int) -> Page:
-    """The caller's jobs that ``wanted`` lets through, newest first.
+class JobListing:
+    """Reads many jobs. If Redis fails, every method raises ``ModelmillError``.
 
     Args:
-        store: The job store.
-        caller: Whose jobs.
-        wanted: Which of them.
-        before: What the page before said. Jobs that come meanwhile are newer, and change no later page.
-        limit: At most so many.
+        connection: To Redis.
+        get: Reads one job with its result, which may be large.
     """
-    found: list[JobRecord] = []
-    scanned = 0
-    while scanned < MAX_SCANNED:
-        count = SCAN if wanted else limit - len(found) + 1
-        entries = await _entries(store, caller, before, count)
-        scanned += len(entries)
-        fitting = await _fitting(store, wanted, [job_id for job_id, _ in entries])
-        taken = fitting[: limit - len(found)]
-        left = set(fitting[len(taken) :])
-        records = await _records(store, taken)
-        for job_id, sequence in entries:
-            if len(found) == limit:
-                return Page(found, before)
-            if job_id in left:
-                break  # of those before it some are gone since; so there is room for this one
-            before = sequence
-            if job_id in records and wanted.fits(*_traits(record := records[job_id])):
-                found.append(record)
-        else:
-            if len(entries) < count:
-                return Page(found, None)
-    return Page(found, before)
 
+    def __init__(
+        self, connection: StoreConnection, get: Callable[[str], Awaitable[JobRecord | None]]
+    ) -> None:
+        self._connection = connection
+        self._get = get
 
-async def own_statuses(store: ApiStore, caller: str, job_ids: Sequence[str]) -> dict[str, Status | None]:
-    """Where jobs stand, in one round trip; None for those that are not there or somebody else's."""
-    rows = await store.ask(*(("HMGET", keys.JOB + job_id, "status", "caller", "gone") for job_id in job_ids))
-    return {
-        job_id: Status(status.decode()) if status and gone is None and owner.decode() == caller else None
-        for job_id, (status, owner, gone) in zip(job_ids, rows, strict=True)
-    }
+    async def page(self, caller: str, wanted: JobFilter, before: int | None, limit: int) -> Page:
+        """The caller's jobs that ``wanted`` lets through, newest first.
 
-
-async def read_jobs(store: ApiStore, job_ids: Sequence[str]) -> AsyncIterator[JobRecord]:
-    """Those of ``job_ids`` that are there, with their results; a few at a time are held in memory."""
-    for start in range(0, len(job_ids), READ):
-        some = job_ids[start : start + READ]
-        rows = await store.ask(*(("HGETALL", keys.JOB + job_id) for job_id in some))
-        for job_id, fields in zip(some, rows, strict=True):
-            if b"task" not in fields or b"gone" in fields:
-                continue
-            if fields.keys() & {b"out", b"out_blob"}:
-                # A large result, which lies elsewhere.
-                record = await store.get(job_id)
-                if record is not None:
-                    yield record
+        Args:
+            caller: The owner of the jobs.
+            wanted: Which of them.
+            before: ``Page.before`` of the page before. Jobs that come meanwhile are newer, so they
+                change no later page.
+            limit: Most jobs of this page.
+        """
+        found: list[JobRecord] = []
+        scanned = 0
+        while scanned < MAX_SCANNED:
+            count = SCAN if wanted else limit - len(found) + 1
+            entries = await self._entries(caller, before, count)
+            scanned += len(entries)
+            fitting = await self._fitting(wanted, [job_id for job_id, _ in entries])
+            taken = fitting[: limit - len(found)]
+            left = set(fitting[len(taken) :])
+            records = await self._records(taken)
+            for job_id, sequence in entries:
+                if len(found) == limit:
+                    return Page(found, before)
+                if job_id in left:
+                    break  # some jobs before it have been removed meanwhile, so this one has room on the page
+                before = sequence
+                if job_id in records and wanted.fits(*_traits(record := records[job_id])):
+                    found.append(record)
             else:
-                yield JobRecord.from_hash(job_id, fields, fields.get(b"result"))
+                if len(entries) < count:
+                    return Page(found, None)
+        return Page(found, before)
 
-
-async def _entries(store: ApiStore, caller: str, before: int | None, count: int) -> list[tuple[str, int]]:
-    newest = "+inf" if before is None else f"({before}"
-    (rows,) = await store.ask(
-        ("ZRANGE", keys.JOBS + caller, newest, "-inf", "BYSCORE", "REV", "LIMIT", 0, count, "WITHSCORES")
-    )
-    return [(job_id.decode(), int(score)) for job_id, score in rows]
-
-
-async def _fitting(store: ApiStore, wanted: JobFilter, job_ids: Sequence[str]) -> list[str]:
-    """Those that the filter lets through, by the few small fields that it asks for."""
-    if not wanted or not job_ids:
-        return list(job_ids)
-    rows = await store.ask(*(("HMGET", keys.JOB + job_id, *_FILTERED) for job_id in job_ids))
-    return [
-        job_id
-        for job_id, (task, model, status, tags, gone) in zip(job_ids, rows, strict=True)
-        if task is not None
-        and gone is None
-        and wanted.fits(task.decode(), model.decode(), Status(status.decode()), json.loads(tags or "[]"))
-    ]
-
-
-async def _records(store: ApiStore, job_ids: Sequence[str]) -> Mapping[str, JobRecord]:
-    if not job_ids:
-        return {}
-    rows = await store.ask(*(("HMGET", keys.JOB + job_id, *_FIELDS) for job_id in job_ids))
-    records = {}
-    for job_id, row in zip(job_ids, rows, strict=True):
-        fields: dict[bytes, Any] = {
-            name.encode(): value for name, value in zip(_FIELDS, row, strict=True) if value is not None
+    async def statuses(self, caller: str, job_ids: Sequence[str]) -> dict[str, Status | None]:
+        """The statuses of jobs, in one round trip; None for a job that does not exist or is not the
+        caller's."""
+        rows = await self._connection.read(
+            *(("HMGET", keys.JOB + job_id, "status", "caller", "gone") for job_id in job_ids)
+        )
+        return {
+            job_id: Status(status.decode()) if status and gone is None and owner.decode() == caller else None
+            for job_id, (status, owner, gone) in zip(job_ids, rows, strict=True)
         }
-        if b"task" in fields and b"gone" not in fields:
-            records[job_id] = JobRecord.from_hash(job_id, fields, None)
-    return records
+
+    async def read(self, job_ids: Sequence[str]) -> AsyncIterator[JobRecord]:
+        """Those of ``job_ids`` that exist, with their results. Only a few are in memory at a time."""
+        for start in range(0, len(job_ids), READ):
+            some = job_ids[start : start + READ]
+            rows = await self._connection.read(*(("HGETALL", keys.JOB + job_id) for job_id in some))
+            for job_id, fields in zip(some, rows, strict=True):
+                if b"task" not in fields or b"gone" in fields:
+                    continue
+                if fields.keys() & {b"out", b"out_blob"}:
+                    # A large result is not in the record.
+                    record = await self._get(job_id)
+                    if record is not None:
+                        yield record
+                else:
+                    yield JobRecord.from_hash(job_id, fields, fields.get(b"result"))
+
+    async def _entries(self, caller: str, before: int | None, count: int) -> list[tuple[str, int]]:
+        newest = "+inf" if before is None else f"({before}"
+        (rows,) = await self._connection.read(
+            ("ZRANGE", keys.JOBS + caller, newest, "-inf", "BYSCORE", "REV", "LIMIT", 0, count, "WITHSCORES")
+        )
+        return [(job_id.decode(), int(score)) for job_id, score in rows]
+
+    async def _fitting(self, wanted: JobFilter, job_ids: Sequence[str]) -> list[str]:
+        """Those that the filter lets through. Only the few small fields that it needs are read."""
+        if not wanted or not job_ids:
+            return list(job_ids)
+        rows = await self._connection.read(*(("HMGET", keys.JOB + job_id, *_FILTERED) for job_id in job_ids))
+        return [
+            job_id
+            for job_id, (task, model, status, tags, gone) in zip(job_ids, rows, strict=True)
+            if task is not None
+            and gone is None
+            and wanted.fits(task.decode(), model.decode(), Status(status.decode()), json.loads(tags or "[]"))
+        ]
+
+    async def _records(self, job_ids: Sequence[str]) -> Mapping[str, JobRecord]:
+        if not job_ids:
+            return {}
+        rows = await self._connection.read(*(("HMGET", keys.JOB + job_id, *_FIELDS) for job_id in job_ids))
+        records = {}
+        for job_id, row in zip(job_ids, rows, strict=True):
+            fields: dict[bytes, Any] = {
+                name.encode(): value for name, value in zip(_FIELDS, row, strict=True) if value is not None
+            }
+            if b"task" in fields and b"gone" not in fields:
+                records[job_id] = JobRecord.from_hash(job_id, fields, None)
+        return records
 
 
 def _traits(record: JobRecord) -> tuple[str, str, Status, list[str]]:

@@ -1,7 +1,8 @@
-"""Commands of many callers over one connection: what is asked in one turn of the loop goes out together.
+"""Commands of many callers over one connection. All commands of one turn of the event loop are sent together.
 
-A pool gives each caller a connection of its own, and each pays for its own system calls, timers and
-wake-ups. Redis answers in order, so one connection can serve all: replies are dealt out as they come.
+With a pool, each caller has a connection of its own, and pays for its own system calls, timers and
+wake-ups. Redis answers in order, so one connection can serve all callers: each reply goes to the oldest
+call.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Command = tuple[str | bytes | int | float, ...]
 
 
 class _Call:
-    """Some commands of one caller, whose replies are wanted together."""
+    """The commands of one caller, whose replies are returned together."""
 
     __slots__ = ("missing", "packed", "replies", "reply", "sent_at")
 
@@ -37,14 +38,14 @@ class _Call:
 
 
 class Multiplexer:
-    """One connection, made when first needed and made anew when it breaks.
+    """One connection. It is made at the first call, and again after it broke.
 
     Args:
-        pool: Makes the connection; its settings apply. Without a ``socket_timeout``: redis-py would start a
-            timer for each read and a task for each write.
-        retry: How often, and after which pauses, a call is sent again whose connection broke: only
+        pool: Makes the connection; its settings apply. It must have no ``socket_timeout``: redis-py
+            would start a timer for each read and a task for each write.
+        retry: If the connection breaks, how often and after which pauses a call is sent again. So only
             commands that may be replayed can be sent here.
-        answer_s: The longest wait for a reply, give or take a tenth, before the connection counts as broken.
+        answer_s: After this wait for a reply, give or take a tenth, the connection counts as broken.
     """
 
     def __init__(self, pool: redis.asyncio.ConnectionPool, retry: Retry, answer_s: float) -> None:
@@ -58,9 +59,8 @@ class Multiplexer:
         self._session: asyncio.Task[None] | None = None
 
     async def execute(self, *commands: Command) -> list[Any]:
-        """Sends ``commands`` one after the other, and gives their replies.
-
-        What the server refused is among the replies, as a ``ResponseError``.
+        """Sends ``commands`` in order and returns their replies. The reply to a refused one is a
+        ``ResponseError``.
 
         Raises:
             RedisError: the server could not be reached, or did not answer.
@@ -76,12 +76,12 @@ class Multiplexer:
             return await call.reply
 
         async def failed(_: Exception) -> None:
-            """Nothing to clean up: the session that broke did."""
+            """The broken session has cleaned up already."""
 
         return await self._retry.call_with_retry(attempt, failed)
 
     async def close(self) -> None:
-        """Gives up the connection, and with it every call that still waits."""
+        """Closes the connection. Calls that still wait fail."""
         if self._session is not None:
             self._session.cancel()
             await asyncio.wait((self._session,))
@@ -97,7 +97,7 @@ class Multiplexer:
             try:
                 done: set[asyncio.Task[None]] = set()
                 while not done and not self._is_overdue():
-                    # Neither of them ever returns: it ends with an error.
+                    # Neither task ever returns; it ends with an error.
                     done, _ = await asyncio.wait(
                         tasks, timeout=self._answer_s / 10, return_when=asyncio.FIRST_COMPLETED
                     )

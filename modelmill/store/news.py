@@ -1,4 +1,4 @@
-"""Waiting for jobs: one subscription for everybody in a process who waits for an end, or follows a job."""
+"""News of jobs: one subscription serves all requests of a process that wait for an end or follow a job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from modelmill.store.api_store import ApiStore
 logger = logging.getLogger(__name__)
 
 SILENCE_S = 15.0
-"""A connection that is silent for so long is asked whether it lives, and after as long again dropped."""
+"""After this time without a message the connection gets a PING; after as long again without one it is
+dropped."""
 ANSWER_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 _ENDED_CHANNEL = keys.ENDED_CHANNEL.encode()
@@ -33,17 +34,17 @@ Waiter = TypeVar("Waiter")
 
 
 class JobNews:
-    """Tells those who wait in this process that their job has ended, or that something happened to it.
+    """Wakes the requests of this process whose job has ended, or has a new event.
 
-    Every terminal write publishes on one channel, what else happens on another, and one connection listens
-    to both for all. While it is broken, news is missed; so each new subscription first looks once at every
-    job whose end is waited for, and wakes everybody else, to look for themselves.
+    Terminal writes publish on one channel, all other events on another, and one connection listens to
+    both. While it is broken, messages are missed. So after each new subscription, the jobs whose end a
+    request waits for are read once, and all followers are woken to read for themselves.
     """
 
     def __init__(self, settings: Settings, store: ApiStore) -> None:
         self._store = store
-        # A plain connection and no PubSub object: that one subscribes again by itself, and then nobody
-        # knows that messages were missed.
+        # A plain connection, not a PubSub object: that one subscribes again by itself and does not tell
+        # that messages were missed.
         self._pool = redis.asyncio.ConnectionPool.from_url(
             settings.redis_url,
             protocol=2,
@@ -54,39 +55,40 @@ class JobNews:
         )
         self._waiting: dict[bytes, set[asyncio.Future[None]]] = {}
         self._following: dict[bytes, set[asyncio.Event]] = {}
-        self._at_release: set[asyncio.Future[None]] = set()
+        self._at_shutdown: set[asyncio.Future[None]] = set()
         self.waiting = 0
-        """How many wait now, or follow a job."""
-        self.hooks = asyncio.Event()
-        """Set when a webhook may be due: whoever sends them clears it before looking."""
-        self._released = False
+        """How many requests wait for an end or follow a job now."""
+        self.webhook_due = asyncio.Event()
+        """Set when a webhook may be due. The sender clears it, then reads the outbox."""
+        self._shutting_down = False
         self._listening = False
         self._tried = asyncio.Event()
         self._heard_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Subscribes. Without a server it returns all the same, and goes on trying."""
+        """Subscribes. If Redis does not answer, it returns all the same and goes on trying."""
         self._task = asyncio.create_task(self._run())
         await self._tried.wait()
 
     @property
-    def released(self) -> bool:
-        """Whether this process is about to end, so that nobody is to wait any more."""
-        return self._released
+    def is_shutting_down(self) -> bool:
+        """Whether this process is about to end, so that no request may wait any longer."""
+        return self._shutting_down
 
-    def watch(self, job_id: str) -> AbstractContextManager[asyncio.Future[None]]:
-        """A future that is done when the job ends, from now on: look at the record after, not before.
+    def until_end(self, job_id: str) -> AbstractContextManager[asyncio.Future[None]]:
+        """A future that is done when the job ends. Ends before this call are missed: read the record
+        after it.
 
-        It may be done early, so whoever it wakes reads the record to know.
+        The future may be done early, so read the record again when it is done.
         """
-        return self.watch_any((job_id,))
+        return self.until_first_end((job_id,))
 
     @contextmanager
-    def watch_any(self, job_ids: Iterable[str]) -> Iterator[asyncio.Future[None]]:
-        """As ``watch``, for many: done when the first of them ends."""
+    def until_first_end(self, job_ids: Iterable[str]) -> Iterator[asyncio.Future[None]]:
+        """Like ``until_end``, for many jobs: done when the first of them ends."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._released:
+        if self._shutting_down:
             future.set_result(None)
         watched = [job_id.encode() for job_id in job_ids]
         for key in watched:
@@ -101,12 +103,12 @@ class JobNews:
 
     @contextmanager
     def follow(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something may have happened to the job, its end included.
+        """An event that is set when the job may have new events, its end included.
 
-        Clear it first, then look, then wait: so nothing is missed, and much news at once is looked at once.
+        Clear it first, then read, then wait: so no event is missed, and many events at once are read once.
         """
         news = asyncio.Event()
-        if self._released:
+        if self._shutting_down:
             news.set()
         key = job_id.encode()
         self._following.setdefault(key, set()).add(news)
@@ -118,29 +120,29 @@ class JobNews:
             _leave(self._following, key, news)
 
     @contextmanager
-    def watch_release(self) -> Iterator[asyncio.Future[None]]:
-        """A future that is done once nobody is to wait any more: for whoever waits for something else."""
+    def until_shutdown(self) -> Iterator[asyncio.Future[None]]:
+        """A future that is done when the server shuts down, for requests that wait for something else."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._released:
+        if self._shutting_down:
             future.set_result(None)
-        self._at_release.add(future)
+        self._at_shutdown.add(future)
         try:
             yield future
         finally:
-            self._at_release.discard(future)
+            self._at_shutdown.discard(future)
 
-    def release(self) -> None:
-        """Wakes everybody, now and from now on: this process is about to end."""
-        self._released = True
+    def shut_down(self) -> None:
+        """This process is about to end: wakes every request that waits, and each later one at once."""
+        self._shutting_down = True
         for job_id in self._waiting:
             self._end(job_id)
-        for future in self._at_release:
+        for future in self._at_shutdown:
             if not future.done():
                 future.set_result(None)
         self._wake_followers()
 
     async def close(self) -> None:
-        self.release()
+        self.shut_down()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -148,7 +150,7 @@ class JobNews:
 
     async def _run(self) -> None:
         pause_s = FIRST_PAUSE_S
-        told = False
+        warned = False
         while True:
             try:
                 await self._listen()
@@ -158,17 +160,17 @@ class JobNews:
                 logger.exception("the subscription to news of jobs failed")
                 problem = error
             if self._listening:
-                pause_s, told = FIRST_PAUSE_S, False
-            if not told:
+                pause_s, warned = FIRST_PAUSE_S, False
+            if not warned:
                 logger.warning("not subscribed to news of jobs, trying again: %s", problem)
-                told = True
+                warned = True
             self._listening = False
             self._tried.set()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _listen(self) -> None:
-        """Subscribes, catches up, and passes news on until the connection breaks."""
+        """Subscribes, catches up, and passes messages on until the connection breaks."""
         connection = cast("Any", self._pool).make_connection()
         try:
             await connection.connect()
@@ -191,7 +193,7 @@ class JobNews:
 
     async def _read(self, connection: Any) -> None:
         while True:
-            # Without a time limit of its own: it would cost a timer for each message.
+            # No time limit here: it would cost a timer for each message.
             reply = await connection.read_response(timeout=math.inf, push_request=True)
             self._heard_at = time.monotonic()
             if reply[0] != b"message":
@@ -200,28 +202,28 @@ class JobNews:
                 for line in reply[2].split(b"\n"):
                     self._end(line.partition(b" ")[0])
             else:
-                self._tell(reply[2])
+                self._pass_on(reply[2])
 
     async def _keep_alive(self, connection: Any, reading: asyncio.Task[None]) -> None:
-        """Returns never; raises what ended the reading, or that the connection has fallen silent."""
+        """Never returns. Raises the error that ended the reading, or that the connection is silent."""
         self._heard_at = asked_at = time.monotonic()
         while True:
             await asyncio.wait((reading,), timeout=SILENCE_S)
             if reading.done():
                 await reading
             if self._heard_at < asked_at:
-                # This process may itself have been away for so long: the answer may lie there unread.
+                # This process may itself have stood still for that long, with the answer still unread.
                 await asyncio.wait((reading,), timeout=SILENCE_S / 10)
                 if self._heard_at < asked_at:
-                    raise RedisConnectionError("the subscription has fallen silent")
+                    raise RedisConnectionError("the subscription is silent")
             if time.monotonic() - self._heard_at >= SILENCE_S:
                 asked_at = time.monotonic()
                 await connection.send_command("PING")
 
     async def _catch_up(self) -> None:
-        """Wakes those whose job ended while nobody listened, and whoever looks for themselves."""
+        """Wakes requests whose job ended while the connection was broken, and all followers."""
         self._wake_followers()
-        self.hooks.set()
+        self.webhook_due.set()
         for job_id in await self._store.ended([job_id.decode() for job_id in self._waiting]):
             self._end(job_id.encode())
 
@@ -232,11 +234,11 @@ class JobNews:
         for news in self._following.get(job_id, ()):
             news.set()
 
-    def _tell(self, lines: bytes) -> None:
-        """Passes on what scripts tell of at once: ``{id} {event}`` a line, and ``- hook`` as the last."""
+    def _pass_on(self, lines: bytes) -> None:
+        """Passes on the events of one script: ``{id} {event}`` a line, and ``- hook`` as the last line."""
         if lines.endswith(_HOOK):
-            self.hooks.set()
-        # Every job that starts is told of, and most are followed by nobody.
+            self.webhook_due.set()
+        # Every job publishes its start, and most jobs have no follower.
         if not self._following:
             return
         for line in lines.split(b"\n"):

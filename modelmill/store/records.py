@@ -1,9 +1,9 @@
-"""What goes into the store and comes out of it, as types."""
+"""The types that go into the store and come out of it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,7 +14,7 @@ LANE_RANK: dict[Lane, int] = {Lane.INTERACTIVE: 0, Lane.NORMAL: 1, Lane.BULK: 2}
 
 
 class Verdict(StrEnum):
-    """What ``submit`` says."""
+    """The answers of ``submit``."""
 
     ACCEPTED = "accepted"
     REPLAYED = "replayed"
@@ -24,20 +24,52 @@ class Verdict(StrEnum):
     QUEUE_FULL = "queue_full"
     BYTES_FULL = "bytes_full"
     STORE_FULL = "store_full"
-    """The server is near its memory limit; what is left of it is for results."""
+    """The server is near its memory limit; the rest of the memory is for results."""
     PAYLOAD_MISSING = "payload_missing"
-    """The payload written just before is not there (evicted, or the write was refused)."""
+    """The payload that was written just before is missing (evicted, or the write was refused)."""
     QUOTA_FULL = "quota_full"
-    """The caller has as many jobs that have not ended as it may."""
+    """The caller has reached its limit of jobs that have not ended."""
     RATE_LIMITED = "rate_limited"
-    """The caller's jobs come faster than they may."""
+    """The caller is over its rate limit."""
     FILE_MISSING = "file_missing"
-    """A file that the request names is not there, or belongs to somebody else."""
+    """A file that the request names does not exist, or belongs to another caller."""
+
+
+class Cancellation(StrEnum):
+    """The answers of ``cancel``."""
+
+    CANCELED = "canceled"
+    """It was queued and has ended now; or it was canceled before."""
+    REQUESTED = "requested"
+    """It runs. Its worker will see the request."""
+    COMPLETE = "complete"
+    """It has ended before."""
+    FAILED = "failed"
+    """It has ended before."""
+    MISSING = "missing"
+
+
+class Deletion(StrEnum):
+    """The answers of ``delete`` for one job."""
+
+    DELETED = "deleted"
+    DELETING = "deleting"
+    """It runs and was asked to cancel. It cannot be read from now on, and goes with its end."""
+    MISSING = "missing"
+
+
+class Wake(StrEnum):
+    """A wake word: what wakes a drain that lingers."""
+
+    GO = "go"
+    """There is work for its model."""
+    LEAVE = "leave"
+    """Another model needs its process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one caller may have; None is no limit."""
+    """The limits of one caller; None is no limit."""
 
     max_jobs: int | None = None
     """Jobs that have not ended."""
@@ -48,7 +80,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job to be accepted. ``body`` is the request as it came; the worker reads the same bytes."""
+    """A job to accept. ``body`` is the request as it came; the worker reads the same bytes."""
 
     id: str
     task: str
@@ -60,37 +92,56 @@ class Submission:
     caller: str = "anonymous"
     idempotency_key: str = ""
     bell_every: int = 16
-    """A bell is due again each so many waiting jobs: the model's batch size."""
+    """While jobs wait, a bell is due again after this many: the model's batch size."""
     expires_in_s: float | None = None
     result_ttl_s: float | None = None
-    """How long its end can be read; the setting's when None."""
+    """How long its end can be read; None for the time of the setting."""
     metadata: Mapping[str, Any] | None = None
     tags: Sequence[str] = ()
     webhook: str | None = None
     webhook_events: Sequence[str] = ()
     files: Mapping[str, str] = field(default_factory=dict)
-    """What the body names as media, a ``file:`` id or a URL → id of the file that holds them."""
+    """A reference to media in the body, a ``file:`` id or a URL → id of the file that holds the media."""
     blob: str | None = None
-    """Where the body was written in the blob store; None for one that goes beside the record."""
+    """Name of the body in the blob store; None if the body goes into Redis."""
     limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitReply:
-    """The answer to a submission; ``bell`` says that a worker should be woken."""
+    """The answer to a submission."""
 
     verdict: Verdict
     id: str
     """The job's; with ``FILE_MISSING``, the file's."""
     bell: bool
+    """Whether the API must send a bell."""
     retry_after_s: float = 0.0
     remaining: int | None = None
-    """Jobs that may follow at once, where the caller has a rate."""
+    """Jobs that may follow at once; None for a caller without a rate limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """The request of a drain for jobs. A replay with the same ``fence`` gets the same jobs."""
+
+    model: str
+    fence: str
+    node: str
+    count: int
+    """At most this many jobs."""
+    max_bytes: int
+    """At most this many bytes of requests; the first job is always taken."""
+    linger_s: float = 0.0
+    """If above 0 and no job waits for any model in ``served``, the node lingers for this time: the next
+    job of ``model`` wakes it, without a bell (``WorkerStore.linger``)."""
+    served: Collection[str] = ()
+    """The models that the node serves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A job under lease."""
+    """A claimed job: one that is under lease."""
 
     id: str
     fence: str
@@ -98,30 +149,32 @@ class Claimed:
     batched: bool
     bytes: int
     deliveries: int
-    """How often it was handed out, this time included."""
+    """How often it was claimed, this time included."""
     queued_s: float
     """From its acceptance to this claim."""
     suspect: bool = False
-    """It was in a forward pass when its process died, and is to run alone."""
+    """It was in progress when its child died, so it runs alone."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """What the request names as media → id of the file that holds them."""
+    """A reference to media in the request → id of the file that holds the media."""
     blob: str | None = None
-    """Where the request lies in the blob store; None where it lies beside the record."""
+    """Name of the request in the blob store; None if the request is in Redis."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimReply:
-    """What one claim took, and how many jobs of the model it left."""
+    """The jobs that one claim took."""
 
     jobs: tuple[Claimed, ...]
     remaining: int
+    """Jobs of the model that are left in the queue."""
     lingers: bool = False
-    """Nothing was there, and the node counts as idle: it is to wait to be woken."""
+    """No job was there, and the node now counts as lingering: it must wait for a wake word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a job that runs is: ``done`` of at most ``total``, in ``unit`` (``tokens``, ``steps``, …)."""
+class JobProgress:
+    """The progress of a running job: ``done`` of at most ``total``, in ``unit`` (``tokens``, ``steps``,
+    …)."""
 
     done: int
     total: int
@@ -130,15 +183,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """Answer to a heartbeat: ids that are ours no more, and ids that somebody wants canceled."""
+    """The answer to a heartbeat, as job ids."""
 
     lost: frozenset[str]
+    """No longer leased to this worker."""
     cancel: frozenset[str]
+    """Their cancellation was requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A job's end, to be settled. ``result`` is JSON text, for ``complete`` only."""
+    """The end of a job, as a worker reports it. ``result`` is JSON text, for ``complete`` only."""
 
     id: str
     fence: str
@@ -146,23 +201,22 @@ class Outcome:
     result: bytes | None = None
     error: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    """More for the job document: ``batch_size``, ``device``, ``timings``, …; JSON values."""
+    """More fields of the job document: ``batch_size``, ``device``, ``timings``, …; JSON values."""
 
 
 class Return(StrEnum):
     """Why a job goes back to its place in the queue unfinished."""
 
     RELEASED = "released"
-    """In good order, uncharged: a worker leaves, or died without touching it."""
+    """The worker stops, or its child died before it began the job. It does not count as a delivery."""
     SUSPECT = "suspect"
-    """Its process died while it was in a forward pass with others: it runs alone next time."""
+    """The child died while the job was in progress together with others. It runs alone next time."""
     CRASHED = "crashed"
-    """Its process died while it, or one item of it, was in a forward pass alone, or while it was opened
-    alone. The third time ends it."""
+    """The child died while the job, or one item of it, was in progress alone. The third crash ends it."""
 
 
 OPENING = -1
-"""In place of an item's index: the whole job, while it was being opened."""
+"""Instead of the index of an item: the child died while it opened the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,43 +227,46 @@ class Released:
     fence: str
     why: Return = Return.RELEASED
     item: int = 0
-    """For ``crashed``: which item of a batched job it was. ``OPENING``: the process died before any of them
-    ran, while it opened the job; the third time all of the job fails."""
+    """For ``CRASHED``: the index of the item of a batched job, which fails at its third crash.
+    ``OPENING``: the child died while it opened the job; then the whole job fails at the third crash."""
 
 
 class Settlement(StrEnum):
-    """What ``settle`` says of one job."""
+    """The answers of ``settle`` for one job."""
 
     OK = "ok"
     REFUSED = "refused"
-    """The fence is not the lease's any more: the result is dropped, somebody else's counts."""
+    """The lease has another fence by now. The result is dropped; that of the other claim counts."""
     MISSING = "missing"
-    """The large result that was written before is gone; settle again."""
+    """The large result that was written before is gone. Settle again."""
     NO_ROOM = "no_room"
-    """The server is at its memory limit and took no result that large. Nothing has happened to the job: keep
+    """The server is at its memory limit and refused a result of this size. The job is unchanged: keep
     its result and its lease, and settle again."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnreportedEnd:
-    """An end that no worker brought about: a deadline, the limit of deliveries, a crash, a cancellation."""
+    """An end that no worker reports: by deadline, delivery limit, crash or cancellation."""
 
     id: str
     task: str
     model: str
     status: Status
     code: str | None
-    """Why it failed."""
+    """The error code of a failed job."""
     deliveries: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """What ``reap`` did, and the models whose bell it won the right to ring."""
+    """The result of ``reap``."""
 
     returned: int
+    """Jobs of expired leases that went back to the queue."""
     expired: int
+    """Jobs that ended at their deadline."""
     bells: tuple[str, ...]
+    """Models for which the caller must send a bell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,27 +286,27 @@ class JobRecord:
     started_at: float | None
     finished_at: float | None
     result_json: bytes | None
-    """The result as it was written: JSON text, passed on without a second look."""
+    """The result as it was written: JSON text. The API passes it on unparsed."""
     error: dict[str, Any] | None
     details: dict[str, Any]
     cancel_requested: bool
-    progress: Progress | None
-    """Of a job that takes many steps, as its worker's last heartbeat told."""
+    progress: JobProgress | None
+    """For a job with many steps: from its worker's last heartbeat."""
     ends: int
-    """Terminal writes: 0 or 1, ever. Kept so that the promise can be checked."""
+    """Number of terminal writes: 0 or 1. Kept so that the promise can be checked."""
     expires_at: float | None
-    """When an ended job is forgotten."""
+    """When the record of an ended job expires."""
     metadata: dict[str, Any] | None
     tags: list[str]
     webhook: str | None
     webhook_events: tuple[str, ...]
     files: dict[str, str]
     blob: str | None
-    """Where the request lies in the blob store, if there."""
+    """Name of the request in the blob store, if it is there."""
     result_blob: str | None
-    """Where the result lies in the blob store, if there."""
+    """Name of the result in the blob store, if it is there."""
     result_ttl_s: float | None
-    """As the caller asked."""
+    """As the caller asked; None for the time of the setting."""
 
     @property
     def result(self) -> Any:
@@ -275,7 +332,7 @@ class JobRecord:
             error=json.loads(text["error"]) if "error" in text else None,
             details=json.loads(text.get("details", "{}")),
             cancel_requested="cancel" in text,
-            progress=Progress(**json.loads(text["progress"])) if "progress" in text else None,
+            progress=JobProgress(**json.loads(text["progress"])) if "progress" in text else None,
             ends=int(text.get("ends", 0)),
             expires_at=_seconds(text.get("expires_ms")),
             metadata=json.loads(text["metadata"]) if "metadata" in text else None,
@@ -287,34 +344,6 @@ class JobRecord:
             result_blob=text.get("out_blob"),
             result_ttl_s=_seconds(text.get("ttl_ms")),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRecord:
-    """A live worker node: what its parent and its child say of themselves."""
-
-    name: str
-    parent: dict[str, Any]
-    child: dict[str, Any]
-
-    @property
-    def models(self) -> Sequence[str]:
-        """Names of the models that it serves, loaded or not."""
-        return list(self.parent.get("models", {}))
-
-    def state_of(self, model: str) -> dict[str, Any]:
-        """``{"status": …}`` of one model in its child; empty when it was never loaded there."""
-        state: dict[str, Any] = self.child.get("models", {}).get(model, {})
-        return state
-
-
-def node_records(names: Sequence[str], found: Sequence[Mapping[bytes, bytes]]) -> list[NodeRecord]:
-    """Nodes from the hashes that they keep; those whose hash has expired are left out."""
-    return [
-        NodeRecord(name, json.loads(fields[b"parent"]), json.loads(fields.get(b"child", b"{}")))
-        for name, fields in zip(names, found, strict=True)
-        if b"parent" in fields
-    ]
 
 
 def _seconds(ms: str | None) -> float | None:

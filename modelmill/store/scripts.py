@@ -1,29 +1,32 @@
-"""The Lua scripts and their calling conventions: arguments packed and replies read, without any I/O.
+"""The Lua scripts: their sources, their arguments packed, and their replies read. Without any I/O.
 
-Both stores, blocking and asyncio, send what is packed here.
+``WorkerStore`` and ``ApiStore`` both use it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from modelmill.errors import ERRORS
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import keys
+from modelmill.store.arguments import SIGNATURES, Argument, pack, pack_group
 from modelmill.store.records import (
     LANE_RANK,
     Beat,
     Claimed,
     ClaimReply,
+    ClaimRequest,
+    JobProgress,
     Limits,
     Outcome,
-    Progress,
     Reaped,
     Released,
     Settlement,
@@ -33,20 +36,17 @@ from modelmill.store.records import (
     Verdict,
 )
 
-RUNG_TTL_S = 5.0
-"""How long a bell keeps others from ringing; a lost one is rung again after it."""
 ORPHAN_TTL_S = 3600
-"""How long a payload lives that no script has taken over."""
+"""A payload or result that no script has taken over expires after this time."""
+REAPED_AT_ONCE = 500
 
 MEMORY_SHARE = 0.8
 """Share of the server's ``maxmemory`` up to which jobs are accepted; the rest is for their results."""
 
-Argument = str | bytes | int | float
-
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One Lua script: sent by its SHA-1, loaded when the server does not know it."""
+    """One Lua script. It is sent by its SHA-1; if the server does not know it, by its source."""
 
     name: str
     source: str
@@ -55,54 +55,69 @@ class Script:
 
 @cache
 def script(name: str) -> Script:
-    """The script of ``lua/{name}.lua``, with the table of key names and the shared functions before it."""
+    """The script of ``lua/{name}.lua``. Before it stand what ``common.lua`` describes and its arguments."""
     folder = files("modelmill.store") / "lua"
     body = (folder / f"{name}.lua").read_text()
     shebang, rest = ("", body)
     if body.startswith("#!"):
-        # Flags count only on the very first line.
+        # Redis reads flags on the first line only.
         shebang, _, rest = body.partition("\n")
-    source = "\n".join([shebang, keys.LUA_TABLE, (folder / "common.lua").read_text(), rest]).lstrip()
+    common = (folder / "common.lua").read_text()
+    parts = [
+        shebang,
+        keys.lua_table(common + rest),
+        _lua_retryable(),
+        common,
+        SIGNATURES[name].as_lua(),
+        rest,
+    ]
+    source = "\n".join(parts).lstrip()
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _lua_retryable() -> str:
+    codes = ", ".join(f"{code.value} = true" for code, spec in ERRORS.items() if spec.retryable)
+    return f"local function retryable(code) return ({{{codes}}})[code] == true end"
 
 
 def pack_submit(job: Submission, settings: Settings) -> list[Argument]:
     body_hash = hashlib.sha256(job.body).hexdigest() if job.idempotency_key else ""
-    return [
-        job.id,
-        job.task,
-        job.model,
-        job.lane.value,
-        LANE_RANK[job.lane],
-        int(job.batched),
-        job.items,
-        len(job.body),
-        job.caller,
-        job.idempotency_key,
-        # The address is part of what was asked: the same body for another model is another request.
-        f"{job.task}/{job.model}/{int(job.batched)}/{body_hash}",
-        settings.idempotency_ttl_s * 1000,
-        "" if job.expires_in_s is None else _ms(job.expires_in_s),
-        job.bell_every,
-        settings.max_queue_depth,
-        settings.max_queued_bytes,
-        MEMORY_SHARE,
-        *_pack_limits(job.limits),
-        _json(job.files) if job.files else "",
-        job.blob or "",
-        *_pack_extras(job, settings),
-    ]
+    has_rate = job.limits.jobs_per_minute is not None
+    return pack(
+        "submit",
+        _optional_fields(job, settings),
+        id=job.id,
+        task=job.task,
+        model=job.model,
+        lane=job.lane.value,
+        rank=LANE_RANK[job.lane],
+        batched=int(job.batched),
+        items=job.items,
+        bytes=len(job.body),
+        caller=job.caller,
+        idempotency_key=job.idempotency_key,
+        # The address is part of the request: the same body for another model is another request.
+        body_hash=f"{job.task}/{job.model}/{int(job.batched)}/{body_hash}",
+        idempotency_ttl_ms=settings.idempotency_ttl_s * 1000,
+        expires_in_ms="" if job.expires_in_s is None else _ms(job.expires_in_s),
+        bell_every=job.bell_every,
+        max_depth=settings.max_queue_depth,
+        max_bytes=settings.max_queued_bytes,
+        max_share=MEMORY_SHARE,
+        max_open="" if job.limits.max_jobs is None else job.limits.max_jobs,
+        interval_ms=_interval_ms(job.limits),
+        burst=job.limits.burst if has_rate else "",
+        files=_json(job.files) if job.files else "",
+        blob=job.blob or "",
+    )
 
 
-def _pack_limits(limits: Limits) -> tuple[Argument, Argument, Argument]:
-    most: Argument = "" if limits.max_jobs is None else limits.max_jobs
-    if limits.jobs_per_minute is None:
-        return most, "", ""
-    return most, 60_000 / limits.jobs_per_minute, limits.burst
+def _interval_ms(limits: Limits) -> Argument:
+    return "" if limits.jobs_per_minute is None else 60_000 / limits.jobs_per_minute
 
 
-def _pack_extras(job: Submission, settings: Settings) -> list[Argument]:
-    """What only some records hold, as field, value, …"""
+def _optional_fields(job: Submission, settings: Settings) -> list[Argument]:
+    """Fields that only some records have, as field, value, …"""
     extras: list[Argument] = []
     if len(job.body) <= settings.keep_request_bytes:
         extras += ["keep", 1]
@@ -125,28 +140,20 @@ def read_submit(reply: Any) -> SubmitReply:
     )
 
 
-def pack_claim(
-    model: str,
-    fence: str,
-    node: str,
-    count: int,
-    max_bytes: int,
-    linger_s: float,
-    served: Iterable[str],
-    settings: Settings,
-) -> list[Argument]:
-    return [
-        model,
-        fence,
-        node,
-        count,
-        max_bytes,
-        _ms(settings.lease_s),
-        settings.max_deliveries,
-        settings.result_ttl_s * 1000,
-        _ms(linger_s),
-        f",{','.join(served)}," if linger_s else "",
-    ]
+def pack_claim(request: ClaimRequest, settings: Settings) -> list[Argument]:
+    return pack(
+        "claim",
+        model=request.model,
+        fence=request.fence,
+        node=request.node,
+        max_count=request.count,
+        max_bytes=request.max_bytes,
+        lease_ms=_ms(settings.lease_s),
+        max_deliveries=settings.max_deliveries,
+        result_ttl_ms=settings.result_ttl_s * 1000,
+        linger_ms=_ms(request.linger_s),
+        served=f",{','.join(request.served)}," if request.linger_s else "",
+    )
 
 
 def read_claim(fence: str, reply: Any) -> ClaimReply:
@@ -170,12 +177,13 @@ def read_claim(fence: str, reply: Any) -> ClaimReply:
 
 
 def pack_beat(
-    held: Sequence[tuple[str, str]], progress: Mapping[str, Progress], settings: Settings
+    claimed: Sequence[tuple[str, str]], progress: Mapping[str, JobProgress], settings: Settings
 ) -> list[Argument]:
-    def told(job_id: str) -> str:
-        return _json(asdict(progress[job_id])) if job_id in progress else ""
-
-    return [_ms(settings.lease_s), *(part for pair in held for part in (*pair, told(pair[0])))]
+    groups: list[Argument] = []
+    for job_id, fence in claimed:
+        done = _json(asdict(progress[job_id])) if job_id in progress else ""
+        groups += pack_group("beat", id=job_id, fence=fence, progress=done)
+    return pack("beat", groups, lease_ms=_ms(settings.lease_s))
 
 
 def read_beat(reply: Any) -> Beat:
@@ -187,45 +195,62 @@ def pack_settle(
     outcomes: Sequence[Outcome | Released], settings: Settings, blobs: Collection[str] = ()
 ) -> list[Argument]:
     """Arguments of ``settle``. ``blobs``: names of the results that were written to the blob store."""
-    arguments: list[Argument] = [settings.result_ttl_s * 1000]
+    groups: list[Argument] = []
     for outcome in outcomes:
         if isinstance(outcome, Released):
-            arguments += [outcome.id, outcome.fence, outcome.why.value, "", outcome.item, 0]
-            continue
-        fields: list[Argument] = ["details", _json(outcome.details)]
-        if outcome.error is not None:
-            fields += ["error", _json(outcome.error)]
-        where: str
-        inline: bytes | str
-        if outcome.result is None:
-            where, inline = "", ""
-        elif (name := out_blob(outcome)) in blobs:
-            where, inline = "blob", name
-        elif large_result(outcome):
-            where, inline = "beside", ""
+            groups += _pack_released(outcome)
         else:
-            where, inline = "inline", outcome.result
-        arguments += [
-            outcome.id,
-            outcome.fence,
-            outcome.status.value,
-            where,
-            inline,
-            len(fields) // 2,
-            *fields,
-        ]
-    return arguments
+            groups += _pack_outcome(outcome, blobs)
+    return pack("settle", groups, result_ttl_ms=settings.result_ttl_s * 1000)
+
+
+def _pack_released(released: Released) -> list[Argument]:
+    return pack_group(
+        "settle",
+        id=released.id,
+        fence=released.fence,
+        outcome=released.why.value,
+        where="",
+        result=released.item,
+        field_count=0,
+    )
+
+
+def _pack_outcome(outcome: Outcome, blobs: Collection[str]) -> list[Argument]:
+    fields: list[Argument] = ["details", _json(outcome.details)]
+    if outcome.error is not None:
+        fields += ["error", _json(outcome.error)]
+    where: str
+    result: bytes | str
+    if outcome.result is None:
+        where, result = "", ""
+    elif (name := out_blob(outcome)) in blobs:
+        where, result = "blob", name
+    elif large_result(outcome):
+        where, result = "beside", ""
+    else:
+        where, result = "inline", outcome.result
+    group = pack_group(
+        "settle",
+        id=outcome.id,
+        fence=outcome.fence,
+        outcome=outcome.status.value,
+        where=where,
+        result=result,
+        field_count=len(fields) // 2,
+    )
+    return [*group, *fields]
 
 
 def large_result(outcome: Outcome | Released) -> bytes | None:
-    """The result, if it is too large to pass through Lua and is to be written beside the record first."""
+    """The result, if it is too large to pass through Lua and must be written into a key of its own first."""
     if isinstance(outcome, Outcome) and outcome.result and len(outcome.result) > keys.INLINE_BYTES:
         return outcome.result
     return None
 
 
 def out_blob(outcome: Outcome) -> str:
-    """What a result is called in the blob store. Named after the fence, as beside the record."""
+    """The name of a result in the blob store. The fence is part of it, as in ``keys.OUT``."""
     return f"{keys.OUT_BLOB}{outcome.id}.{outcome.fence}"
 
 
@@ -233,8 +258,9 @@ def read_settle(reply: Any) -> list[Settlement]:
     return [Settlement(verdict.decode()) for verdict in reply]
 
 
-def read_finished(rows: Any) -> list[UnreportedEnd]:
-    """The ends to log, which are the second part of a reply of ``claim``, ``settle``, ``reap`` and others."""
+def read_unreported_ends(rows: Any) -> list[UnreportedEnd]:
+    """The ends to log: the second part of a reply of ``claim``, ``settle``, ``reap``, ``cancel`` and
+    ``delete``."""
     return [
         UnreportedEnd(job_id, task, model, Status(status), code or None, int(deliveries))
         for job_id, task, model, status, code, deliveries in (
@@ -244,7 +270,12 @@ def read_finished(rows: Any) -> list[UnreportedEnd]:
 
 
 def pack_reap(settings: Settings) -> list[Argument]:
-    return [_ms(settings.lease_s), settings.result_ttl_s * 1000, 500, _ms(RUNG_TTL_S)]
+    return pack(
+        "reap",
+        lease_ms=_ms(settings.lease_s),
+        result_ttl_ms=settings.result_ttl_s * 1000,
+        at_most=REAPED_AT_ONCE,
+    )
 
 
 def read_reap(reply: Any) -> Reaped:

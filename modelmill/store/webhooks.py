@@ -1,7 +1,8 @@
-"""Webhooks that are to be sent: taken from the outbox, tried, and put back or settled.
+"""The outbox: webhooks to send are taken from it, tried, and put back or settled.
 
-The scripts which change a job put its events into the outbox in the same step, so none is missed. Whoever
-takes one holds it for a lease; a process that dies leaves it to the next.
+The script that changes a job puts the event into the outbox in the same step, so no event is missed. A
+process takes a webhook for the time of a lease. If the process dies, another one takes the webhook
+after it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from modelmill.store.api_store import ApiStore
+from modelmill.store.arguments import pack
+from modelmill.store.connection import StoreConnection
 
 SECRET_BYTES = 32
 OLD_SECRET_S = 24 * 3600
-"""How long a rotated secret still signs beside the new one."""
+"""After a rotation, the old secret still signs for this time, together with the new one."""
 
 
 class DeliveryOutcome(StrEnum):
@@ -28,14 +30,14 @@ class DeliveryOutcome(StrEnum):
     FAILED = "failed"
     """Another status, or no answer."""
     REFUSED = "refused"
-    """The URL may not be asked; it is not tried again."""
+    """Requests to this URL are not allowed; it is not tried again."""
     GONE = "gone"
     """Status 410: the receiver wants nothing more of this job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt, without what the store adds: number and times."""
+    """One attempt, without the number and the times that the store adds."""
 
     id: str
     """The webhook's id, the same for each attempt."""
@@ -48,13 +50,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class LoggedAttempt(Attempt):
-    """One attempt as the log keeps it. Times are seconds since the epoch, by the clock of Redis."""
+    """One attempt, as the log keeps it. Times are seconds since the epoch, by the clock of Redis."""
 
     attempt: int
     """1 is the first."""
     at: float
     next_at: float | None
-    """When the next is due; None where there is none."""
+    """When the next attempt is due; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +67,17 @@ class Delivery:
     event: str
     """``started``, ``progress`` or ``ended``."""
     lease: int
-    """Until when it is ours, in ms; what shows that it still is."""
+    """The end of the lease, ms. A call with it is refused once another lease has begun."""
     url: str
     caller: str
     attempts: int
-    """Made before this one."""
+    """Attempts before this one."""
     number: int
-    """Of the event in its job, from 0; there are several of progress only."""
+    """Number of the event in its job, from 0. Only ``progress`` has several."""
     body: str
-    """As it was sent before; empty at the first attempt."""
+    """The body that was sent before; empty at the first attempt."""
     status: str
-    """How the job ended, as far as it has; for when its record is forgotten."""
+    """The status of an ended job, else empty. Needed after the record has expired."""
     task: str
     model: str
 
@@ -85,15 +87,30 @@ class Delivery:
         return f"msg_{self.job_id}_{self.event}{number}"
 
 
-class HookStore:
-    """The outbox, what was sent, and the callers' secrets. Raises what ``ApiStore`` raises."""
+class _Verdict(StrEnum):
+    """The result for a webhook that was taken."""
 
-    def __init__(self, store: ApiStore) -> None:
-        self._store = store
+    LATER = "later"
+    """Not tried; due again after a delay."""
+    AGAIN = "again"
+    """Failed; due again after a delay."""
+    OVER = "over"
+    """Sent, or given up."""
+    STOP = "stop"
+    """The receiver wants no more webhooks of this job."""
+
+
+class WebhookStore:
+    """The outbox, the log of attempts, and the callers' secrets. If Redis fails, it raises
+    ``ModelmillError``."""
+
+    def __init__(self, connection: StoreConnection) -> None:
+        self._connection = connection
 
     async def take(self, count: int, lease_s: float) -> list[Delivery]:
-        """Up to ``count`` webhooks that are due; nobody else gets them for ``lease_s``."""
-        rows = await self._store.run("hook_claim", [count, round(lease_s * 1000)])
+        """Up to ``count`` webhooks that are due. No other process gets them for ``lease_s``."""
+        arguments = pack("hook_claim", count=count, lease_ms=round(lease_s * 1000))
+        rows = await self._connection.run_script("hook_claim", arguments)
         return [
             Delivery(
                 job_id=row[0].decode(),
@@ -112,46 +129,55 @@ class HookStore:
         ]
 
     async def keep_body(self, delivery: Delivery, body: str) -> str:
-        """Keeps what is sent; gives what was kept first, or nothing when the delivery is no more ours."""
-        arguments: list[str | int] = [delivery.job_id, delivery.event, delivery.lease, body]
-        kept: bytes = await self._store.run("hook_body", arguments)
+        """Keeps the body. Returns the body that was kept first; empty if the lease is over."""
+        arguments = pack(
+            "hook_body", id=delivery.job_id, event=delivery.event, leased_until_ms=delivery.lease, body=body
+        )
+        kept: bytes = await self._connection.run_script("hook_body", arguments)
         return kept.decode()
 
     async def put_back(self, delivery: Delivery, delay_s: float) -> None:
         """It was not tried, and is due again after ``delay_s``."""
-        await self._settle(delivery, "later", delay_s, None)
+        await self._settle(delivery, _Verdict.LATER, delay_s, None)
 
     async def retry(self, delivery: Delivery, attempt: Attempt, delay_s: float) -> None:
         """It failed, and is due again after ``delay_s``."""
-        await self._settle(delivery, "again", delay_s, attempt)
+        await self._settle(delivery, _Verdict.AGAIN, delay_s, attempt)
 
     async def close(self, delivery: Delivery, attempt: Attempt) -> None:
-        """It was sent, or is given up; after a 410 all of its job are."""
-        await self._settle(
-            delivery, "stop" if attempt.outcome is DeliveryOutcome.GONE else "over", 0.0, attempt
-        )
+        """It was sent, or is given up. After a 410, all webhooks of its job are given up."""
+        verdict = _Verdict.STOP if attempt.outcome is DeliveryOutcome.GONE else _Verdict.OVER
+        await self._settle(delivery, verdict, 0.0, attempt)
 
     async def _settle(
-        self, delivery: Delivery, verdict: str, delay_s: float, attempt: Attempt | None
+        self, delivery: Delivery, verdict: _Verdict, delay_s: float, attempt: Attempt | None
     ) -> None:
-        entry = "" if attempt is None else json.dumps(asdict(attempt))
-        await self._store.run(
+        arguments = pack(
             "hook_settle",
-            [delivery.job_id, delivery.event, delivery.lease, verdict, round(delay_s * 1000), entry],
+            id=delivery.job_id,
+            event=delivery.event,
+            leased_until_ms=delivery.lease,
+            verdict=verdict.value,
+            delay_ms=round(delay_s * 1000),
+            attempt="" if attempt is None else json.dumps(asdict(attempt)),
         )
+        await self._connection.run_script("hook_settle", arguments)
 
     async def secrets(self, caller: str, *, rotate: bool = False) -> Sequence[str]:
-        """What the caller's webhooks are signed with; after a rotation also the one before, for a day."""
+        """The secret that signs the caller's webhooks; for a day after a rotation, also the one before."""
         fresh = "whsec_" + base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
-        reply = await self._store.run("hook_secret", [caller, fresh, int(rotate), OLD_SECRET_S * 1000])
+        arguments = pack(
+            "hook_secret", caller=caller, fresh=fresh, rotate=int(rotate), old_ms=OLD_SECRET_S * 1000
+        )
+        reply = await self._connection.run_script("hook_secret", arguments)
         return [key.decode() for key in reply]
 
     async def log(self, job_id: str, caller: str) -> list[LoggedAttempt] | None:
-        """Attempts for a job of ``caller``, oldest first, the last 50; None when there is no such job.
+        """The last 50 attempts for a job of ``caller``, oldest first; None if there is no such job.
 
-        Where one failed they can be read for some days after the job itself is forgotten.
+        If one failed, they can be read for some days after the record of the job has expired.
         """
-        owner, entries = await self._store.run("hook_log", [job_id])
+        owner, entries = await self._connection.run_script("hook_log", pack("hook_log", id=job_id))
         if owner.decode() != caller:
             return None
         return [_logged(json.loads(entry)) for entry in entries]

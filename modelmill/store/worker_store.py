@@ -1,10 +1,10 @@
-"""The blocking job store, for workers."""
+"""The store that workers use, with blocking calls."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import redis
@@ -15,19 +15,20 @@ from redis.retry import Retry
 from modelmill.blobs import BlobError, BlobStore
 from modelmill.settings import Settings
 from modelmill.store import keys, scripts
-from modelmill.store.ends import log_ends
+from modelmill.store.arguments import Argument, pack
+from modelmill.store.end_log import log_unreported_ends
+from modelmill.store.nodes import NodeRecord, node_records
 from modelmill.store.records import (
     Beat,
     Claimed,
     ClaimReply,
-    JobRecord,
-    NodeRecord,
+    ClaimRequest,
+    JobProgress,
     Outcome,
-    Progress,
     Reaped,
     Released,
     Settlement,
-    node_records,
+    Wake,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ PARTS_TTL_S = 7 * 86_400
 class WorkerStore:
     """Claims, beats, settles and reaps. Thread-safe; every call may be replayed.
 
-    Raises ``redis.exceptions.ConnectionError`` or ``TimeoutError`` when the server stays away for a
-    few seconds: callers hold what they have and come again. Likewise ``BlobError``, where a blob store is
-    set up.
+    If Redis does not answer for a few seconds, every method raises ``redis.exceptions.ConnectionError``
+    or ``TimeoutError``; if the blob store does not, ``BlobError``. The caller keeps its jobs and tries
+    again later.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,32 +58,18 @@ class WorkerStore:
     def close(self) -> None:
         self._redis.close()
 
-    def claim(
-        self,
-        model: str,
-        fence: str,
-        node: str,
-        count: int,
-        max_bytes: int,
-        linger_s: float = 0.0,
-        served: Iterable[str] = (),
-    ) -> ClaimReply:
-        """Leases up to ``count`` jobs of ``model``. A replay with the same ``fence`` gives the same jobs.
+    def claim(self, request: ClaimRequest) -> ClaimReply:
+        """Leases up to ``request.count`` jobs of a model."""
+        arguments = scripts.pack_claim(request, self._settings)
+        return scripts.read_claim(request.fence, self._run_and_log("claim", arguments))
 
-        With ``linger_s``, a claim that finds nothing says that the node stays for as long, and is to be
-        woken by the next job instead of a bell: see ``linger``. Not if jobs wait for another model of those
-        that the node serves: ``served``.
-        """
-        arguments = scripts.pack_claim(model, fence, node, count, max_bytes, linger_s, served, self._settings)
-        return scripts.read_claim(fence, self._run_and_log("claim", arguments))
-
-    def linger(self, node: str, timeout_s: float) -> str:
-        """Waits for what wakes a node that lingers: ``go``, ``leave``, or nothing (an empty string)."""
+    def linger(self, node: str, timeout_s: float) -> Wake | None:
+        """Waits for the word that wakes a node which lingers; None if none came in time."""
         woken = cast("list[bytes] | None", self._redis.blpop([keys.WAKE + node], timeout=timeout_s))
-        return woken[1].decode() if woken else ""
+        return Wake(woken[1].decode()) if woken else None
 
     def stop_lingering(self, model: str, node: str) -> bool:
-        """The node leaves. Returns False if it has been counted on meanwhile, and must claim once more."""
+        """The node stops to linger. Returns False if it was woken meanwhile: then it must claim once more."""
         pipe = self._redis.pipeline(transaction=True)
         pipe.srem(keys.IDLE + model, node)
         pipe.srem(keys.LINGERING, node)
@@ -90,19 +77,19 @@ class WorkerStore:
         return bool(pipe.execute()[0])
 
     def send_away(self, node: str) -> None:
-        """Something else waits for a node: should it linger, it is to leave at once."""
+        """A message waits for this node: if its drain lingers, it must leave at once."""
         pipe = self._redis.pipeline(transaction=True)
-        pipe.rpush(keys.WAKE + node, "leave")
+        pipe.rpush(keys.WAKE + node, Wake.LEAVE.value)
         pipe.pexpire(keys.WAKE + node, keys.WAKE_TTL_MS)
         pipe.execute()
 
     def inputs(self, jobs: Sequence[Claimed]) -> list[bytes | None]:
         """The request bodies of claimed jobs, in order."""
-        beside = [job.id for job in jobs if job.blob is None]
+        in_redis = [job.id for job in jobs if job.blob is None]
         found = cast(
-            "list[bytes | None]", self._redis.mget([keys.IN + id for id in beside]) if beside else []
+            "list[bytes | None]", self._redis.mget([keys.INPUT + id for id in in_redis]) if in_redis else []
         )
-        bodies = dict(zip(beside, found, strict=True))
+        bodies = dict(zip(in_redis, found, strict=True))
         blobs = self._read_blobs([job.blob for job in jobs if job.blob is not None])
         return [bodies[job.id] if job.blob is None else blobs[job.blob] for job in jobs]
 
@@ -120,26 +107,31 @@ class WorkerStore:
         if self._blobs is not None:
             return self._blobs.get_many(names)
         if names:
-            logger.error("payloads lie in a blob store, and this process has no MODELMILL_BLOB_URL")
+            logger.error("requests are in a blob store, but MODELMILL_BLOB_URL is not set for this process")
             raise BlobError
         return {}
 
-    def beat(self, held: Sequence[tuple[str, str]], progress: Mapping[str, Progress] | None = None) -> Beat:
-        """Extends the leases of ``(id, fence)`` pairs, and notes how far some of the jobs are."""
-        return scripts.read_beat(self._run("beat", scripts.pack_beat(held, progress or {}, self._settings)))
+    def beat(
+        self, claimed: Sequence[tuple[str, str]], progress: Mapping[str, JobProgress] | None = None
+    ) -> Beat:
+        """Extends the leases of jobs, given as ``(id, fence)``, and records the progress of some, by id."""
+        return scripts.read_beat(
+            self._run("beat", scripts.pack_beat(claimed, progress or {}, self._settings))
+        )
 
     def settle(self, outcomes: Sequence[Outcome | Released]) -> list[Settlement]:
-        """Ends jobs or gives them back; large results are written beside the records first.
+        """Ends jobs or gives them back. Large results are written first, into keys of their own or blobs.
 
-        A verdict each. ``NO_ROOM`` of those whose large result the server has no memory for: the others are
-        settled all the same.
+        Returns:
+            A verdict for each. If the server has no memory for a large result, its verdict is
+            ``NO_ROOM``; the other jobs are settled all the same.
         """
         if not outcomes:
             return []
         blobs = self._large_results(outcomes)
         if self._blobs is not None and blobs:
             self._blobs.put_many(blobs)
-        has_room = [self._write_beside(outcome, blobs) for outcome in outcomes]
+        has_room = [self._write_large(outcome, blobs) for outcome in outcomes]
         written = [outcome for outcome, fits in zip(outcomes, has_room, strict=True) if fits]
         settled: Iterator[Settlement] = iter(())
         if written:
@@ -149,20 +141,21 @@ class WorkerStore:
         self._drop_refused(outcomes, verdicts, blobs)
         return verdicts
 
-    def _write_beside(self, outcome: Outcome | Released, blobs: Collection[str]) -> bool:
-        """Writes a result that is to lie beside its record. False if the server has no room for it."""
+    def _write_large(self, outcome: Outcome | Released, blobs: Collection[str]) -> bool:
+        """Writes a large result into a key of its own. False if the server has no room for it."""
         large = scripts.large_result(outcome)
         if not isinstance(outcome, Outcome) or not large or scripts.out_blob(outcome) in blobs:
             return True
         try:
-            # Not over itself: again after a lost reply, it would cut the time to live of an ended job's.
+            # `NX`: a retry after a lost reply must not overwrite the result of an ended job and reset
+            # its TTL.
             self._redis.set(keys.out(outcome.id, outcome.fence), large, ex=scripts.ORPHAN_TTL_S, nx=True)
         except OutOfMemoryError:
             return False
         return True
 
     def _large_results(self, outcomes: Sequence[Outcome | Released]) -> dict[str, bytes]:
-        """Results that go to the blob store, by the name that they get there."""
+        """Results that go to the blob store, by their name there."""
         if self._blobs is None:
             return {}
         return {
@@ -189,53 +182,38 @@ class WorkerStore:
         try:
             self._blobs.delete(refused)
         except BlobError as error:
-            logger.warning("refused results stay until orphans are swept: %s", error)
+            logger.warning("refused results stay until the next sweep for orphans: %s", error)
 
     def reap(self) -> Reaped:
-        """Returns expired leases and overdue jobs, and wins the right to ring for waiting models."""
+        """Returns jobs of expired leases to the queue, ends jobs at their deadline, and says which
+        bells to send."""
         return scripts.read_reap(self._run_and_log("reap", scripts.pack_reap(self._settings)))
 
-    def may_ring(self, model: str) -> bool:
-        """Wins the right to ring for ``model``, if no bell of its is on the way."""
-        return bool(self._redis.set(keys.RUNG + model, "1", nx=True, px=round(scripts.RUNG_TTL_S * 1000)))
-
     def release_bell(self, model: str) -> None:
-        """The bell arrived, or could not be sent: whoever next has a reason may ring again."""
-        self._redis.delete(keys.RUNG + model)
-
-    def get(self, job_id: str) -> JobRecord | None:
-        """The job, or None when it is unknown or its time to live is over."""
-        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.JOB + job_id))
-        if b"task" not in fields:
-            return None
-        result = fields.get(b"result")
-        if b"out" in fields:
-            result = cast("bytes | None", self._redis.get(fields[b"out"].decode()))
-        if b"out_blob" in fields:
-            blob = fields[b"out_blob"].decode()
-            result = self._read_blobs([blob])[blob]
-        return JobRecord.from_hash(job_id, fields, result)
+        """The bell arrived, or could not be sent: the next one may be sent at once."""
+        self._redis.delete(keys.BELL_SENT + model)
 
     def parts(self, job_id: str) -> dict[int, str]:
-        """Finished items of a batched job that was begun before: JSON text by index."""
+        """The finished items of a batched job that an earlier claim began: JSON text by index."""
         found = cast("dict[bytes, bytes]", self._redis.hgetall(keys.PARTS + job_id))
         return {int(index): text.decode() for index, text in found.items()}
 
     def save_parts(self, job_id: str, parts: Mapping[int, str]) -> None:
         """Keeps finished items of a batched job that goes on, so that a retry need not run them again.
 
-        Whoever follows the job is told how many there are. Not fenced: a late writer only adds a valid
-        result of the same item. What it writes after the job's end goes again, or expires by itself.
+        Also publishes how many items are done. Not fenced: a late writer only adds a valid result of
+        the same item. An item that is written after the job's end is removed, or expires.
         """
         pipe = self._redis.pipeline(transaction=False)
         pipe.hset(keys.PARTS + job_id, mapping={str(index): text for index, text in parts.items()})
         pipe.expire(keys.PARTS + job_id, PARTS_TTL_S)
-        # Results may be large: they do not pass through Lua.
-        pipe.evalsha(scripts.script("parts").sha, 0, job_id)
-        *kept, told = pipe.execute(raise_on_error=False)
-        if isinstance(told, NoScriptError):
-            told = self._run("parts", [job_id])
-        for reply in (*kept, told):
+        # Results may be large, so they do not pass through Lua.
+        arguments = pack("parts", id=job_id)
+        pipe.evalsha(scripts.script("parts").sha, 0, *cast("list[str]", arguments))
+        *written, published = pipe.execute(raise_on_error=False)
+        if isinstance(published, NoScriptError):
+            published = self._run("parts", arguments)
+        for reply in (*written, published):
             if isinstance(reply, Exception):
                 raise reply
 
@@ -244,7 +222,7 @@ class WorkerStore:
         return self._redis.zcard(keys.READY + model)
 
     def nodes(self) -> list[NodeRecord]:
-        """The worker nodes that live."""
+        """The live worker nodes."""
         names = sorted(name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.NODES)))
         pipe = self._redis.pipeline(transaction=False)
         for name in names:
@@ -252,12 +230,12 @@ class WorkerStore:
         return node_records(names, pipe.execute() if names else [])
 
     def claimed_under(self, fence: str) -> list[str]:
-        """Ids that a claim took, whatever became of them since."""
+        """Ids of the jobs that a claim took, also of those that have ended since."""
         found = cast("list[bytes]", self._redis.lrange(keys.CLAIM + fence, 0, -1))
         return [job_id.decode() for job_id in found]
 
     def recall_sizing(self, model: str, device: str) -> dict[str, int]:
-        """What workers learned of a model's batch size on a kind of device: ``cap`` and ``best``."""
+        """The batch sizes that workers learned for a model on a kind of device: ``cap`` and ``best``."""
         found = cast("bytes | None", self._redis.hget(keys.SIZING, f"{model}|{device}"))
         return json.loads(found) if found else {}
 
@@ -265,11 +243,12 @@ class WorkerStore:
         self._redis.hset(keys.SIZING, f"{model}|{device}", json.dumps(sizing))
 
     def recall_memory(self, model: str, device: str) -> int:
-        """The most memory that a model took when loaded on a kind of device, MiB; 0 if nobody knows yet."""
+        """The most memory that a model took when it was loaded on a kind of device, MiB; 0 if not known
+        yet."""
         return int(cast("bytes | None", self._redis.hget(keys.SIZING, f"{model}|{device}|memory")) or 0)
 
     def remember_memory(self, model: str, device: str, memory_mib: int) -> None:
-        # Apart from the batch size, which is written as a whole by who learned it.
+        # Not in the document of the batch size, which is always written as a whole.
         self._redis.hset(keys.SIZING, f"{model}|{device}|memory", memory_mib)
 
     def rate(self, model: str) -> float | None:
@@ -278,32 +257,37 @@ class WorkerStore:
         return float(found) if found else None
 
     def report_rate(self, model: str, jobs_per_s: float) -> None:
-        """How fast a worker of ``model`` gets on, for estimates."""
+        """Records the rate of a worker of ``model``, for estimates."""
         self._redis.hset(keys.RATES, model, f"{jobs_per_s:.4g}")
 
     def announce(self, node: str, part: str, document: Mapping[str, Any], ttl_s: float) -> None:
-        """Says what a node's ``parent`` or ``child`` is; forgotten after ``ttl_s`` without renewal."""
-        self._run("announce", [node, part, json.dumps(document), round(ttl_s * 1000)])
+        """Announces a node's ``parent`` or ``child`` (``nodes.py``). Without renewal it expires after
+        ``ttl_s``."""
+        arguments = pack(
+            "announce", node=node, part=part, document=json.dumps(document), ttl_ms=round(ttl_s * 1000)
+        )
+        self._run("announce", arguments)
 
     def retire(self, node: str) -> None:
-        """Takes a node that leaves out of the list at once."""
+        """Removes a node that stops from the list at once."""
         self._redis.delete(keys.NODE + node)
         self._redis.srem(keys.NODES, node)
 
-    def load_began(self, model: str) -> None:
-        """A worker took up the request to load ``model``, and says itself how that stands."""
+    def clear_model_starting(self, model: str) -> None:
+        """A worker took the request to load ``model``, and announces the phase of the model itself from
+        now on."""
         self._redis.delete(keys.STARTING + model)
 
-    def _run_and_log(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
-        """Runs a script that may end jobs by itself, and logs those."""
+    def _run_and_log(self, name: str, arguments: Sequence[Argument]) -> Any:
+        """The reply of a script that may end jobs by itself. These ends are logged."""
         reply, ends = self._run(name, arguments)
-        log_ends(scripts.read_finished(ends))
+        log_unreported_ends(scripts.read_unreported_ends(ends))
         return reply
 
-    def _run(self, name: str, arguments: Sequence[scripts.Argument]) -> Any:
+    def _run(self, name: str, arguments: Sequence[Argument]) -> Any:
         script = scripts.script(name)
         try:
             return self._redis.evalsha(script.sha, 0, *cast("list[str]", arguments))
         except NoScriptError:
-            # A new server, or one that was restarted: EVAL loads what it runs.
+            # The server is new or was restarted. EVAL also loads the script.
             return self._redis.eval(script.source, 0, *cast("list[str]", arguments))

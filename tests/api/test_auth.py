@@ -18,7 +18,7 @@ import redis
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
-from modelmill.store import ApiStore, WorkerStore, keys
+from modelmill.store import ApiStore, ClaimRequest, WorkerStore, keys
 from modelmill.store.callers import KeyRing, parse_token
 from modelmill_api.middleware import auth
 from modelmill_tasks.shared.examples import CAT
@@ -231,7 +231,7 @@ def test_listings_show_a_key_its_own_jobs(people: People, store: WorkerStore) ->
     owner, other = people("owner"), people("other", is_admin=True)
     ids = [owner.post(JOBS, json=BODY).json()["id"] for _ in range(3)]
     own = other.post(JOBS, json=BODY).json()["id"]
-    store.claim("noop", "fence", "node", 1, 10**9)
+    store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9))
     expected = [(ids[0], "running"), (ids[1], "starting"), (ids[2], "starting")]
     seen = owner.get("/api/models/noop/status").json()["jobs"]
     assert [(job["id"], job["status"]) for job in seen] == expected

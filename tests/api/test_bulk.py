@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from modelmill.settings import Settings
-from modelmill.store import WorkerStore, keys
+from modelmill.store import ClaimRequest, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import BODY, TASK, finish
 from tests.support.processes import wait_until
@@ -66,7 +66,7 @@ def test_each_line_is_a_job_in_the_order_of_the_lines(api: httpx.Client, store: 
     answers = lines(api.post(BULK, content="\n".join(bodies)))
     assert {answer["status"] for answer in answers} == {"starting"}
     ids = [answer["id"] for answer in answers]
-    assert [job.id for job in store.claim("noop", "fence", "node", 100, 10**9).jobs] == ids
+    assert [job.id for job in store.claim(ClaimRequest("noop", "fence", "node", 100, 10**9)).jobs] == ids
     assert [api.get(f"/api/jobs/{ids[number]}").json()["tags"] for number in (0, 99)] == [["0"], ["99"]]
 
 
@@ -252,11 +252,11 @@ def test_unknown_jobs_are_said_to_be_so_at_once(api: httpx.Client, jobs: list[st
 
 def test_jobs_are_deleted_together(api: httpx.Client, store: WorkerStore, jobs: list[str]) -> None:
     finish(store, count=10)
-    (running,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (running,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert collect(api, [*jobs, str(uuid.uuid4())], delete=True).json() == {"deleted": 40}
     assert collect(api, jobs, delete=True).json() == {"deleted": 0}
     assert {job["status"] for job in lines(collect(api, jobs))} == {None}
-    assert store.claim("noop", "again", "node", 50, 10**9).jobs == ()
+    assert store.claim(ClaimRequest("noop", "again", "node", 50, 10**9)).jobs == ()
     assert running.id in jobs
 
 

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore, keys
+from modelmill.store import ClaimRequest, Outcome, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import BODY, TASK
 from tests.support.processes import wait_until
@@ -83,7 +83,7 @@ def test_a_worker_that_comes_is_seen_within_seconds(api: httpx.Client, store: Wo
 
 def test_a_job_that_runs_is_in_no_queue(api: httpx.Client, store: WorkerStore) -> None:
     address = submit(api)
-    store.claim("noop", "fence", "node", 1, 10**9)
+    store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9))
     assert outlook(api, address) == (None, None, "running")
     assert "progress" not in api.get(address).json()
 
@@ -94,7 +94,7 @@ def test_a_batched_job_shows_its_progress(
     body = BODY | {"image": [CAT] * 4}
     address = api.post(f"{TASK}/batched/noop/jobs", json=body).headers["location"]
     assert "progress" not in api.get(address).json()
-    (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     running = api.get(address).json()
     assert (running["progress"], running["eta_seconds"]) == (
         {"done": 0, "total": 4, "unit": "items"},

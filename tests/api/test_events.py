@@ -25,9 +25,11 @@ from modelmill.states import Status
 from modelmill.store import (
     ApiStore,
     Claimed,
+    ClaimRequest,
+    Deletion,
     JobNews,
+    JobProgress,
     Outcome,
-    Progress,
     Released,
     Return,
     WorkerStore,
@@ -37,18 +39,19 @@ from modelmill_api.routes.events import EventStream
 from tests.support.api import BODY, RESULT, TASK, finish, submit, waiting
 from tests.support.processes import wait_until
 from tests.support.servers import ApiServer, Valkey, api_process
+from tests.support.store import read_job
 
 BATCHED = {"image": [BODY["image"]] * 3, "classes": ["cat", "dog"]}
 
 
 def claim(store: WorkerStore) -> Claimed:
-    (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 1, 10**9)).jobs
     return job
 
 
 def tell(store: WorkerStore, job: Claimed, done: int) -> None:
     """A heartbeat of a worker that generates tokens."""
-    store.beat([(job.id, job.fence)], {job.id: Progress(done, 64, "tokens")})
+    store.beat([(job.id, job.fence)], {job.id: JobProgress(done, 64, "tokens")})
 
 
 def complete(store: WorkerStore, job: Claimed) -> None:
@@ -240,14 +243,14 @@ def test_it_is_told_why_a_job_waits_again(
         wait_until(lambda: raw_redis.exists(keys.REAPER))
         raw_redis.hset(keys.REAPER, "grace_until_ms", 0)
         raw_redis.zadd(keys.LEASES, {job_id: 1})
-        wait_until(lambda: (record := store.get(job_id)) is not None and record.status == "starting")
+        wait_until(lambda: (record := read_job(store, job_id)) is not None and record.status == "starting")
         complete(store, claim(store))
         events = follower.result(timeout=5)
     assert kinds(events) == ["started", *["log"] * 4, "ended"]
     messages = [event.json()["message"] for event in events[1:-1]]
     assert "died" in messages[0]
     assert "delivery 2" in messages[1]
-    assert "not heard of" in messages[2]
+    assert "stopped responding" in messages[2]
     assert "delivery 3" in messages[3]
 
 
@@ -306,7 +309,7 @@ def test_the_stream_of_a_deleted_job_ends_and_then_there_is_none(
     if running:
         claim(store)
 
-    async def delete() -> list[str]:
+    async def delete() -> list[Deletion]:
         async_store = ApiStore(settings)
         verdicts = await async_store.delete([job_id])
         await async_store.close()

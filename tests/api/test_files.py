@@ -17,12 +17,12 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, Outcome, WorkerStore, keys
+from modelmill.store import ApiStore, ClaimRequest, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing
-from modelmill.store.files import FileStore
 from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.support.processes import wait_until
 from tests.support.servers import ApiServer, Valkey
+from tests.support.store import read_job
 
 PHOTO = base64.b64decode(CAT.partition(",")[2])
 SOUND = base64.b64decode(SPEECH.partition(",")[2])
@@ -61,7 +61,7 @@ def sweep(settings: Settings, orphans_after_s: float | None = None) -> int:
 
     async def run() -> int:
         store = ApiStore(settings)
-        files = FileStore(settings, store, store.blobs)
+        files = store.files
         try:
             if orphans_after_s is not None:
                 return await files.sweep_orphans(orphans_after_s)
@@ -241,7 +241,7 @@ def test_a_file_stays_while_a_job_needs_it(
         sweep(settings)
         assert store.read_file(file_id) == content
         assert raw_redis.hget(keys.FILE + file_id, "refs") == b"%d" % left
-        (job,) = store.claim("noop", uuid.uuid4().hex, "node", 1, 10**9).jobs
+        (job,) = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 1, 10**9)).jobs
         assert job.files == {name: file_id}
         store.settle([Outcome(job.id, job.fence, Status.COMPLETE, result=b"{}")])
     raw_redis.zadd(keys.FILES, {file_id: 1})
@@ -306,8 +306,8 @@ def test_large_bodies_and_results_lie_in_the_blob_store(
     body = {"image": CAT + "\n" * 70_000, "classes": ["cat"]}
     job_id = api.post(TASK, json=body).json()["id"]
     assert len(blobs(settings)) == where
-    assert raw_redis.exists(keys.IN + job_id) == (not where)
-    (job,) = store.claim("noop", "f1", "node", 1, 10**9).jobs
+    assert raw_redis.exists(keys.INPUT + job_id) == (not where)
+    (job,) = store.claim(ClaimRequest("noop", "f1", "node", 1, 10**9)).jobs
     (read,) = store.inputs([job])
     assert read is not None
     assert httpx.Response(200, content=read).json() == body
@@ -317,7 +317,7 @@ def test_large_bodies_and_results_lie_in_the_blob_store(
     (refused,) = store.settle([Outcome(job.id, "f0", Status.COMPLETE, result=result)])
     assert (refused.value, len(blobs(settings))) == ("refused", int(where))
     assert [verdict.value for _ in range(2) for verdict in store.settle([ended])] == ["ok", "ok"]
-    found = store.get(job_id)
+    found = read_job(store, job_id)
     assert found is not None
     assert (found.result_json, found.result_blob) == (result, f"out/{job_id}.f1" if where else None)
     assert api.get(f"/api/jobs/{job_id}").json()["result"]["probabilities"][:2] == [1.0, 0.0]

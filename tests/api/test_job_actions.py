@@ -13,7 +13,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore, keys
+from modelmill.store import ClaimRequest, Outcome, WorkerStore, keys
 from modelmill.store.listing import MAX_SCANNED
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import BODY, TASK, finish_one
@@ -129,7 +129,7 @@ def test_a_job_of_any_task_is_canceled_at_one_address(api: httpx.Client, store: 
     assert api.post(f"/api/jobs/{plain}/cancel").json() == {"id": plain, "status": "canceled"}
     assert api.post(f"{TASK}/batched/jobs/{batched}/cancel").json()["status"] == "canceled"
     submit(api)
-    (running,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (running,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert api.post(f"/api/jobs/{running.id}/cancel").json()["status"] == "running"
     assert code(api.post(f"/api/jobs/{uuid.uuid4()}/cancel")) == (404, "job_not_found")
 
@@ -165,7 +165,7 @@ def test_a_running_job_goes_with_its_end(
     api: httpx.Client, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     job = submit(api)
-    (claimed,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (claimed,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert api.delete(f"/api/jobs/{job}").status_code == 204
     assert code(api.get(f"/api/jobs/{job}")) == (404, "job_not_found")
     assert listed(api) == []
@@ -208,7 +208,7 @@ def test_a_job_runs_again_with_the_same_request(
     assert response.headers["location"] == f"{TASK}/batched/jobs/{again}"
     document = api.get(response.headers["location"]).json()
     assert (document["lane"], document["tags"], document["metadata"]) == ("bulk", ["a"], {"n": 1})
-    assert raw_redis.get(keys.IN + again) == raw_redis.get(keys.IN + first)
+    assert raw_redis.get(keys.INPUT + again) == raw_redis.get(keys.INPUT + first)
 
 
 def test_running_again_takes_an_idempotency_key_and_waits(api: httpx.Client, store: WorkerStore) -> None:
@@ -241,7 +241,7 @@ def test_a_request_that_is_no_longer_valid_is_refused_again(
     api: httpx.Client, raw_redis: redis.Redis
 ) -> None:
     job = submit(api)
-    raw_redis.set(keys.IN + job, b'{"image": 1}')
+    raw_redis.set(keys.INPUT + job, b'{"image": 1}')
     assert code(api.post(f"/api/jobs/{job}/rerun")) == (422, "invalid_input")
 
 

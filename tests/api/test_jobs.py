@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import WorkerStore
+from modelmill.store import ClaimRequest, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import TASK, finish_one
 from tests.support.servers import ApiServer
@@ -100,7 +100,7 @@ def test_jobs_are_read_in_lane_order_by_workers(api: httpx.Client, store: Worker
         api.post(f"{TASK}/noop/jobs", json=BODY | {"lane": lane}).json()["id"]
         for lane in ("bulk", "normal", "interactive")
     ]
-    claimed = store.claim("noop", "fence", "node", 3, 10**9).jobs
+    claimed = store.claim(ClaimRequest("noop", "fence", "node", 3, 10**9)).jobs
     assert [job.id for job in claimed] == ids[::-1]
 
 
@@ -158,7 +158,7 @@ def test_a_job_that_is_late_to_start_expires(api: httpx.Client, part: str) -> No
 
 def test_a_job_that_started_in_time_does_not_expire(api: httpx.Client, store: WorkerStore) -> None:
     address = api.post(f"{TASK}/noop/jobs", json=BODY | {"expires_in": 0.5}).headers["location"]
-    store.claim("noop", "fence", "node", 1, 10**9)
+    store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9))
     running = api.get(address, headers={"Prefer": "wait=1"}).json()
     assert running["status"] == "running"
 

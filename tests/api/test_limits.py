@@ -8,7 +8,7 @@ import uuid
 import httpx
 
 from modelmill.states import Lane, Status
-from modelmill.store import Limits, Outcome, WorkerStore
+from modelmill.store import ClaimRequest, Limits, Outcome, WorkerStore
 from tests.support.api import BODY, JOBS, finish
 from tests.support.callers import People
 from tests.support.processes import wait_until
@@ -86,7 +86,7 @@ def test_only_so_many_jobs_of_a_key_are_open_at_once(people: People, store: Work
     assert [client.post(JOBS, json=BODY).status_code for _ in range(2)] == [202, 429]
     finish(store)
     assert [client.post(JOBS, json=BODY).status_code for _ in range(3)] == [202, 202, 429]
-    for job in store.claim("noop", uuid.uuid4().hex, "node", 10, 10**9).jobs:
+    for job in store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 10, 10**9)).jobs:
         error = {"code": "inference_failed", "message": "No.", "retryable": False}
         store.settle([Outcome(job.id, job.fence, Status.FAILED, error=error)])
     assert client.post(JOBS, json=BODY).status_code == 202

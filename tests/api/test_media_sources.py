@@ -14,7 +14,7 @@ import redis
 from PIL import Image
 
 from modelmill.settings import Settings
-from modelmill.store import Limits, WorkerStore, keys
+from modelmill.store import ClaimRequest, Limits, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT, SPEECH
 from tests.fixtures.web import Web
 from tests.support.api import TASK
@@ -77,7 +77,7 @@ def test_a_job_takes_all_kinds_of_sources_together(
     name, url = upload(api, PHOTO), f"{web.url}/cat.jpg"
     answer = submit(api, [CAT, name, url, name, CAT.partition(",")[2], url])
     assert answer.status_code == 202, answer.text
-    (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert job.files.keys() == {name, url}
     assert job.files[name] == name.removeprefix("file:")
     assert store.read_file(job.files[url]) == PHOTO
@@ -153,7 +153,7 @@ def test_a_job_names_a_bounded_number_of_urls(api: httpx.Client, web: Web, store
     assert problem(too_many)[:2] == (422, "invalid_input")
     assert not web.asked
     assert submit(api, [f"{web.url}/{number}" for number in range(64)]).status_code == 202
-    (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert len(set(job.files.values())) == 64
 
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore, keys
+from modelmill.store import ClaimRequest, Outcome, WorkerStore, keys
 from tests.support.api import BODY, TASK
 from tests.support.servers import ApiServer
 
@@ -34,7 +34,7 @@ def value(samples: dict[tuple[str, frozenset[tuple[str, str]]], float], name: st
 def test_jobs_are_counted_by_their_end(api: httpx.Client, store: WorkerStore) -> None:
     for _ in range(3):
         api.post(f"{TASK}/noop/jobs", json=BODY)
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", 3, 10**9).jobs
+    jobs = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 3, 10**9)).jobs
     store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
     queued = api.post(f"{TASK}/noop/jobs", json=BODY).json()["id"]
     api.post(f"{TASK}/jobs/{queued}/cancel")

@@ -10,7 +10,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from modelmill.broker import MAX_WAITING_BELLS, Bells, node_queue
-from modelmill.store import WorkerStore
+from modelmill.store import ClaimRequest, WorkerStore
 from tests.support.processes import wait_until
 
 
@@ -71,7 +71,7 @@ def test_the_status_of_a_model_lists_its_open_jobs(api: httpx.Client, store: Wor
         api.post("/api/tasks/zero-shot-image-classification/noop/jobs", json=body).json()["id"]
         for _ in range(2)
     ]
-    store.claim("noop", "fence", "node", 1, 10**9)
+    store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9))
     assert api.get("/api/models/noop/status").json()["jobs"] == [
         {"id": ids[0], "status": "running"},
         {"id": ids[1], "status": "starting"},

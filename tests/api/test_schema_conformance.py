@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore
+from modelmill.store import ClaimRequest, Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
 from tests.support.servers import ApiServer
 
@@ -75,8 +75,10 @@ class Target:
 
     def _end(self, settings: Settings) -> None:
         store = WorkerStore(settings)
-        first, second = store.claim("noop", uuid.uuid4().hex, "node", 2, 10**9).jobs
-        (third,) = store.claim(self.models["custom"][0], uuid.uuid4().hex, "node", 1, 10**9).jobs
+        first, second = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 2, 10**9)).jobs
+        (third,) = store.claim(
+            ClaimRequest(self.models["custom"][0], uuid.uuid4().hex, "node", 1, 10**9)
+        ).jobs
         error = {"code": "inference_failed", "message": "No.", "retryable": False}
         store.settle(
             [

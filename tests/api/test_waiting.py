@@ -20,7 +20,7 @@ import redis
 from modelmill.client import Client
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore, keys
+from modelmill.store import ClaimRequest, Outcome, WorkerStore, keys
 from modelmill_api.waiting import preferred_wait
 from modelmill_tasks.shared.examples import CAT
 from tests.support.api import BODY, RESULT, TASK, finish, submit, waiting
@@ -94,7 +94,7 @@ def test_a_read_whose_job_does_not_end_in_time_says_where_it_stands(
     with in_background(lambda: api.get(f"/api/jobs/{job_id}", headers={"Prefer": "wait=1"})) as answer:
         started = time.monotonic()
         wait_until(lambda: waiting(api) == 1)
-        store.claim("noop", "fence", "node", 1, 10**9)
+        store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9))
         response = answer.result()
     assert 0.9 <= time.monotonic() - started < 3
     assert (response.json()["status"], response.headers["retry-after"]) == ("running", "1")
@@ -204,7 +204,7 @@ def test_a_waiter_outlives_a_restart_of_redis(
         own_valkey.start()
         store = WorkerStore(settings.model_copy(update={"redis_url": own_valkey.url}))
         # The job may end before the API has subscribed again. Then the API gets no news and must read.
-        (job,) = store.claim("noop", "f1", "node", 1, 10**9).jobs
+        (job,) = store.claim(ClaimRequest("noop", "f1", "node", 1, 10**9)).jobs
         store.settle([Outcome(job.id, job.fence, Status.COMPLETE, RESULT)])
         assert first.result(timeout=20).json()["status"] == "complete"
         finish(store)

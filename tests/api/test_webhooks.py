@@ -21,7 +21,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, Outcome, Progress, WorkerStore, keys
+from modelmill.store import ApiStore, ClaimRequest, JobProgress, Outcome, WorkerStore, keys
 from modelmill.store.webhooks import Delivery
 from modelmill_api.background.webhooks import SCHEDULE_S, compose
 from modelmill_tasks.shared.examples import CAT
@@ -119,12 +119,12 @@ def test_start_and_progress_are_told_as_they_happen(
     api: httpx.Client, store: WorkerStore, receiver: Receiver
 ) -> None:
     job_id = submit(api, receiver.url, "started", "progress", "ended")
-    (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     started = receiver.next()
     assert (started.id, started.event["type"]) == (f"msg_{job_id}_started", "job.started")
     assert started.event["data"]["status"] == "running"
     for number in (1, 2):
-        store.beat([(job.id, "fence")], {job.id: Progress(number, 4, "steps")})
+        store.beat([(job.id, "fence")], {job.id: JobProgress(number, 4, "steps")})
         request = receiver.next()
         assert (request.id, request.event["type"]) == (f"msg_{job_id}_progress_{number}", "job.progress")
         assert request.event["data"]["progress"] == {"done": number, "total": 4, "unit": "steps"}
@@ -170,7 +170,7 @@ def test_a_receiver_that_is_gone_is_told_nothing_more_of_the_job(
 ) -> None:
     receiver.status = 410
     job_id = submit(api, receiver.url, "started", "ended")
-    (job,) = store.claim("noop", "fence", "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
     assert receiver.next().event["type"] == "job.started"
     (attempt,) = log(api, job_id)
     assert (attempt["outcome"], attempt["status"], attempt["next_attempt_at"]) == ("gone", 410, None)

@@ -23,6 +23,7 @@ from modelmill_backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill_tasks.registry import find_task
 from tests.fixtures.photos import data_url, photo
 from tests.fixtures.specimens.ocr import rapidocr
+from tests.support.exhaustive import exhaustive
 
 TASK = "optical-character-recognition"
 LINES = [
@@ -134,7 +135,7 @@ def test_boxes_are_in_pixels_of_an_image_that_is_read_smaller(model: LoadedModel
         assert overlap(piece["box"], ink) > 0.5
 
 
-@pytest.mark.parametrize("tall", [False, True], ids=["a strip", "a tall strip"])
+@pytest.mark.parametrize("tall", [exhaustive(False, id="a strip"), pytest.param(True, id="a tall strip")])
 def test_a_narrow_strip_is_read_with_its_padding_taken_off(model: LoadedModel, tall: bool) -> None:
     image, (ink,) = page([LINES[2]], width=900)
     image = image.crop((0, 0, 900, 60))
@@ -198,12 +199,12 @@ def test_text_on_a_photo_is_read_askew_and_in_noise(model: LoadedModel) -> None:
     assert found["objects"][0]["box"]["top"] > 120
 
 
-@pytest.mark.parametrize("name", ["rocket", "flower.jpg", "astronaut"])
+@pytest.mark.parametrize("name", ["rocket", exhaustive("flower.jpg"), exhaustive("astronaut")])
 def test_a_photo_without_text_has_none(model: LoadedModel, name: str) -> None:
     assert read(model, photo(name)) == [{"text": "", "objects": []}]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 90), (400, 5), (2600, 40), (40, 2600)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 90), (400, 5), exhaustive((2600, 40)), (40, 2600)])
 def test_empty_images_of_odd_sizes_have_no_text(model: LoadedModel, size: tuple[int, int]) -> None:
     assert read(model, Image.new("RGB", size, "white"))[0]["text"] == ""
 
@@ -234,7 +235,9 @@ def read_plainly(model: LoadedModel) -> list[dict[str, Any]]:
     return read(model, page(LINES[:1])[0])
 
 
-@pytest.mark.parametrize("languages", [["en"], ["DE", "en-GB"], ["zh-Hant"], ["sr_Latn"]])
+@pytest.mark.parametrize(
+    "languages", [exhaustive(["en"]), ["DE", "en-GB"], exhaustive(["zh-Hant"]), exhaustive(["sr_Latn"])]
+)
 def test_a_language_that_the_model_reads_changes_nothing(
     model: LoadedModel, read_plainly: list[dict[str, Any]], languages: list[str]
 ) -> None:

@@ -16,6 +16,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.exhaustive
 def test_idle_latency_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "bench.md"
     done = bench("idle", "--output", str(output))

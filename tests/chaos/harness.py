@@ -265,7 +265,7 @@ class System:
             await store.close()
             if any(each.bell for each in accepted):
                 # This process sends no bell, so the reaper rings.
-                self.redis.delete(keys.RUNG + model)
+                self.redis.delete(keys.BELL_SENT + model)
 
         asyncio.run(submit())
         return [job.id for job in jobs]
@@ -291,7 +291,7 @@ class System:
 
     def broken_promises(self, ids: Sequence[str]) -> list[str]:
         """The jobs that are lost, ended twice, or neither waiting nor running, read at one moment."""
-        found = cast("list[bytes]", self.redis.eval(keys.LUA_TABLE + PLACES, 0, *ids))
+        found = cast("list[bytes]", self.redis.eval(keys.lua_table(PLACES) + PLACES, 0, *ids))
         return [line.decode() for line in found]
 
     def bells_waiting(self, model: str) -> int:

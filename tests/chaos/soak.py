@@ -280,7 +280,7 @@ class Soak:
             self._open -= ended
 
     def _look_at(self, ids: list[str]) -> tuple[list[str], set[str]]:
-        broken = cast("list[bytes]", self._probe.eval(keys.LUA_TABLE + PLACES, 0, *ids))
+        broken = cast("list[bytes]", self._probe.eval(keys.lua_table(PLACES) + PLACES, 0, *ids))
         pipe = self._probe.pipeline(transaction=False)
         for job_id in ids:
             pipe.hget(keys.JOB + job_id, "status")

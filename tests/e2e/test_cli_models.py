@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.fixtures.tiny.faces import tiny_faces
 from tests.fixtures.tiny.regions import tiny_vitpose, tiny_yolos
 from tests.fixtures.tiny.text_to_image import tiny_sd
 from tests.fixtures.tiny_models import tiny_vit
+from tests.support.cli import modelmill, modelmill_here
 from tests.support.paths import REPOSITORY
 
 VIT = "someone/Tiny.ViT"
@@ -36,7 +38,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with more in it than a load wants."""
+    """A repository that also holds files that a load does not fetch."""
     folder = tiny_vit(tmp_path_factory.mktemp("vit"))
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     (folder / "run_me.py").write_text("raise SystemExit('code that came with weights')")
@@ -51,20 +53,17 @@ def hub(vit: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def run(cache_dir: Path) -> Run:
-    """``run("models", "--all", HF_HOME=…)``: the command line in a process of its own."""
+    """``run("models", "--all", COLUMNS="80")``: the command line, in this process."""
+    return partial(modelmill_here, MODELMILL_CACHE_DIR=str(cache_dir))
 
-    def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            processes.python("-m", "modelmill_cli", *arguments),
-            env=os.environ
-            | {"MODELMILL_CACHE_DIR": str(cache_dir), "COLUMNS": "400", "OMP_NUM_THREADS": "1"}
-            | environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
 
-    return command
+@pytest.fixture
+def run_apart(cache_dir: Path) -> Run:
+    """``run_apart("models", HF_HOME=…)``: in a process of its own.
+
+    The hub's library reads its variables when it is imported.
+    """
+    return partial(modelmill, MODELMILL_CACHE_DIR=str(cache_dir))
 
 
 def answer(done: subprocess.CompletedProcess[str]) -> Any:
@@ -72,7 +71,9 @@ def answer(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_what_was_pulled_loads_when_the_hub_is_gone(run: Run, hub: Hub, vit: Path, tmp_path: Path) -> None:
+def test_what_was_pulled_loads_when_the_hub_is_gone(
+    run_apart: Run, hub: Hub, vit: Path, tmp_path: Path
+) -> None:
     models = tmp_path / "models.toml"
     models.write_text(
         f'[models.my-vit]\nbackend = "transformers"\ntasks = ["image-classification"]\n'
@@ -82,11 +83,11 @@ def test_what_was_pulled_loads_when_the_hub_is_gone(run: Run, hub: Hub, vit: Pat
     offline = online | {"HF_HUB_OFFLINE": "1"}
 
     def state() -> str:
-        listed = answer(run("models", "--json", **offline))
+        listed = answer(run_apart("models", "--json", **offline))
         return str(next(model["state"] for model in listed if model["name"] == "my-vit"))
 
     assert state() == "to_fetch"
-    pulled = run("models", "pull", "my-vit", **online)
+    pulled = run_apart("models", "pull", "my-vit", **online)
     assert pulled.returncode == 0, pulled.stderr
     name, _, where = pulled.stdout.strip().partition(": ")
     size, _, folder = where.partition(" in ")
@@ -101,12 +102,12 @@ def test_what_was_pulled_loads_when_the_hub_is_gone(run: Run, hub: Hub, vit: Pat
     hub.close()
     with load(vit) as direct:
         expected = direct.run("image-classification", image=CAT).model_dump(mode="json")
-    found = answer(run("run", "image-classification", "my-vit", f"image=@{CAT}", **offline))
-    # Another process, with another number of threads: the last digits may differ.
+    found = answer(run_apart("run", "image-classification", "my-vit", f"image=@{CAT}", **offline))
+    # It ran in another process with another number of threads: the last digits may differ.
     assert difference(found, expected, 1e-6) is None
 
 
-def test_of_a_model_made_of_several_all_are_pulled(run: Run, hub: Hub, tmp_path: Path) -> None:
+def test_of_a_model_made_of_several_all_are_pulled(run_apart: Run, hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "faces").mkdir()
     folder = tiny_faces(tmp_path / "faces", fixed=True)
     for name in ("detector", "recognizer"):
@@ -139,7 +140,7 @@ def test_of_a_model_made_of_several_all_are_pulled(run: Run, hub: Hub, tmp_path:
     """)
     environment = hub.environment(tmp_path / "hub") | {"MODELMILL_MODELS_FILE": str(models)}
 
-    pulled = run("models", "pull", "faces", "pose", **environment)
+    pulled = run_apart("models", "pull", "faces", "pose", **environment)
 
     assert pulled.returncode == 0, pulled.stderr
     assert [
@@ -153,7 +154,7 @@ def test_of_a_model_made_of_several_all_are_pulled(run: Run, hub: Hub, tmp_path:
 
 
 def test_of_a_pipeline_only_the_files_that_belong_together_are_pulled(
-    run: Run, hub: Hub, tmp_path: Path
+    run_apart: Run, hub: Hub, tmp_path: Path
 ) -> None:
     folder = tiny_sd(tmp_path / "sd")
     (folder / "all-in-one.safetensors").write_bytes(b"the same once more")
@@ -168,18 +169,18 @@ def test_of_a_pipeline_only_the_files_that_belong_together_are_pulled(
         "config.seed=1",
     )
 
-    assert run("models", "pull", "someone/sd", **online).returncode == 0
+    assert run_apart("models", "pull", "someone/sd", **online).returncode == 0
     assert not [path for path in hub.asked if "all-in-one" in path]
     hub.close()
-    (image,) = answer(run(*question, **online | {"HF_HUB_OFFLINE": "1"}))["images"]
+    (image,) = answer(run_apart(*question, **online | {"HF_HUB_OFFLINE": "1"}))["images"]
 
     assert image["image"].startswith("data:image/")
 
 
-def test_a_hub_id_runs_without_an_entry(run: Run, hub: Hub, vit: Path, tmp_path: Path) -> None:
+def test_a_hub_id_runs_without_an_entry(run_apart: Run, hub: Hub, vit: Path, tmp_path: Path) -> None:
     environment = hub.environment(tmp_path / "hub")
 
-    asked = run("run", "image-classification", VIT, f"image=@{CAT}", f"image=@{CAT}", **environment)
+    asked = run_apart("run", "image-classification", VIT, f"image=@{CAT}", f"image=@{CAT}", **environment)
 
     with load(vit) as direct:
         expected = direct.run("image-classification", image=CAT).model_dump(mode="json")
@@ -219,8 +220,8 @@ for hub, revision in (("no/such", None), ("{GATED}", None), ("{VIT}", "0" * 40),
     ], done.stderr
 
 
-def test_pulling_without_a_connection_fails_with_what_to_do(run: Run, hub: Hub, tmp_path: Path) -> None:
-    done = run("models", "pull", "clip-vit-base-patch32", **hub.environment(tmp_path, offline=True))
+def test_pulling_without_a_connection_fails_with_what_to_do(run_apart: Run, hub: Hub, tmp_path: Path) -> None:
+    done = run_apart("models", "pull", "clip-vit-base-patch32", **hub.environment(tmp_path, offline=True))
 
     assert done.returncode == 1
     assert done.stdout == ""
@@ -278,13 +279,13 @@ def test_on_a_narrow_terminal_a_model_takes_a_line(run: Run) -> None:
 
 @pytest.fixture
 def of_extras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An installed modelmill whose extras are "here", "half-here" and, by way of the others, "all"."""
+    """An installed modelmill with the extras "here" and "half-here", and "all", which contains both."""
     folder = tmp_path / "modelmill-99.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text(
         "Metadata-Version: 2.4\nName: modelmill\nVersion: 99\n"
         "Requires-Dist: pytest>=1; extra == 'here'\n"
-        "Requires-Dist: importlib-metadata-of-nobody>=1 ; extra == 'half-here'\n"
+        "Requires-Dist: no-such-distribution>=1 ; extra == 'half-here'\n"
         "Requires-Dist: pydantic>=2; extra == 'half-here'\n"
         "Requires-Dist: concurrent; extra == 'by-module'\n"
         "Requires-Dist: modelmill[here,half-here]; extra == 'all'\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ PAGES = sorted(
 )
 
 ELSEWHERE = {
-    # Commands that start something and stay, or that install: what they do is seen in the test named here.
+    # Commands that install, or that start something and stay. The test named here shows what they do.
     "make install": "the environment that runs this",
     "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
     "make test": "this very run",
@@ -58,33 +60,56 @@ def blocks(page: Path, *languages: str) -> list[str]:
 TASKS = built_in_tasks()
 WALK = REPOSITORY / "docs" / "add-a-task.md"
 """Its steps build on each other: ``test_add_a_task.py`` runs them in their order."""
+REGISTERING = ("plugins.md",)
+"""Pages whose Python code defines tasks and runners: it runs in a process of its own."""
 RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python") and page != WALK]
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
-def test_examples_run_as_they_are_written(page: Path, up: Up, tmp_path: Path) -> None:
+def test_examples_run_as_they_are_written(
+    page: Path, up: Up, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "modelmill").symlink_to(REPOSITORY / "modelmill")
     if page.stem in TASKS:
         for name, data in example_files(TASKS[page.stem]).items():
             (tmp_path / name).write_bytes(data)
-    environment = os.environ | {
+    monkeypatch.chdir(tmp_path)
+    for variable, value in {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MODELMILL_URL": up.url,
+        "MODELMILL_CACHE_DIR": str(cache_dir),
         "COLUMNS": "160",
         "PYTHONSAFEPATH": "1",
-    }
+    }.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr("modelmill_backends.loader.get_settings", Settings)
+
     found = re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     for language, text in found:
         # The server of the tests has a port of its own; nothing else is changed.
         text = text.replace("http://127.0.0.1:8000", up.url)
-        command = (
-            ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
-        )
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        assert '"code"' not in done.stdout, f"{text}\n{done.stdout}"
+        if language == "bash":
+            printed = run_command("bash", "-euo", "pipefail", "-c", text)
+        elif page.name in REGISTERING:
+            printed = run_command(sys.executable, "-c", text)
+        else:
+            printed = run_here(text)
+        assert '"code"' not in printed, f"{text}\n{printed}"
+
+
+def run_command(*command: str) -> str:
+    """Runs a command, which must succeed. Returns what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_here(text: str) -> str:
+    """Runs Python code in this process: another one imports PyTorch again, which takes seconds."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(compile(text, "<docs>", "exec"), {"__name__": "__main__"})
+    return printed.getvalue()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -14,14 +13,12 @@ from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.states import Lane
 from modelmill.store.callers import KeyRing, parse_token
+from tests.support.cli import modelmill_here
 from tests.support.system import start_up
 
 
 def keys(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill_cli", "keys", *arguments)
-    return subprocess.run(
-        command, env=os.environ | {"COLUMNS": "200"} | environment, capture_output=True, text=True, timeout=60
-    )
+    return modelmill_here("keys", *arguments, **environment)
 
 
 def test_keys_are_made_listed_and_revoked(settings: Settings) -> None:
@@ -81,11 +78,11 @@ def test_up_for_others_asks_for_keys_and_says_how_to_make_one(tmp_path: Path, ca
         assert f"modelmill keys create NAME --admin --data-dir {data}" in up.log.read_text()
         assert httpx.get(f"{up.url}/health/ready").json()["redis"] == "up"
         assert httpx.get(f"{up.url}/api/workers").status_code == 401
-        # Found without --data-dir, and without a URL, where the folder is the usual one.
+        # The command finds the store by the usual data folder, without --data-dir and without a URL.
         made = keys("create", "me", "--admin", MODELMILL_DATA_DIR=data)
         assert made.returncode == 0, made.stderr
         headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
-        # By a name that only a keyless API would take for somebody else's.
+        # An API without keys refuses this name.
         headers["Host"] = "mill.example"
         assert len(httpx.get(f"{up.url}/api/workers", headers=headers).json()) == 1
     finally:
@@ -97,13 +94,8 @@ def test_keys_are_not_turned_off_for_others_by_mistake(command: str, tmp_path: P
     arguments = ["--host", "0.0.0.0", "--port", "0"]
     if command == "up":
         arguments += ["--data-dir", str(tmp_path)]
-    done = subprocess.run(
-        processes.python("-m", "modelmill_cli", command, *arguments),
-        env=os.environ | {"MODELMILL_AUTH": "off", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = modelmill_here(command, *arguments, MODELMILL_AUTH="off")
+
     assert done.returncode == 1
     said = " ".join(done.stderr.split())
     assert "MODELMILL_AUTH" in said

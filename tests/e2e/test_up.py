@@ -1,27 +1,24 @@
-"""`modelmill up`: the seed example, real photos, the command line, a restart."""
+"""What a running `modelmill up` answers: the seed example, real photos, the command line."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from modelmill import processes
 from modelmill.client import Client, data_url
 from tests.fixtures import photos
-from tests.support.paths import NOOP_MODELS, REPOSITORY
-from tests.support.processes import is_running, wait_until
-from tests.support.system import Up, start_up
+from tests.support.cli import modelmill_here
+from tests.support.paths import REPOSITORY
+from tests.support.processes import wait_until
+from tests.support.system import Up, up_to_end
 
 CAT_PHOTO = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
 TASK = "zero-shot-image-classification"
@@ -110,9 +107,7 @@ def test_the_client_runs_a_task(up: Up) -> None:
 
 
 def modelmill(up: Up, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill_cli", *arguments)
-    environment = os.environ | {"MODELMILL_URL": up.url, "COLUMNS": "160"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return modelmill_here(*arguments, MODELMILL_URL=up.url)
 
 
 def test_the_command_line_submits_waits_and_shows(up: Up) -> None:
@@ -138,57 +133,23 @@ def test_the_command_line_lists_models_and_says_what_is_wrong(up: Up) -> None:
     assert wrong.returncode == 1
     assert "Did you mean conse-lite0" in wrong.stderr
     assert "Traceback" not in wrong.stderr
-    nowhere = subprocess.run(
-        processes.python("-m", "modelmill_cli", "job", "x", "--url", "http://127.0.0.1:1"),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    nowhere = modelmill_here("job", "x", "--url", "http://127.0.0.1:1")
     assert nowhere.returncode == 1
     assert "modelmill up" in nowhere.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path, number: int) -> None:
-    options = ("--devices", "cpu", "--models-file", str(NOOP_MODELS))
-    first = start_up(tmp_path, cache_dir, *options)
-    body = {"image": data_url(CAT_PHOTO), "classes": ["cat"]}
-    with Client(first.url) as client:
-        done = client.submit(TASK, "noop", body).wait(30)
-        assert done.status == "complete"
-    children = psutil.Process(first.process.pid).children(recursive=True)
-    assert {"valkey-server"} <= {child.name() for child in children}
-    assert len(children) >= 5
-    os.kill(first.process.pid, number)
-    assert first.process.wait(timeout=40) == 0, first.log.read_text()
-    assert not [child for child in children if is_running(child.pid)]
-
-    second = start_up(tmp_path, cache_dir, *options)
-    with Client(second.url) as client:
-        assert client.job(done.id).result == {"probabilities": [1.0]}
-        assert client.submit(TASK, "noop", body).wait(30).status == "complete"
-    assert processes.stop(second.process, 40)
-
-
-def up_to_end(*options: str) -> subprocess.CompletedProcess[str]:
-    command = processes.python("-m", "modelmill_cli", "up", *options)
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(
-    tmp_path: Path, cache_dir: Path
-) -> None:
-    first = start_up(tmp_path, cache_dir, "--devices", "cpu")
-    port = first.url.rpartition(":")[2]
+def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(up: Up, tmp_path: Path) -> None:
+    data = up.log.parent / "data"
+    port = up.url.rpartition(":")[2]
 
     models = tmp_path / "models.toml"
     models.write_text(f'[models.only-here]\nbackend = "noop"\ntasks = ["{TASK}"]\n')
     command = processes.python("-m", "modelmill_cli", "worker", "--devices", "cpu", "--models", "only-here")
-    options = ("--models-file", str(models), "--data-dir", str(tmp_path / "data"))
+    options = ("--models-file", str(models), "--data-dir", str(data))
     with (tmp_path / "worker.log").open("wb") as log:
         joined = processes.start([*command, *options], log=log)
 
-    same_data = up_to_end("--port", "0", "--data-dir", str(tmp_path / "data"))
+    same_data = up_to_end("--port", "0", "--data-dir", str(data))
     same_port = up_to_end("--port", port, "--data-dir", str(tmp_path / "other"))
 
     assert (same_data.returncode, same_port.returncode) == (1, 1)
@@ -196,66 +157,13 @@ def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(
     assert same_port.stderr.splitlines() == [f"error: Port {port} is taken. Choose another with --port."]
     assert not (tmp_path / "other").exists()
 
-    with Client(first.url) as client:
+    with Client(up.url) as client:
         wait_until(lambda: "only-here" in client.models(), 60, "the worker")
-        # Its pixels lie in the folder for large payloads, where the worker has to look.
+        # Such a large image lies in the folder for large payloads. The worker reads it there.
         body = {"image": data_url(CAT_PHOTO.read_bytes() + bytes(300_000)), "classes": ["cat", "dog"]}
         assert client.submit(TASK, "only-here", body).wait(30).result == {"probabilities": [0.5, 0.5]}
     assert (
-        f"joining the `modelmill up` that runs with the data folder {tmp_path / 'data'}"
+        f"joining the `modelmill up` that runs with the data folder {data}"
         in (tmp_path / "worker.log").read_text()
     )
     assert processes.stop(joined, 40)
-    assert processes.stop(first.process, 40)
-
-
-def test_a_wrong_models_file_is_told_once_and_nothing_is_started(tmp_path: Path) -> None:
-    models = tmp_path / "models.toml"
-    models.write_text('[models.wrong]\nbackend = "onnx"\ntasks = ["text-embeding"]\n')
-
-    ended = up_to_end("--port", "0", "--data-dir", str(tmp_path / "data"), "--models-file", str(models))
-
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
-    assert f"{models}, line 3: model 'wrong': tasks: There is no task 'text-embeding'" in line
-    assert not (tmp_path / "data").exists()
-
-
-def test_up_that_is_stopped_while_it_starts_stops_at_once(tmp_path: Path) -> None:
-    log = tmp_path / "up.log"
-    command = processes.python(
-        "-m", "modelmill_cli", "up", "--port", "0", "--data-dir", str(tmp_path / "data")
-    )
-    with log.open("wb") as output:
-        process = processes.start(command, log=output)
-    wait_until(lambda: "starting the worker" in log.read_text(), 60, "the worker's start")
-
-    process.send_signal(signal.SIGINT)
-
-    assert process.wait(timeout=20) == 0, log.read_text()
-    assert "is up" not in log.read_text()
-
-
-def test_a_part_that_ends_by_itself_ends_the_rest(tmp_path: Path, cache_dir: Path) -> None:
-    started = start_up(tmp_path, cache_dir, "--devices", "cpu", "--host", "::1")
-    assert httpx.get(f"{started.url}/api/tasks").is_success
-    api = next(
-        child
-        for child in psutil.Process(started.process.pid).children()
-        if " api " in " ".join(child.cmdline())
-    )
-    api.kill()
-    assert started.process.wait(timeout=40) == 1
-    assert "the API ended by itself" in started.log.read_text()
-
-
-def test_help_is_quick_to_import() -> None:
-    code = (
-        "import sys; sys.argv = ['modelmill', '--help']\n"
-        "from modelmill.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print([m for m in ('celery', 'fastapi', 'redis', 'httpx', 'torch') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")

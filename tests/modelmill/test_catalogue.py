@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def refusal(path: Path) -> str:
-    """What the operator reads."""
+    """The message that the operator reads."""
     with pytest.raises(ConfigError) as caught:
         read_models_file(path)
     return str(caught.value)
@@ -36,7 +36,7 @@ def test_the_built_in_catalogue_loads_and_its_names_can_stand_in_a_path() -> Non
     assert len(catalogue) == len(list(catalogue))
 
 
-def test_every_built_in_entry_tells_what_it_is_and_what_it_needs() -> None:
+def test_every_built_in_entry_has_a_description_and_its_needs() -> None:
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
     for name, entry in Catalogue.load().items():
@@ -184,7 +184,7 @@ def test_options_must_be_a_table(tmp_path: Path) -> None:
     assert refusal(path).startswith(f"{path}, line 4: model 'bad': options: ")
 
 
-def test_every_problem_of_an_entry_is_told(tmp_path: Path) -> None:
+def test_every_problem_of_an_entry_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path, '[models.bad]\nmax_batch = 0\ncolour = "red"\nbackend = "onnx"\n')
 
     lines = refusal(path).splitlines()

@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 @pytest.fixture
 def orphan(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on ``tmp_path`` that nobody owns any more; it holds ``kept = yes``."""
+    """A server on ``tmp_path`` whose owner is dead; it holds ``kept = yes``."""
     with EmbeddedServer(tmp_path) as first:
         url = first.url
         with connected(url) as client:
@@ -73,7 +73,7 @@ def test_it_starts_and_keeps_what_it_is_given(server: EmbeddedServer) -> None:
 
 
 @pytest.mark.parametrize("password", ["", ":wrong@"])
-def test_nobody_enters_without_its_password(server: EmbeddedServer, password: str) -> None:
+def test_no_client_connects_without_the_password(server: EmbeddedServer, password: str) -> None:
     address = server.url.partition("@")[2]
 
     with (
@@ -197,7 +197,7 @@ def test_an_orphan_that_does_not_stop_is_not_joined_on_its_files(
     monkeypatch.setattr(embedded, "START_TIMEOUT_S", 0.2)
     orphan.send_signal(signal.SIGSTOP)
 
-    with pytest.raises(ConfigError, match=r"process \d+, is still in .* Kill it") as caught:
+    with pytest.raises(ConfigError, match=r"process \d+, still uses .* Kill it") as caught:
         EmbeddedServer(tmp_path).__enter__()
     assert str(tmp_path) in str(caught.value)
     assert servers_on(tmp_path) == [orphan.pid]
@@ -208,9 +208,7 @@ def test_an_orphan_that_does_not_stop_is_not_joined_on_its_files(
         assert client.get("kept") == "yes"
 
 
-def test_somebody_elses_server_at_the_old_address_is_left_alone(
-    tmp_path: Path, server: EmbeddedServer
-) -> None:
+def test_another_server_at_the_old_address_is_left_alone(tmp_path: Path, server: EmbeddedServer) -> None:
     """The port of a run that was killed may belong to another by now."""
     with EmbeddedServer(tmp_path):
         pass

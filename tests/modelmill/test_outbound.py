@@ -162,7 +162,7 @@ def test_no_request_goes_to_what_is_not_public(network: Network) -> None:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-@pytest.mark.parametrize("more", [(), (PUBLIC,)], ids=["alone", "beside a public one"])
+@pytest.mark.parametrize("more", [(), (PUBLIC,)], ids=["alone", "with a public one"])
 def test_a_name_that_leads_to_what_is_not_public_is_refused(
     network: Network, address: str, more: tuple[str, ...]
 ) -> None:
@@ -305,7 +305,7 @@ def test_redirects_are_followed_a_few_times_and_forget_headers(network: Network)
 @pytest.mark.parametrize(
     ("answer", "code", "words"),
     [
-        (endless, ErrorCode.MEDIA_TOO_LARGE, "more than the 50000 bytes"),
+        (endless, ErrorCode.MEDIA_TOO_LARGE, "more than the allowed 50000 bytes"),
         (replying(bytes(50_001)), ErrorCode.MEDIA_TOO_LARGE, "more than"),
         (replying(b"", Content_Length=10**15), ErrorCode.MEDIA_TOO_LARGE, "more than"),
         (dripping, ErrorCode.MEDIA_FETCH_FAILED, r"longer than 0\.3 s"),
@@ -399,7 +399,9 @@ def test_a_webhook_is_posted_and_its_answer_thrown_away(network: Network) -> Non
     assert "host: 127.0.0.1:" in head
 
 
-def test_certificates_are_those_of_the_name_and_of_somebody_trusted(network: Network, tmp_path: Path) -> None:
+def test_certificates_must_be_for_the_name_and_from_a_trusted_authority(
+    network: Network, tmp_path: Path
+) -> None:
     cert, key = certificate(tmp_path, "images.example.com")
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(cert, key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,9 +11,8 @@ from typing import Any
 import httpx
 
 from modelmill.states import Status
-from modelmill.store import Outcome, WorkerStore
+from modelmill.store import ClaimRequest, Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from tests.support.processes import wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 JOBS = f"{TASK}/noop/jobs"
@@ -43,13 +44,19 @@ def documents(client: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def wait_all(client: httpx.Client, ids: list[str], timeout_s: float = 60.0) -> list[dict[str, Any]]:
-    """The documents of the jobs, once all have ended."""
-
-    def ended() -> bool:
-        return all(each["status"] in ("complete", "failed", "canceled") for each in documents(client, ids))
-
-    wait_until(ended, timeout_s, "the end of all jobs")
+    """Waits until all jobs have ended. Returns their documents."""
+    deadline = time.monotonic() + timeout_s
+    for job_id in ids:
+        while not has_ended(client, job_id, deadline - time.monotonic()):
+            assert time.monotonic() < deadline, f"job {job_id} did not end within {timeout_s} s"
     return documents(client, ids)
+
+
+def has_ended(client: httpx.Client, job_id: str, wait_s: float = 0) -> bool:
+    """Whether a job has ended. The API answers at its end, or after ``wait_s``, at most 20 s."""
+    prefer = {"Prefer": f"wait={min(20, math.ceil(wait_s))}"} if wait_s > 0 else {}
+    document = client.get(f"/api/jobs/{job_id}", headers=prefer).json()
+    return str(document["status"]) in ("complete", "failed", "canceled")
 
 
 def waiting(client: httpx.Client) -> int:
@@ -66,7 +73,7 @@ def finish(
     store: WorkerStore, status: Status = Status.COMPLETE, result: bytes = RESULT, count: int = 1000
 ) -> list[str]:
     """Plays the worker: ends up to ``count`` jobs of the model ``noop`` alike; their ids."""
-    jobs = store.claim("noop", uuid.uuid4().hex, "node", count, 10**9).jobs
+    jobs = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", count, 10**9)).jobs
     ends: dict[Status, dict[str, Any]] = {
         Status.COMPLETE: {"result": result},
         Status.FAILED: {"error": ERROR},
@@ -78,5 +85,5 @@ def finish(
 
 def finish_one(store: WorkerStore, status: Status = Status.COMPLETE, model: str = "noop", **end: Any) -> None:
     """Plays the worker: ends the first job of a model, with ``result``, ``error`` or ``details``."""
-    (job,) = store.claim(model, uuid.uuid4().hex, "node", 1, 10**9).jobs
+    (job,) = store.claim(ClaimRequest(model, uuid.uuid4().hex, "node", 1, 10**9)).jobs
     store.settle([Outcome(job.id, job.fence, status, **end)])

@@ -10,6 +10,7 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import ApiStore, JobRecord, Submission, WorkerStore
 from modelmill_tasks.shared.examples import CAT
+from tests.support.store import read_job
 
 TASK = "zero-shot-image-classification"
 
@@ -41,7 +42,7 @@ def submit_batched(settings: Settings, name: str, items: int, classes: int = 2) 
 
 
 def records(store: WorkerStore, ids: list[str]) -> list[JobRecord]:
-    found = [store.get(job_id) for job_id in ids]
+    found = [read_job(store, job_id) for job_id in ids]
     return [record for record in found if record is not None]
 
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, ClaimReply, Outcome, Released, Submission, WorkerStore
+from modelmill.store import (
+    ApiStore,
+    ClaimReply,
+    ClaimRequest,
+    JobRecord,
+    Outcome,
+    Released,
+    Submission,
+    WorkerStore,
+    keys,
+)
 
 T = TypeVar("T")
 MODEL = "noop"
@@ -41,7 +51,27 @@ def submit(settings: Settings, *jobs: Submission) -> list[str]:
 def claim(
     store: WorkerStore, count: int = 10, fence: str | None = None, max_bytes: int = 10**9
 ) -> ClaimReply:
-    return store.claim(MODEL, fence or uuid.uuid4().hex, "node", count, max_bytes)
+    return store.claim(ClaimRequest(MODEL, fence or uuid.uuid4().hex, "node", count, max_bytes))
+
+
+def read_job(store: WorkerStore, job_id: str) -> JobRecord | None:
+    """The job, also one that was deleted while it runs."""
+    fields = cast("dict[bytes, bytes]", store._redis.hgetall(keys.JOB + job_id))
+    if b"task" not in fields:
+        return None
+    result = fields.get(b"result")
+    if b"out" in fields:
+        result = cast("bytes | None", store._redis.get(fields[b"out"]))
+    if b"out_blob" in fields:
+        name = fields[b"out_blob"].decode()
+        result = store._read_blobs([name])[name]
+    return JobRecord.from_hash(job_id, fields, result)
+
+
+def may_ring(store: WorkerStore, model: str) -> bool:
+    """Whether no bell for the model is on its way. Then one counts as sent from now on."""
+    set_now = store._redis.set(keys.BELL_SENT + model, "1", nx=True, px=keys.BELL_SENT_TTL_MS)
+    return bool(set_now)
 
 
 def complete(claims: ClaimReply, result: bytes = b'{"ok":true}') -> list[Outcome | Released]:

@@ -32,3 +32,9 @@ def start_up(folder: Path, cache_dir: Path, *options: str) -> Up:
     wait_until(lambda: "Modelmill is up" in log.read_text() or process.poll() is not None, 60, "modelmill up")
     assert process.poll() is None, log.read_text()
     return up
+
+
+def up_to_end(*options: str) -> subprocess.CompletedProcess[str]:
+    """Runs a `modelmill up` that ends by itself."""
+    command = processes.python("-m", "modelmill_cli", "up", *options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)

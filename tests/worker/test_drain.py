@@ -16,7 +16,7 @@ from modelmill.catalogue import Catalogue
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import ApiStore, Released, Return, WorkerStore, keys
+from modelmill.store import ApiStore, ClaimRequest, Released, Return, WorkerStore, keys
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import current_device
 from modelmill_backends.loader import LoadedModel
@@ -301,7 +301,7 @@ def test_beside_a_suspect_nothing_is_claimed_or_prepared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ids = submit(settings, "slow", *["a"] * 3)
-    for job in store.claim("slow", "before", "node", 2, 2**20).jobs:
+    for job in store.claim(ClaimRequest("slow", "before", "node", 2, 2**20)).jobs:
         store.settle([Released(job.id, job.fence, Return.SUSPECT)])
     leased = []
 

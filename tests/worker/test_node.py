@@ -26,6 +26,7 @@ from modelmill_worker.drain.context import DrainContext
 from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from tests.support.api import documents, submit_at_once, submit_jobs, wait_all
+from tests.support.exhaustive import exhaustive
 from tests.support.paths import TEST_MODELS
 from tests.support.processes import is_running, wait_until
 from tests.support.servers import environment_of
@@ -39,10 +40,15 @@ def only_node(raw_redis: redis.Redis, workers: Workers) -> dict[str, Any]:
     return node
 
 
-def test_a_job_goes_through_a_real_worker(
-    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+def test_a_job_goes_through_a_real_worker_in_a_folder_with_names_of_packages(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis, tmp_path: Path
 ) -> None:
-    start_workers()
+    folder = tmp_path / "users-own"
+    folder.mkdir()
+    for name in ("celery", "redis", "modelmill", "celeryconfig", "tasks", "api", "worker", "backends"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
+
+    start_workers(cwd=folder)
     (done,) = wait_all(api, submit_jobs(api, "noop"))
     assert done["result"] == {"probabilities": [0.5, 0.5]}
     assert (done["device"], done["node"], done["batch_size"]) == ("cpu", "w1-cpu0", 1)
@@ -91,7 +97,7 @@ def test_a_second_worker_takes_its_share_and_stopping_one_loses_nothing(
     assert first.process.poll() is None
 
 
-@pytest.mark.parametrize("target", ["parent", "group"])
+@pytest.mark.parametrize("target", [exhaustive("parent"), "group"])
 def test_sigterm_finishes_the_running_batch_and_releases_the_rest(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis, target: str
 ) -> None:
@@ -158,19 +164,6 @@ def test_a_killed_supervisor_takes_its_nodes_along(
     workers.process.kill()
     for part in ("parent", "child"):
         wait_until(lambda pid=node[part]["pid"]: not is_running(pid), what=f"the end of the {part}")  # type: ignore[misc]
-
-
-def test_files_in_the_working_directory_do_not_hide_packages(
-    api: httpx.Client, start_workers: StartWorkers, tmp_path: Path
-) -> None:
-    folder = tmp_path / "users-own"
-    folder.mkdir()
-    for name in ("celery", "redis", "modelmill", "celeryconfig", "tasks", "api", "worker", "backends"):
-        (folder / f"{name}.py").write_text("raise SystemExit('the wrong module')\n")
-
-    start_workers(cwd=folder)
-
-    assert [each["status"] for each in wait_all(api, submit_jobs(api, "noop"))] == ["complete"]
 
 
 def test_a_model_that_fails_to_load_fails_its_jobs_and_others_go_on(

@@ -18,11 +18,20 @@ from tests.support.workers import Workers, live_nodes
 
 
 def node(
-    name: str, free_mib: int = 100, idle_s: float = 0.0, device: str = "cpu", **models: str
+    name: str,
+    free_mib: int = 100,
+    idle_s: float = 0.0,
+    device: str = "cpu",
+    load_s: float = 1.0,
+    retry_in_s: float | None = None,
+    **models: str,
 ) -> NodeRecord:
-    states = {model: {"status": status, "load_s": 1.0} for model, status in models.items()}
+    states = {
+        model: {"status": status, "load_s": load_s, "retry_in_s": retry_in_s}
+        for model, status in models.items()
+    }
     child = {"models": states, "free_mib": free_mib, "idle_s": idle_s, "device": device}
-    return NodeRecord(name, {"models": {"m": ["t"], "other": ["t"]}}, child)
+    return NodeRecord.from_documents(name, {"models": {"m": ["t"], "other": ["t"]}}, child)
 
 
 def demand(backlog: int = 1, rate: float | None = 10.0, **more: Any) -> Demand:
@@ -34,9 +43,7 @@ def choose(*nodes: NodeRecord, **more: Any) -> str | None:
 
 
 def failed(name: str, retry_in_s: float) -> NodeRecord:
-    found = node(name, m="failed")
-    found.child["models"]["m"]["retry_in_s"] = retry_in_s
-    return found
+    return node(name, retry_in_s=retry_in_s, m="failed")
 
 
 def test_a_short_backlog_stays_with_the_node_that_has_the_model() -> None:
@@ -51,8 +58,7 @@ def test_a_long_backlog_makes_this_node_load_the_model_too() -> None:
 
 
 def test_what_takes_long_to_load_is_spread_later() -> None:
-    slow = node("b", m="running")
-    slow.child["models"]["m"]["load_s"] = 60.0
+    slow = node("b", load_s=60.0, m="running")
     assert choose(node("own"), slow, backlog=599) == "b"
     assert choose(node("own"), slow, backlog=601) is None
 
@@ -77,7 +83,7 @@ def test_a_model_that_no_node_has_goes_where_there_is_room() -> None:
 
 
 def test_a_node_that_does_not_serve_the_model_is_never_chosen() -> None:
-    stranger = NodeRecord("b", {"models": {"other": ["t"]}}, {"models": {}, "free_mib": 1000})
+    stranger = NodeRecord.from_documents("b", {"models": {"other": ["t"]}}, {"models": {}, "free_mib": 1000})
     assert choose(node("own", free_mib=10, other="running"), stranger) is None
 
 

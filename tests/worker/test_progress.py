@@ -19,8 +19,8 @@ StartWorkers = Callable[..., Workers]
 def test_a_job_of_many_steps_tells_how_far_it_is_and_outlives_the_limit_of_a_batch(
     api: httpx.Client, start_workers: StartWorkers
 ) -> None:
-    # Six seconds of steps. No single step takes two.
-    start_workers(MODELMILL_BATCH_TIMEOUT_S="2")
+    # Three seconds of steps, each of them far shorter than the limit.
+    start_workers(MODELMILL_BATCH_TIMEOUT_S="1.5")
     (job,) = submit_jobs(api, "steps")
     seen = []
 
@@ -55,8 +55,8 @@ def test_a_canceled_job_of_many_steps_stops_between_two_of_them(
     (document,) = wait_all(api, [job])
 
     assert document["status"] == "canceled"
-    # The heartbeat of these tests is 0.4 s, and a step 0.1 s; all of them would be six.
-    assert time.monotonic() - asked_at < 4
+    # The heartbeat of these tests is 0.4 s, and a step 0.05 s; all steps take 3 s.
+    assert time.monotonic() - asked_at < 2.5
     # The worker is free: the next job does not wait for the rest of the steps.
     wait_all(api, submit_jobs(api, "noop"), timeout_s=4)
     assert raw_redis.zcard(keys.LEASES) == 0

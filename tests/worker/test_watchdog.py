@@ -13,11 +13,12 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.states import Status
-from modelmill.store import Claimed, WorkerStore, keys
+from modelmill.store import Claimed, ClaimRequest, WorkerStore, keys
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.processes.watchdog import MAX_LOAD_DEATHS, Watchdog
 from tests.support.jobs import submit
 from tests.support.processes import is_running, wait_until
+from tests.support.store import read_job
 
 CHILD = """
 import sys, time
@@ -49,7 +50,7 @@ def watchdog(settings: Settings, store: WorkerStore, tmp_path: Path) -> Watchdog
 
 
 def claim(store: WorkerStore, count: int) -> list[Claimed]:
-    return list(store.claim("noop", uuid.uuid4().hex, "node", count, 2**20).jobs)
+    return list(store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", count, 2**20)).jobs)
 
 
 def notes(
@@ -92,7 +93,7 @@ def test_a_crash_counts_for_an_item_that_was_prepared_alone_and_the_third_ends_i
         assert (alone.id, alone.suspect) == (jobs[0].id, True)
         start_child(tmp_path, notes([alone], preparing=[alone])).wait()
         watchdog.check()
-    record = store.get(jobs[0].id)
+    record = read_job(store, jobs[0].id)
     assert record is not None
     assert record.error is not None
     assert (record.status, record.error["code"]) == (Status.FAILED, "worker_crashed")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from functools import partial
 from typing import Any
 
 from celery.signals import (
     setup_logging,
+    worker_init,
     worker_process_init,
     worker_ready,
     worker_shutdown,
@@ -22,8 +24,10 @@ from celery.signals import (
 
 from modelmill.broker import DRAIN, LOAD, UNLOAD, make_celery, queues_for
 from modelmill.catalogue import Catalogue
+from modelmill.errors import ConfigError
 from modelmill.logs import configure_logging
 from modelmill.settings import get_settings
+from modelmill.store.layout import check_layout
 from modelmill_worker import metrics
 from modelmill_worker.config import STATE_VARIABLE, NodeConfig, state_folder
 from modelmill_worker.processes.child import the_child
@@ -79,6 +83,16 @@ def _safely(act: Any, model: str) -> None:
 @setup_logging.connect
 def _set_up_logging(**_: Any) -> None:
     configure_logging(_settings.log_level)
+
+
+@worker_init.connect
+def _check_layout(**_: Any) -> None:
+    try:
+        check_layout(_settings.redis_url)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        # Celery would only log a ConfigError. Status 2 tells the supervisor that a restart cannot help.
+        raise SystemExit(2) from None
 
 
 @worker_process_init.connect

@@ -21,7 +21,7 @@ async def _nodes_here() -> int:
         nodes = await store.nodes()
     finally:
         await store.close()
-    return sum(node.parent.get("host") == socket.gethostname() and bool(node.child) for node in nodes)
+    return sum(node.parent.host == socket.gethostname() and node.child is not None for node in nodes)
 
 
 def main() -> int:

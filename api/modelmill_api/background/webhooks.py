@@ -24,7 +24,7 @@ from modelmill.hosts import parse_url
 from modelmill.outbound import Guard, RefusedError
 from modelmill.states import Status
 from modelmill.store import ApiStore, JobRecord
-from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome, HookStore
+from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome
 from modelmill_api.responses import job_document
 from modelmill_api.state import ApiState
 
@@ -62,7 +62,7 @@ class Deliverer:
 
     def __init__(self, store: ApiStore, guard: Guard, timeout_s: float) -> None:
         self._store = store
-        self._hooks = HookStore(store)
+        self._webhooks = store.webhooks
         self._guard = guard
         self._timeout_s = timeout_s
         # Longer than the last webhook that is taken for one host waits and is sent.
@@ -96,7 +96,7 @@ class Deliverer:
         room = TAKEN - len(self._tasks)
         if room <= 0:
             return False
-        deliveries = await self._hooks.take(room, self._lease_s)
+        deliveries = await self._webhooks.take(room, self._lease_s)
         for delivery in deliveries:
             task = asyncio.create_task(self._deliver(delivery))
             self._tasks[task] = delivery
@@ -120,13 +120,13 @@ class Deliverer:
         await asyncio.gather(*left, return_exceptions=True)
         with suppress(ModelmillError):
             for delivery in unsent:
-                await self._hooks.put_back(delivery, 0.0)
+                await self._webhooks.put_back(delivery, 0.0)
 
     async def _deliver(self, delivery: Delivery) -> None:
         host = _host(delivery.url)
         try:
             if self._taken[host] >= TAKEN_PER_HOST:
-                await self._hooks.put_back(delivery, _about(BUSY_S, 0.5))
+                await self._webhooks.put_back(delivery, _about(BUSY_S, 0.5))
                 return
             async with self._turn(host), self._slots:
                 attempt = await self._attempt(delivery)
@@ -134,9 +134,9 @@ class Deliverer:
                 return
             delay_s = self._pause(delivery, attempt)
             if delay_s is None:
-                await self._hooks.close(delivery, attempt)
+                await self._webhooks.close(delivery, attempt)
             else:
-                await self._hooks.retry(delivery, attempt, delay_s)
+                await self._webhooks.retry(delivery, attempt, delay_s)
         except ModelmillError as error:
             # The lease expires, and the webhook is sent again.
             logger.warning("webhook %s: %s", delivery.id, error.message)
@@ -167,10 +167,10 @@ class Deliverer:
         body = delivery.body
         if not body:
             composed = compose(delivery, await self._store.get(delivery.job_id))
-            body = await self._hooks.keep_body(delivery, composed)
+            body = await self._webhooks.keep_body(delivery, composed)
         if not body:
             return None
-        headers = signed(delivery.id, body, await self._hooks.secrets(delivery.caller))
+        headers = signed(delivery.id, body, await self._webhooks.secrets(delivery.caller))
         started = time.monotonic()
         status: int | None = None
         error: str | None = None
@@ -195,7 +195,7 @@ class Deliverer:
 async def deliver_until(stopping: asyncio.Event, state: ApiState) -> None:
     """Sends webhooks until ``stopping``."""
     deliverer = Deliverer(state.store, state.webhook_guard, state.settings.webhook_timeout_s)
-    await deliverer.run(stopping, state.news.hooks)
+    await deliverer.run(stopping, state.news.webhook_due)
 
 
 def compose(delivery: Delivery, record: JobRecord | None) -> str:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import ApiStore
-from modelmill.store.callers import ApiKey, look_up, note_use, parse_token, proves
+from modelmill.store.callers import ApiKey, parse_token, proves
 from modelmill_api.callers import Caller, name_caller
 from modelmill_api.problems import problem_response
 
@@ -224,7 +224,7 @@ class KeyGate:
         if known.redis_now - known.used_at > NOTE_USE_S:
             known.used_at = known.redis_now
             with suppress(ModelmillError):
-                await note_use(store, key_id, known.redis_now)
+                await store.keys.note_use(key_id, known.redis_now)
 
     async def _find(self, store: ApiStore, key_id: str) -> _Known:
         known = self._known.get(key_id) or self._unknown.get(key_id)
@@ -240,7 +240,7 @@ class KeyGate:
         # Taken before the question, so that the answer is never older than this says.
         asked_at = time.monotonic()
         try:
-            key, redis_now = await look_up(store, key_id)
+            key, redis_now = await store.keys.look_up(key_id)
         finally:
             del self._asked[key_id]
         caller = Caller(key.id, key.is_admin, key.lanes, key.limits) if key else None

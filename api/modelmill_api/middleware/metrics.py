@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from modelmill.states import ModelPhase
 from modelmill.store import Snapshot
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -159,5 +160,5 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
     )
     for node in snapshot.nodes:
         for model in node.models:
-            loaded.add_metric([model, node.name], node.state_of(model).get("status") == "running")
+            loaded.add_metric([model, node.name], node.phase_of(model) is ModelPhase.RUNNING)
     yield loaded

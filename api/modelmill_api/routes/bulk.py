@@ -85,7 +85,7 @@ class _BulkResponse(Response):
         sending = asyncio.create_task(unread.send())
         try:
             # When the server stops, it reads no further. Lines without an answer were not accepted.
-            with self._state.news.watch_release() as stopping:
+            with self._state.news.until_shutdown() as stopping:
                 stopping.add_done_callback(lambda _: reading.cancel())
                 while (group := await self._groups.get()) is not None:
                     answers = await self._accept(await group)

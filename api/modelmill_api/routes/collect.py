@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.states import Status
-from modelmill.store.listing import own_statuses, read_jobs
 from modelmill_api.body import read_body
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import no_such_job
@@ -53,11 +52,11 @@ async def collect(request: Request, state: State, prefer: Prefer = None) -> Resp
     wait_s = preferred_wait(prefer)
     headers = {"Vary": "Prefer", **({} if wait_s is None else applied_wait(wait_s))}
     # First subscribe, then read: one of the two sees an end in between.
-    with state.news.watch_any(ids) as ended:
-        statuses = await own_statuses(state.store, caller, ids)
+    with state.news.until_first_end(ids) as ended:
+        statuses = await state.store.listing.statuses(caller, ids)
         if wait_s and not any(_is_news(status) for status in statuses.values()):
             await wait_for_end(request, ended, wait_s)
-            statuses = await own_statuses(state.store, caller, ids)
+            statuses = await state.store.listing.statuses(caller, ids)
     return StreamingResponse(_lines(state, statuses), headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -75,7 +74,7 @@ async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> Asyn
             for job_id in missing
         )
     lines = bytearray()
-    async for record in read_jobs(state.store, ended):
+    async for record in state.store.listing.read(ended):
         # JSON has line breaks only between its parts, where a space means the same.
         lines += job_json(record, {}).replace(b"\n", b" ") + b"\n"
         if len(lines) >= CHUNK_BYTES:
@@ -86,7 +85,7 @@ async def _lines(state: ApiState, statuses: Mapping[str, Status | None]) -> Asyn
 
 
 async def _delete(state: ApiState, caller: str, ids: Sequence[str]) -> int:
-    statuses = await own_statuses(state.store, caller, ids)
+    statuses = await state.store.listing.statuses(caller, ids)
     own = [job_id for job_id, status in statuses.items() if status is not None]
     count = 0
     for start in range(0, len(own), DELETED_AT_ONCE):

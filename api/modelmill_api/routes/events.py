@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store import JobRecord
-from modelmill.store.events import Event, cursor_of, events_after, is_end
+from modelmill.store.events import Event, cursor_of, is_end
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import get_job, get_task_job
 from modelmill_api.middleware.metrics import leave_out_of_latency, name_route
@@ -152,11 +152,11 @@ class EventStream(Response):
 
     async def _follow(self, news: asyncio.Event, gone: asyncio.Task[None], send: Send) -> None:
         """Sends events until the last one, until the client hangs up, or until this process stops."""
-        while not (gone.done() or self._state.news.released):
+        while not (gone.done() or self._state.news.is_shutting_down):
             news.clear()
             pause_s = KEEP_ALIVE_S
             try:
-                events = await events_after(self._state.store, self._job_id, self._cursor)
+                events = await self._state.store.events.after(self._job_id, self._cursor)
                 if events is None:
                     return
                 for event in events:

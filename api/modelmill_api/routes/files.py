@@ -179,7 +179,7 @@ async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
         await run_in_threadpool(parts.write, bytes(waiting))
         parts.finish()
         new_file = await run_in_threadpool(parts.describe, owner, state.media_limits)
-        return await state.files.add(new_file, file)
+        return await state.store.files.add(new_file, file)
 
 
 _FILE_PROBLEMS = describe_problems(ErrorCode.FILE_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE)
@@ -203,7 +203,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
 )
 async def download(id: str, request: Request, state: State) -> Response:
     file = await _find(id, request, state)
-    return StreamingResponse(state.files.read(file), 200, _headers(file), file.media_type)
+    return StreamingResponse(state.store.files.read(file), 200, _headers(file), file.media_type)
 
 
 @router.head(
@@ -225,13 +225,13 @@ async def look(id: str, request: Request, state: State) -> Response:
     description="It can no longer be named or read. Jobs that were accepted with it still run.",
 )
 async def delete(id: str, request: Request, state: State) -> Response:
-    if not await state.files.delete(_plain_id(id), caller_of(request).id):
+    if not await state.store.files.delete(_plain_id(id), caller_of(request).id):
         raise file_gone()
     return Response(status_code=204)
 
 
 async def _find(id: str, request: Request, state: ApiState) -> FileRecord:
-    file = await state.files.find(_plain_id(id), caller_of(request).id)
+    file = await state.store.files.find(_plain_id(id), caller_of(request).id)
     if file is None:
         raise file_gone()
     return file

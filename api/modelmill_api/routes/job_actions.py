@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 
 from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill.states import Status
-from modelmill.store import JobRecord
-from modelmill.store.listing import JobFilter, list_jobs
+from modelmill.store import Cancellation, Deletion, JobRecord
+from modelmill.store.listing import JobFilter
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import get_job, get_task_job, no_such_job
 from modelmill_api.openapi.document import ACCEPTED_OR_ENDED
@@ -60,7 +60,7 @@ async def list_mine(
     name = None if task is None else find_task(task).name
     before = None if cursor is None else _sequence(cursor)
     wanted = JobFilter(name, model, frozenset(status or ()), tag)
-    page = await list_jobs(state.store, caller_of(request).id, wanted, before, limit)
+    page = await state.store.listing.page(caller_of(request).id, wanted, before, limit)
     if model is not None and not page.jobs and page.before is None:
         # Jobs outlive the workers that knew their model, so only a name without jobs is checked.
         await state.directory.tasks_of(model)
@@ -140,11 +140,11 @@ async def cancel_batched(task: str, id: str, request: Request, state: State) -> 
 
 async def _cancel(state: ApiState, record: JobRecord) -> JobAccepted:
     outcome = await state.store.cancel(record.id)
-    if outcome == "missing":
+    if outcome is Cancellation.MISSING:
         raise no_such_job(state)
-    if outcome == "requested":
+    if outcome is Cancellation.REQUESTED:
         return JobAccepted(id=record.id, status=Status.RUNNING)
-    if outcome != Status.CANCELED:
+    if outcome is not Cancellation.CANCELED:
         raise ModelmillError(ErrorCode.JOB_NOT_CANCELABLE, f"The job has already ended: it is {outcome}.")
     return JobAccepted(id=record.id, status=Status.CANCELED)
 
@@ -196,7 +196,7 @@ async def delete_batched(task: str, id: str, request: Request, state: State) -> 
 
 async def _delete(state: ApiState, record: JobRecord) -> None:
     (verdict,) = await state.store.delete([record.id])
-    if verdict == "missing":
+    if verdict is Deletion.MISSING:
         # Another request was faster.
         raise no_such_job(state)
 

@@ -6,11 +6,11 @@ from fastapi import APIRouter, Depends, Request
 
 from modelmill.broker import LOAD, UNLOAD
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill.states import Status
+from modelmill.states import ModelPhase
 from modelmill.store import NodeRecord
 from modelmill_api.callers import Caller, admin_only, caller_of
 from modelmill_api.problems import describe_problems
-from modelmill_api.schemas import ModelJob, ModelStatus
+from modelmill_api.schemas import ModelJob, ModelStatus, WorkerState
 from modelmill_api.state import ApiState, State
 from modelmill_tasks.registry import all_tasks, find_task
 
@@ -76,8 +76,8 @@ async def model_status(model: str, request: Request, state: State) -> ModelStatu
 )
 async def start_model(model: str, request: Request, state: State) -> ModelStatus:
     nodes = await _workers_of(model, state)
-    if not all(node.state_of(model).get("status") == "running" for node in nodes):
-        await state.store.mark_starting(model)
+    if not all(node.phase_of(model) is ModelPhase.RUNNING for node in nodes):
+        await state.store.mark_model_starting(model)
     await state.bells.order(LOAD, model, [node.name for node in nodes])
     return await _status(model, state, caller_of(request))
 
@@ -113,15 +113,15 @@ async def _status(model: str, state: ApiState, caller: Caller) -> ModelStatus:
     """The best status of any worker, because a job needs only one of them."""
     jobs = await state.store.open_jobs(model, caller.id)
     # In this order: a worker announces its status before it removes the note that the model is starting.
-    starting = {"starting"} if await state.store.is_starting(model) else set()
-    said = {node.name: node.state_of(model) for node in await state.directory.nodes_serving_now(model)}
-    statuses = {worker.get("status") for worker in said.values()}
-    order = ("running", "loading", "starting", "failed", "stopped")
-    status = next((word for word in order if word in statuses | starting), "uninitialized")
-    error = next((worker["error"] for worker in said.values() if worker.get("error")), None)
+    is_starting = await state.store.is_model_starting(model)
+    nodes = await state.directory.nodes_serving_now(model)
+    phases = {node.phase_of(model) for node in nodes} | ({ModelPhase.STARTING} if is_starting else set())
+    best = next((phase for phase in ModelPhase if phase in phases), ModelPhase.UNINITIALIZED)
+    states = {node.name: found for node in nodes if (found := node.state_of(model)) is not None}
+    error = next((found.error for found in states.values() if found.error), None)
     return ModelStatus(
-        status=status,
-        jobs=[ModelJob(id=job, status=Status(word)) for job, word in jobs],
-        error=error if status == "failed" else None,
-        workers={name: worker for name, worker in said.items() if worker},
+        status=best.value,
+        jobs=[ModelJob(id=job, status=status) for job, status in jobs],
+        error=error if best is ModelPhase.FAILED else None,
+        workers={name: WorkerState(**found.document) for name, found in states.items()},
     )

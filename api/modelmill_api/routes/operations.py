@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.states import ModelPhase
 from modelmill.store import NodeRecord
 from modelmill_api.callers import admin_only
 from modelmill_api.middleware.metrics import MEDIA_TYPE, Exposition
@@ -56,22 +58,27 @@ async def metrics(state: State) -> Response:
 
 
 def _worker(node: NodeRecord) -> Worker:
-    started_at = node.parent.get("started_at")
-    about: dict[str, Any] = {
-        name: node.parent.get(name) for name in ("host", "device", "cuda_visible_devices", "pid", "version")
-    }
+    parent, child = node.parent, node.child
     return Worker(
         name=node.name,
-        **about,
-        child_pid=node.child.get("pid"),
-        started_at=None if started_at is None else datetime.fromtimestamp(started_at, UTC),
-        models=[_model(node, model, tasks) for model, tasks in node.parent.get("models", {}).items()],
+        host=parent.host,
+        device=parent.device,
+        cuda_visible_devices=parent.cuda_visible_devices,
+        pid=parent.pid,
+        version=parent.version,
+        child_pid=None if child is None else child.pid,
+        started_at=None if parent.started_at is None else datetime.fromtimestamp(parent.started_at, UTC),
+        models=[_model(node, model, tasks) for model, tasks in parent.models.items()],
     )
 
 
-def _model(node: NodeRecord, model: str, tasks: list[str]) -> WorkerModel:
-    said = {"status": "uninitialized", **node.state_of(model)}
+def _model(node: NodeRecord, model: str, tasks: Sequence[str]) -> WorkerModel:
+    state = node.state_of(model)
+    said: dict[str, Any] = {"status": ModelPhase.UNINITIALIZED.value, **(state.document if state else {})}
     since = said.pop("since", None)
     return WorkerModel(
-        name=model, tasks=tasks, since=None if since is None else datetime.fromtimestamp(since, UTC), **said
+        name=model,
+        tasks=list(tasks),
+        since=None if since is None else datetime.fromtimestamp(since, UTC),
+        **said,
     )

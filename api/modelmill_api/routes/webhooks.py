@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 
 from modelmill.errors import ErrorCode
-from modelmill.store.webhooks import HookStore, LoggedAttempt
+from modelmill.store.webhooks import LoggedAttempt
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import is_uuid, no_such_job
 from modelmill_api.problems import describe_problems
@@ -25,7 +25,7 @@ router = APIRouter()
 )
 async def read_secret(request: Request, response: Response, state: State) -> WebhookSecret:
     response.headers["Cache-Control"] = "no-store"
-    return WebhookSecret(key=(await HookStore(state.store).secrets(caller_of(request).id))[0])
+    return WebhookSecret(key=(await state.store.webhooks.secrets(caller_of(request).id))[0])
 
 
 @router.post(
@@ -36,7 +36,7 @@ async def read_secret(request: Request, response: Response, state: State) -> Web
 )
 async def rotate_secret(request: Request, response: Response, state: State) -> WebhookSecret:
     response.headers["Cache-Control"] = "no-store"
-    keys = await HookStore(state.store).secrets(caller_of(request).id, rotate=True)
+    keys = await state.store.webhooks.secrets(caller_of(request).id, rotate=True)
     return WebhookSecret(key=keys[0])
 
 
@@ -49,7 +49,7 @@ async def rotate_secret(request: Request, response: Response, state: State) -> W
     responses=describe_problems(ErrorCode.JOB_NOT_FOUND, ErrorCode.STORE_UNAVAILABLE),
 )
 async def list_deliveries(id: str, request: Request, state: State) -> list[WebhookDelivery]:
-    log = await HookStore(state.store).log(id, caller_of(request).id) if is_uuid(id) else None
+    log = await state.store.webhooks.log(id, caller_of(request).id) if is_uuid(id) else None
     if log is None:
         raise no_such_job(state)
     return [_document(entry) for entry in log]

@@ -49,6 +49,7 @@ def api(
     from modelmill.logs import configure_logging
     from modelmill.processes import allow_many_files
     from modelmill.settings import get_settings
+    from modelmill.store.layout import check_layout
     from modelmill_api.media import check_media_settings
     from modelmill_api.middleware.auth import keys_are_on
     from modelmill_cli.keys import hint_at_first_key
@@ -66,6 +67,7 @@ def api(
     # Checked before the server starts, so that the error is the last thing on the terminal.
     check_media_settings(settings)
     check_models_file(settings.models_file)
+    check_layout(settings.redis_url)
     if keys_are_on(settings):
         hint_at_first_key(settings)
     allow_many_files()

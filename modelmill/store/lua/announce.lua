@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Says what a part of a node is. ARGV: node, part, document, ttl ms. A script, so that a full server knows its nodes.
-redis.call('HSET', K.node .. ARGV[1], ARGV[2], ARGV[3])
-redis.call('PEXPIRE', K.node .. ARGV[1], ARGV[4])
-redis.call('SADD', K.nodes, ARGV[1])
+-- Writes what one part of a node (its parent or its child) says of itself. `document` is JSON.
+-- This is a script because a plain HSET is refused on a full server, and nodes must stay known there.
+redis.call('HSET', K.node .. node, part, document)
+redis.call('PEXPIRE', K.node .. node, ttl_ms)
+redis.call('SADD', K.nodes, node)

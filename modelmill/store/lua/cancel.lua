@@ -1,14 +1,13 @@
 #!lua flags=allow-oom
--- Cancels a job. ARGV: id, result ttl ms
--- Returns {verdict, ends to log}: missing; canceled (it was queued); requested (it runs, its worker will see); or
--- the status it ended with.
-local id = ARGV[1]
-local job = redis.call('HMGET', K.job .. id, 'status', 'finished_ms')
-if not job[1] then return {'missing', unlogged} end
-if job[2] then return {job[1], unlogged} end
+-- Cancels a job.
+-- Returns {verdict, unreported ends}. The verdict is one of `Cancellation` in records.py: missing; canceled (the
+-- job was queued); requested (the job runs, and its worker will see the request); or the status of its end.
+local status, finished_ms = read(K.job .. id, 'status', 'finished_ms')
+if not status then return {'missing', unreported} end
+if finished_ms then return {status, unreported} end
 if redis.call('ZSCORE', K.leases, id) then
   redis.call('HSET', K.job .. id, 'cancel', '1')
-  return {'requested', unlogged}
+  return {'requested', unreported}
 end
-close(id, now_ms(), tonumber(ARGV[2]), 'canceled')
-return told({'canceled', unlogged})
+end_unreported(id, now_ms(), result_ttl_ms, 'canceled')
+return publish({'canceled', unreported})

@@ -1,46 +1,42 @@
 #!lua flags=allow-oom
--- Leases jobs of one model to one claim. Safe to replay with the same fence.
--- ARGV: model, fence, node, max count, max bytes, lease ms, max deliveries, result ttl ms, linger ms,
---       the models that the node serves, each between commas
--- With linger ms above 0, a node that finds nothing, here or for any other of its models, is noted down as
--- idle: work wakes it through its wake list.
--- Returns {{ready jobs left, whether the node was noted as idle, job, job, …}, ends to log}, a job as
---   {id, task, batched, bytes, deliveries, created ms, now ms, suspect, files, blob}: files is JSON, what the
---   request names as media → the id of the file; blob is where the request lies, if not beside the record.
+-- Leases jobs of one model to one claim. A replay with the same fence returns the same jobs.
+-- `served` lists the models that the node serves, with a comma before and after each.
+-- If `linger_ms` is above 0 and the node finds no job for any model that it serves, it counts as lingering: the
+-- next job of `model` wakes it through its list of wake words.
+-- Returns {{jobs left in the queue, 1 if the node now lingers, job, job, …}, unreported ends}, a job as
+--   {id, task, batched, bytes, deliveries, created ms, now ms, suspect, files, blob}. `files` is JSON: a reference in
+--   the request → the id of the file. `blob` names the request in the blob store, and is empty elsewhere.
 --
--- Lanes: interactive jobs first, then normal, then bulk, which fills what the others leave. No lane starves: of
--- the places of a claim, one in eight is kept for normal and one in eight for bulk, while they have jobs. A claim
--- may end before those places: at its number of bytes, or at a suspect, which comes only as the first of a claim.
--- So of eight claims that find jobs of more than one lane, one begins with a normal job and one with a bulk job;
--- the first job of a claim is taken whatever its size.
-local model, fence, node = ARGV[1], ARGV[2], ARGV[3]
-local max_count, max_bytes, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local max_deliveries, ttl_ms, linger_ms = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+-- Lanes: interactive jobs come first, then normal, then bulk. No lane starves. One in eight places of a claim is
+-- kept for normal and one in eight for bulk, while those lanes have jobs. A claim may end before it reaches these
+-- places: at its limit of bytes, or at a suspect, which can only be the first job of a claim. So of eight claims
+-- that find jobs in more than one lane, one begins with a normal job and one with a bulk job. A claim always takes
+-- its first job, of any size.
 local ready, claim = K.ready .. model, K.claim .. fence
 local now = now_ms()
 
-local function describe(id)
-  local job = redis.call('HMGET', K.job .. id, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect',
-    'files', 'in_blob')
-  return {id, job[1], job[2], job[3], job[4], job[5], tostring(now), job[6] or '', job[7] or '', job[8] or ''}
+local function row(id, task, batched, bytes, deliveries, created_ms, suspect, files, in_blob)
+  return {id, task, batched, bytes, deliveries, created_ms, tostring(now), suspect or '', files or '', in_blob or ''}
 end
 
 local reply = {0, 0}
 local replayed = redis.call('LRANGE', claim, 0, -1)
 if #replayed > 0 then
   for _, id in ipairs(replayed) do
-    if redis.call('HGET', K.job .. id, 'fence') == fence and redis.call('ZSCORE', K.leases, id) then
-      table.insert(reply, describe(id))
+    local key = K.job .. id
+    if redis.call('HGET', key, 'fence') == fence and redis.call('ZSCORE', K.leases, id) then
+      table.insert(reply, row(id, read(key, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect', 'files',
+        'in_blob')))
     end
   end
   reply[1] = redis.call('ZCARD', ready)
-  return {reply, unlogged}
+  return {reply, unreported}
 end
 
 local function lane(rank, count)
   if count <= 0 then return {} end
-  return redis.call('ZRANGE', ready, string.format('%.0f', rank * K.lane), '(' .. string.format('%.0f', (rank + 1) * K.lane),
-    'BYSCORE', 'LIMIT', 0, count)
+  local first, last = string.format('%.0f', rank * K.lane_span), string.format('%.0f', (rank + 1) * K.lane_span)
+  return redis.call('ZRANGE', ready, first, '(' .. last, 'BYSCORE', 'LIMIT', 0, count)
 end
 
 local function candidates()
@@ -67,60 +63,62 @@ local function candidates()
   return ids
 end
 
--- Their bells may lie in the broker already, and nobody would send a lingering drain away for them.
-local function others_wait()
+-- A bell for another model may already wait in the broker. No script would wake a lingering drain for it.
+local function other_models_wait()
   for _, other in ipairs(redis.call('SMEMBERS', K.models)) do
-    if other ~= model and string.find(ARGV[10], ',' .. other .. ',', 1, true) and redis.call('ZCARD', K.ready .. other) > 0 then
+    if other ~= model and string.find(served, ',' .. other .. ',', 1, true)
+      and redis.call('ZCARD', K.ready .. other) > 0 then
       return true
     end
   end
   return false
 end
 
-local bytes = 0
+local taken_bytes = 0
 for _, id in ipairs(candidates()) do
   local key = K.job .. id
-  local job = redis.call('HMGET', key, 'bytes', 'deliveries', 'suspect', 'deadline_ms', 'started_ms', 'hook_events',
-    'given_back')
-  if not job[1] then
+  local task, batched, bytes, deliveries, created_ms, suspect, files, in_blob, deadline_ms, started_ms, hook_events,
+    given_back = read(key, 'task', 'batched', 'bytes', 'deliveries', 'created_ms', 'suspect', 'files', 'in_blob',
+    'deadline_ms', 'started_ms', 'hook_events', 'given_back')
+  if not bytes then
     redis.call('ZREM', ready, id)
-  elseif job[4] and tonumber(job[4]) <= now and not job[5] then
-    fail(id, now, ttl_ms, 'expired', 'The deadline passed while the job waited in the queue.', false)
-  elseif tonumber(job[2]) >= max_deliveries then
-    fail(id, now, ttl_ms, 'delivery_limit',
-      'The job was handed to a worker ' .. job[2] .. ' times without an end.', true)
+  elseif deadline_ms and tonumber(deadline_ms) <= now and not started_ms then
+    expire(id, now, result_ttl_ms)
+  elseif tonumber(deliveries) >= max_deliveries then
+    fail(id, now, result_ttl_ms, 'delivery_limit',
+      'The job was handed to a worker ' .. deliveries .. ' times without an end.')
   else
-    -- Whoever was in a forward pass when its process died runs alone: it may be the cause.
-    if #reply > 2 and (job[3] or bytes + tonumber(job[1]) > max_bytes) then break end
-    bytes = bytes + tonumber(job[1])
+    -- A suspect runs alone: it may be what killed the child.
+    if #reply > 2 and (suspect or taken_bytes + tonumber(bytes) > max_bytes) then break end
+    taken_bytes = taken_bytes + tonumber(bytes)
     redis.call('ZREM', ready, id)
     redis.call('ZREM', K.deadlines, id)
     redis.call('ZADD', K.leases, now + lease_ms, id)
-    local deliveries = redis.call('HINCRBY', key, 'deliveries', 1)
-    if job[5] or job[7] then
+    deliveries = redis.call('HINCRBY', key, 'deliveries', 1)
+    if started_ms or given_back then
       redis.call('HDEL', key, 'progress')
-      log(id, 'info', 'Handed to a worker again: delivery ' .. deliveries .. '.')
+      add_log(id, 'info', 'Handed to a worker again: delivery ' .. deliveries .. '.')
     end
     redis.call('HSET', key, 'status', 'running', 'fence', fence, 'node', node)
-    if not job[5] then
+    if not started_ms then
       redis.call('HSET', key, 'started_ms', now)
       table.insert(news, id .. ' started')
-      hook(id, job[6], 'started', now)
+      queue_webhook(id, hook_events, 'started', now)
     end
     redis.call('RPUSH', claim, id)
-    table.insert(reply, describe(id))
-    if job[3] then break end
+    table.insert(reply, row(id, task, batched, bytes, deliveries, created_ms, suspect, files, in_blob))
+    if suspect then break end
   end
 end
 if #reply > 2 then redis.call('PEXPIRE', claim, lease_ms * 6) end
 reply[1] = redis.call('ZCARD', ready)
-if #reply == 2 and reply[1] == 0 and linger_ms > 0 and not others_wait() then
+if #reply == 2 and reply[1] == 0 and linger_ms > 0 and not other_models_wait() then
   reply[2] = 1
   redis.call('DEL', K.wake .. node)
   for _, key in ipairs({K.idle .. model, K.lingering}) do
     redis.call('SADD', key, node)
-    -- Whoever dies meanwhile is not counted on for long.
+    -- If the node dies while it lingers, this entry expires soon.
     redis.call('PEXPIRE', key, linger_ms + 1000)
   end
 end
-return told({reply, unlogged})
+return publish({reply, unreported})

@@ -1,27 +1,27 @@
 #!lua flags=allow-oom
--- Removes a job and all that belongs to it. ARGV: result ttl ms, then ids
--- A job that waits is canceled first. One that runs is asked to cancel, cannot be seen any more, and goes with
--- its end. Returns {verdicts, ends to log}, a verdict being missing; deleted; or deleting.
-local now, ttl_ms = now_ms(), tonumber(ARGV[1])
+-- Removes jobs with all that belongs to them. Each group names one job.
+-- A queued job is canceled first. A running job is asked to cancel and cannot be read from now on; its end removes it.
+-- Returns {verdicts, unreported ends}. A verdict is one of `Deletion` in records.py.
+local now = now_ms()
 local verdicts = {}
-for i = 2, #ARGV do
+for i = FIRST, #ARGV do
   local id = ARGV[i]
-  local job = redis.call('HMGET', K.job .. id, 'status', 'finished_ms', 'caller', 'gone')
+  local status, finished_ms, caller, gone = read(K.job .. id, 'status', 'finished_ms', 'caller', 'gone')
   local verdict = 'deleted'
-  if not job[1] or job[4] then
+  if not status or gone then
     verdict = 'missing'
-  elseif job[2] then
+  elseif finished_ms then
     forget(id, now)
   else
     redis.call('HSET', K.job .. id, 'cancel', '1', 'gone', '1')
-    redis.call('ZREM', K.jobs .. job[3], id)
+    redis.call('ZREM', K.jobs .. caller, id)
     if redis.call('ZSCORE', K.leases, id) then
       verdict = 'deleting'
       table.insert(ended, id .. ' canceled')
     else
-      close(id, now, ttl_ms, 'canceled')
+      end_unreported(id, now, result_ttl_ms, 'canceled')
     end
   end
   table.insert(verdicts, verdict)
 end
-return told({verdicts, unlogged})
+return publish({verdicts, unreported})

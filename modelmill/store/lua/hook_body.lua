@@ -1,7 +1,6 @@
--- Keeps what a webhook sends, so that each attempt sends the very same. ARGV: id, event, leased until, body
--- Returns what was kept first; empty where the lease is not ours any more, or the job was deleted.
-local id, event, lease, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-if tonumber(redis.call('ZSCORE', K.outbox, id .. ' ' .. event) or -1) ~= tonumber(lease) then return '' end
+-- Keeps the body of a webhook, so that each attempt sends the same bytes.
+-- Returns the body that was kept first; empty if this lease is over, or the job was deleted.
+if tonumber(redis.call('ZSCORE', K.outbox, id .. ' ' .. event) or -1) ~= leased_until_ms then return '' end
 redis.call('HSETNX', K.hooks .. id, 'body:' .. event, body)
-redis.call('PEXPIRE', K.hooks .. id, HOOK_TTL_MS)
+redis.call('PEXPIRE', K.hooks .. id, K.hook_ttl_ms)
 return redis.call('HGET', K.hooks .. id, 'body:' .. event)

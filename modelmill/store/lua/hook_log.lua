@@ -1,5 +1,4 @@
--- The attempts to send a job's webhooks, oldest first. ARGV: id. Returns the job's caller, if known, and them.
-local kept = redis.call('HGET', K.hooks .. ARGV[1], 'caller')
-local job = redis.call('HMGET', K.job .. ARGV[1], 'caller', 'gone')
-local caller = not job[2] and (job[1] or kept) or ''
-return {caller, redis.call('LRANGE', K.hooklog .. ARGV[1], 0, -1)}
+-- Returns the caller of a job (empty if unknown), and the attempts to send the job's webhooks, oldest first.
+local kept_caller = redis.call('HGET', K.hooks .. id, 'caller')
+local caller, gone = read(K.job .. id, 'caller', 'gone')
+return {not gone and (caller or kept_caller) or '', redis.call('LRANGE', K.hook_log .. id, 0, -1)}

@@ -1,17 +1,16 @@
--- What a caller's webhooks are signed with. ARGV: caller, a fresh key, whether to rotate, ms that the old one counts on
--- Returns the key, and the one before it while that counts.
-local caller, fresh, rotate, old_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+-- Returns the secret that signs a caller's webhooks, and the secret before it while that is still valid.
+-- `fresh` becomes the secret if the caller has none, or if `rotate` is 1. An old secret is valid for `old_ms`.
 local now, old = now_ms(), caller .. ' old'
-redis.call('HSETNX', K.hooksecrets, caller, fresh)
-local key = redis.call('HGET', K.hooksecrets, caller)
+redis.call('HSETNX', K.hook_secrets, caller, fresh)
+local key = redis.call('HGET', K.hook_secrets, caller)
 if rotate == '1' and key ~= fresh then
-  redis.call('HSET', K.hooksecrets, caller, fresh, old, (now + old_ms) .. ' ' .. key)
+  redis.call('HSET', K.hook_secrets, caller, fresh, old, (now + old_ms) .. ' ' .. key)
   key = fresh
 end
-local before = redis.call('HGET', K.hooksecrets, old)
+local before = redis.call('HGET', K.hook_secrets, old)
 if before then
-  local ends, previous = string.match(before, '^(%S+) (%S+)$')
-  if tonumber(ends) > now then return {key, previous} end
-  redis.call('HDEL', K.hooksecrets, old)
+  local valid_until_ms, previous = string.match(before, '^(%S+) (%S+)$')
+  if tonumber(valid_until_ms) > now then return {key, previous} end
+  redis.call('HDEL', K.hook_secrets, old)
 end
 return {key}

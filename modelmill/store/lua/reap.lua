@@ -1,24 +1,23 @@
 #!lua flags=allow-oom
--- Returns what was left lying: expired leases to the queue, jobs past their deadline to their end, and
--- names the models whose bell seems lost. Anybody may run it at any time.
--- ARGV: lease ms, result ttl ms, at most, rung ttl ms
--- Returns {{leases returned, jobs expired, models to ring}, ends to log}.
-local lease_ms, ttl_ms, at_most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Returns jobs of expired leases to the queue, ends jobs that are past their deadline, and names the models whose
+-- bell seems to be lost. Every process may run it, at any time.
+-- Returns {{leases returned, jobs expired, models to ring for}, unreported ends}.
 local now = now_ms()
 
--- After a restart nobody could beat for a while: one full lease of grace, so an outage charges nobody.
-local run_id = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
-local seen = redis.call('HMGET', K.reaper, 'run_id', 'grace_until_ms')
-if seen[1] ~= run_id then
-  redis.call('HSET', K.reaper, 'run_id', run_id, 'grace_until_ms', now + lease_ms)
-  seen[2] = now + lease_ms
+-- While Redis was down, no worker could renew a lease. After a restart, every lease gets one more lease of grace, so
+-- that an outage does not count against any job.
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local run_id, grace_until_ms = read(K.reaper, 'run_id', 'grace_until_ms')
+if run_id ~= server then
+  grace_until_ms = now + lease_ms
+  redis.call('HSET', K.reaper, 'run_id', server, 'grace_until_ms', grace_until_ms)
 end
 
 local returned, expired = 0, 0
-if now >= tonumber(seen[2]) then
+if now >= tonumber(grace_until_ms) then
   for _, id in ipairs(redis.call('ZRANGE', K.leases, '-inf', now, 'BYSCORE', 'LIMIT', 0, at_most)) do
     if redis.call('EXISTS', K.job .. id) == 1 then
-      requeue(id, now, ttl_ms, 'The worker was not heard of any more. The job waits in the queue again.')
+      requeue(id, now, result_ttl_ms, 'The worker stopped responding. The job waits in the queue again.')
       returned = returned + 1
     else
       redis.call('ZREM', K.leases, id)
@@ -28,14 +27,14 @@ end
 
 for _, id in ipairs(redis.call('ZRANGE', K.deadlines, '-inf', now, 'BYSCORE', 'LIMIT', 0, at_most)) do
   redis.call('ZREM', K.deadlines, id)
-  local job = redis.call('HMGET', K.job .. id, 'finished_ms', 'started_ms')
-  if not job[1] and not job[2] and redis.call('EXISTS', K.job .. id) == 1 then
-    fail(id, now, ttl_ms, 'expired', 'The deadline passed while the job waited in the queue.', false)
+  local finished_ms, started_ms = read(K.job .. id, 'finished_ms', 'started_ms')
+  if not finished_ms and not started_ms and redis.call('EXISTS', K.job .. id) == 1 then
+    expire(id, now, result_ttl_ms)
     expired = expired + 1
   end
 end
 
--- Records expire by themselves; what lists them does not.
+-- Records expire by themselves. Their entries in the lists do not.
 for _, member in ipairs(redis.call('ZRANGE', K.expiring, '-inf', now, 'BYSCORE', 'LIMIT', 0, at_most * 4)) do
   local id, caller = string.match(member, '^(%S+) (%S+)$')
   redis.call('ZREM', K.expiring, member)
@@ -46,9 +45,10 @@ local bells = {}
 for _, model in ipairs(redis.call('SMEMBERS', K.models)) do
   if redis.call('ZCARD', K.ready .. model) == 0 then
     redis.call('SREM', K.models, model)
-  elseif not wake_idle(model) and redis.call('SET', K.rung .. model, '1', 'NX', 'PX', ARGV[4]) then
+  elseif not wake_idle(model)
+    and redis.call('SET', K.bell_sent .. model, '1', 'NX', 'PX', K.bell_sent_ttl_ms) then
     table.insert(bells, model)
   end
 end
 if #bells > 0 then send_away() end
-return told({{returned, expired, bells}, unlogged})
+return publish({{returned, expired, bells}, unreported})

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -53,9 +54,15 @@ def named(count: int) -> list[dict[str, Any]]:
 
 def test_no_more_than_so_many_are_in_flight_and_the_first_comes_first(play: Play) -> None:
     server = Slow(play)
-    with Client(server.played.url) as client:
-        results = client.map(TASK, "noop", named(6), concurrency=3, ordered=False)
+
+    def release_when_three_run() -> None:
+        wait_until(lambda: server.running == 3)
         server.released.add("1")
+
+    with Client(server.played.url) as client, ThreadPoolExecutor() as pool:
+        results = client.map(TASK, "noop", named(6), concurrency=3, ordered=False)
+        pool.submit(release_when_three_run)
+
         assert next(results) == (1, "1")
         server.released.add("0")
         assert next(results) == (0, "0")

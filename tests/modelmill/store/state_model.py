@@ -1,4 +1,5 @@
-"""What the scripts should do, in plain Python: what ``test_state_machine.py`` compares them with."""
+"""The expected behaviour of the scripts, in plain Python. ``test_state_machine.py`` compares the
+scripts with it."""
 
 from __future__ import annotations
 
@@ -8,16 +9,17 @@ from dataclasses import dataclass, field
 
 from modelmill.states import Status
 from modelmill.store import OPENING, Limits, Outcome, Released, Return, Settlement, Submission, Verdict
+from modelmill.store.keys import HOOK_TTL_MS
 from modelmill.store.records import LANE_RANK
 from modelmill.store.scripts import ORPHAN_TTL_S
 
 TASK, MODELS, CALLERS = "a-task", ("one", "two"), ("anonymous", "somebody")
 LEASE_S, RESULT_TTL_S, IDEMPOTENCY_TTL_S, DEADLINE_S = 1000, 5000, 2500, 700
-SHORT_TTL_S, LONG_TTL_S, FILE_TTL_S, RATE_INTERVAL_S, HOOK_TTL_S = 1000, 8000, 1700, 700, 432_000
+SHORT_TTL_S, LONG_TTL_S, FILE_TTL_S, RATE_INTERVAL_S, HOOK_TTL_S = 1000, 8000, 1700, 700, HOOK_TTL_MS // 1000
 CLAIM_TTL_S = 6 * LEASE_S
 TIME_STEP_S = 300
-"""Time passes in multiples of it. Where one of them is a duration above, the little real time that a step
-takes lies on the same side in the model and in the store."""
+"""Time passes in multiples of this. If a multiple equals a duration above, the little real time that a
+step takes changes nothing: the model and the store stay on the same side of it."""
 MAX_DEPTH, MAX_BYTES, MAX_DELIVERIES, BELL_EVERY, MAX_CRASHES = 12, 6000, 5, 4, 3
 KEEP_BYTES, MAX_JOBS, BURST, FILE_BYTES = 500, 3, 2, 100
 QUOTA = Limits(max_jobs=MAX_JOBS)
@@ -26,7 +28,7 @@ RATE = Limits(jobs_per_minute=60 / RATE_INTERVAL_S, burst=BURST)
 
 @dataclass
 class ModelJob:
-    """What one accepted job should be."""
+    """The expected state of one accepted job."""
 
     submission: Submission
     sequence: int
@@ -37,12 +39,12 @@ class ModelJob:
     leased_until: int | None = None
     started: bool = False
     given_back: bool = False
-    """By somebody who had not run it."""
+    """By a worker that had not run it."""
     deliveries: int = 0
     suspect: bool = False
     cancel: bool = False
     gone: bool = False
-    """Deleted while it ran: it goes with its end."""
+    """Deleted while it ran: its end removes it."""
     crashes: Counter[int] = field(default_factory=Counter)
     parts: set[int] = field(default_factory=set)
     events: list[str] = field(default_factory=list)
@@ -50,9 +52,9 @@ class ModelJob:
     gone_at: int | None = None
     """When the record of an ended job expires."""
     input_until: int | None = None
-    """When the request of an ended job expires; None when it is not there."""
+    """When the request of an ended job expires; None if it is not kept."""
     large_under: str | None = None
-    """The fence of its result, if that lies beside the record."""
+    """The fence of its result, if the result has a key of its own."""
 
     @property
     def id(self) -> str:
@@ -94,7 +96,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a submission should be answered with."""
+    """The expected answer to a submission."""
 
     verdict: Verdict
     id: str
@@ -109,26 +111,27 @@ class StoreModel:
         self.now = 0
         self.sequence = 0
         self.jobs: dict[str, ModelJob] = {}
-        """All with a record, also those that cannot be seen any more."""
+        """All jobs with a record, also those that can no longer be read."""
         self.counters: Counter[str] = Counter()
         self.turns: Counter[str] = Counter()
         self.orphans: dict[str, int] = {}
-        """Payloads of duplicates that came late: they outlive a record that was kept for less. Id → until."""
+        """Payloads of late duplicates. They live longer than a record with a short time to live. Id →
+        until."""
         self.idempotency: dict[tuple[str, str], tuple[str, bytes, str, int]] = {}
-        """Caller and key → id, body, model, and when it is forgotten."""
+        """Caller and key → id, body, model, and when the entry expires."""
         self.index: dict[str, list[str]] = {caller: [] for caller in CALLERS}
         """Each caller's jobs, oldest first."""
         self.expiring: dict[tuple[str, str], int] = {}
-        """Id and caller of ended jobs, and when they are to leave the index."""
+        """Id and caller of ended jobs, and when they leave the index."""
         self.due: dict[str, int] = {}
         """When each caller's next job is due at its rate."""
         self.files: dict[str, ModelFile] = {}
         self.trash: dict[str, int] = {}
         self.outbox: set[str] = set()
         self.hooked: dict[str, int] = {}
-        """Ended jobs with a webhook, and when that is forgotten."""
+        """Ended jobs with a webhook, and when the webhook expires."""
         self.logged: list[str] = []
-        """Lines of the store's log: the ends that no worker brought about."""
+        """Lines of the store's log: the ends that no worker reported."""
 
     def live(self, model: str | None = None, caller: str | None = None) -> list[ModelJob]:
         return [
@@ -197,7 +200,7 @@ class StoreModel:
             self.idempotency[job.caller, job.idempotency_key] = (job.id, job.body, what, until)
 
     def submitted_again(self, job: ModelJob) -> None:
-        """The payload comes first, so it is there once more, for a while."""
+        """The payload is written first, so it exists again for a while."""
         if job.status.is_terminal and job.input_until is None and job.submission.blob is None:
             job.input_until = self.now + ORPHAN_TTL_S
 
@@ -231,7 +234,7 @@ class StoreModel:
             self.hook(job, "ended")
 
     def close(self, job: ModelJob, status: Status, code: str | None = None) -> None:
-        """An end that no worker brought about."""
+        """An end that no worker reports."""
         why = "" if code is None else f" code={code}"
         self.logged.append(
             f"job_end id={job.id} task={TASK} model={job.model} status={status.value}{why} "
@@ -316,7 +319,7 @@ class StoreModel:
     def _candidates(self, model: str, count: int) -> list[ModelJob]:
         """The rule of the lanes: in order, with one place in eight kept for each of the lower two.
 
-        Of eight claims that find several lanes, one begins with a normal job and one with a bulk job.
+        If eight claims find several lanes, one of them begins with a normal job and one with a bulk job.
         """
         interactive, normal, bulk = (
             [job for job in self.ready(model) if job.submission.lane is lane][:count] for lane in LANE_RANK
@@ -370,7 +373,7 @@ class StoreModel:
         elif job.batched and item != OPENING:
             job.parts.add(item)
             job.suspect = False
-            # Its deaths, alone and the one in company before, are the item's.
+            # The crashes count for the item: those alone, and the one before together with others.
             job.deliveries = max(1, job.deliveries - MAX_CRASHES - 1)
             self.requeue(job)
         else:
@@ -395,7 +398,7 @@ class StoreModel:
         return len(overdue), len(late)
 
     def swept(self) -> set[str]:
-        """Files whose time is over go, unless jobs refer to them; what the blob store may forget."""
+        """Removes files whose time is over, unless jobs refer to them. Returns the blobs that may go."""
         for name, file in list(self.files.items()):
             if file.until > self.now:
                 continue

@@ -20,11 +20,11 @@ from modelmill.store import (
     WorkerStore,
     keys,
 )
-from tests.support.store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, read_job, run, submission, submit
 
 
 def record(store: WorkerStore, job_id: str) -> JobRecord:
-    found = store.get(job_id)
+    found = read_job(store, job_id)
     assert found is not None
     return found
 
@@ -57,7 +57,7 @@ LARGE, SMALL = b"x" * 400, b"x" * 10
 
 
 def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, store: WorkerStore) -> None:
-    """Two large jobs fill a claim of 16 places, so that none of the places kept is reached."""
+    """Two large jobs fill a claim of 16 places, so that no claim reaches the kept places."""
     loads = {Lane.INTERACTIVE: (LARGE, 64), Lane.NORMAL: (LARGE, 8), Lane.BULK: (SMALL, 8)}
     jobs = [submission(lane=lane, body=body) for lane, (body, n) in loads.items() for _ in range(n)]
     submit(settings, *jobs)
@@ -65,7 +65,7 @@ def test_no_lane_starves_where_claims_end_at_their_bytes(settings: Settings, sto
     claims = [[lanes[job.id] for job in claim(store, 16, max_bytes=1000).jobs] for _ in range(16)]
     assert [each[0] for each in claims].count(Lane.NORMAL) == 2
     assert [each[0] for each in claims].count(Lane.BULK) == 2
-    # What begins a claim leaves the rest of it to the others.
+    # After its first job, a claim takes interactive jobs again.
     assert Counter(lane for each in claims for lane in each)[Lane.INTERACTIVE] >= 28
 
 
@@ -78,7 +78,7 @@ def test_a_suspect_in_a_lower_lane_gets_its_turn_alone(
     give_back(store, claim(store), Return.SUSPECT)
     windows: list[list[str]] = []
     for _ in range(8):
-        # There is always more than a claim takes.
+        # The queue always holds more jobs than a claim takes.
         submit(settings, *(submission(lane=Lane.INTERACTIVE) for _ in range(count + 1)))
         windows.append([job.id for job in claim(store, count).jobs])
     assert [suspect] in windows
@@ -97,7 +97,7 @@ def test_turns_are_counted_only_where_lanes_compete(
 
 
 def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw_redis: redis.Redis) -> None:
-    # Beside this, what connections and scripts take and give back meanwhile is nothing.
+    # Compared with this, the memory that connections and scripts take meanwhile is small.
     raw_redis.set("ballast", bytes(32 * 2**20))
     used = raw_redis.info("memory")["used_memory"]
     raw_redis.config_set("maxmemory", str(int(used / 0.75)))
@@ -115,7 +115,7 @@ def test_near_its_memory_limit_the_store_accepts_no_more(settings: Settings, raw
             return (await store.submit(refused)).verdict  # type: ignore[attr-defined, no-any-return]
 
         assert run(settings, again) is Verdict.STORE_FULL
-        assert not raw_redis.exists(keys.IN + refused.id, keys.JOB + refused.id)
+        assert not raw_redis.exists(keys.INPUT + refused.id, keys.JOB + refused.id)
     finally:
         raw_redis.config_set("maxmemory", "0")
         raw_redis.delete("ballast")
@@ -153,7 +153,7 @@ def test_a_batched_job_that_kills_who_opens_it_fails_as_a_whole(
     settings: Settings, store: WorkerStore
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=5))
-    # Deaths in its items are counted apart.
+    # Crashes of its items are counted separately.
     for item in (OPENING, 0, OPENING, 0, OPENING):
         claims = claim(store)
         assert len(claims.jobs) == 1
@@ -184,7 +184,7 @@ def test_a_crashing_item_of_a_batched_job_is_left_out_and_the_rest_goes_on(
     assert [job.suspect for job in claim(store).jobs] == [False]
 
 
-def test_a_crash_is_charged_only_under_the_right_fence(settings: Settings, store: WorkerStore) -> None:
+def test_a_crash_counts_only_under_the_right_fence(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     claim(store)
     assert store.settle([Released(job_id, "stranger", Return.CRASHED)]) == [Settlement.REFUSED]

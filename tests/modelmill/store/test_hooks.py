@@ -11,7 +11,7 @@ import redis
 
 from modelmill.settings import Settings
 from modelmill.store import ApiStore, keys
-from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome, HookStore
+from modelmill.store.webhooks import Attempt, Delivery, DeliveryOutcome
 
 
 async def with_store(settings: Settings, call: Callable[[ApiStore], Any]) -> Any:
@@ -23,7 +23,7 @@ async def with_store(settings: Settings, call: Callable[[ApiStore], Any]) -> Any
 
 
 def due(raw_redis: redis.Redis, event: str = "ended") -> str:
-    """A webhook that is due, without an API that would send it."""
+    """A webhook that is due, while no API runs that would send it."""
     job_id = str(uuid.uuid4())
     raw_redis.hset(
         keys.HOOKS + job_id, mapping={"url": "http://127.0.0.1:9/", "caller": "me", "status": "failed"}
@@ -40,14 +40,14 @@ def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, ra
     job_id = due(raw_redis)
 
     async def main(jobs: ApiStore) -> None:
-        hooks = HookStore(jobs)
+        hooks = jobs.webhooks
         (dead,) = await hooks.take(10, 0.05)
         assert await hooks.take(10, 60) == []
         assert await hooks.keep_body(dead, "first") == "first"
         await asyncio.sleep(0.06)
         (living,) = await hooks.take(10, 60)
         assert (living.job_id, living.body, living.attempts) == (job_id, "first", 0)
-        # What the first says when it comes to life again does not count.
+        # If the first process goes on after its lease, its calls do not count.
         assert await hooks.keep_body(dead, "second") == ""
         await hooks.close(dead, attempt_of(dead, DeliveryOutcome.DELIVERED))
         await hooks.put_back(dead, 0)
@@ -56,11 +56,11 @@ def test_what_a_dead_process_had_taken_is_sent_by_another(settings: Settings, ra
         await hooks.close(living, attempt_of(living, DeliveryOutcome.DELIVERED))
         (entry,) = await hooks.log(job_id, "me") or []
         assert (entry.outcome, entry.attempt, entry.next_at) == (DeliveryOutcome.DELIVERED, 1, None)
-        assert await hooks.log(job_id, "somebody else") is None
+        assert await hooks.log(job_id, "another caller") is None
 
     asyncio.run(with_store(settings, main))
     assert raw_redis.zcard(keys.OUTBOX) == 0
-    # What was sent is not kept longer than the sending needs it.
+    # The body is kept only until the webhook is sent.
     assert raw_redis.hget(keys.HOOKS + job_id, "body:ended") is None
     assert 0 < raw_redis.ttl(keys.HOOKS + job_id) <= 5 * 86_400
 
@@ -69,7 +69,7 @@ def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Re
     job_id = due(raw_redis)
 
     async def main(jobs: ApiStore) -> None:
-        hooks = HookStore(jobs)
+        hooks = jobs.webhooks
         for _ in range(52):
             (delivery,) = await hooks.take(1, 60)
             await hooks.retry(delivery, attempt_of(delivery), 0)
@@ -79,7 +79,7 @@ def test_the_log_keeps_the_last_attempts(settings: Settings, raw_redis: redis.Re
     asyncio.run(with_store(settings, main))
 
 
-def test_progress_of_a_job_that_has_ended_is_not_told(settings: Settings, raw_redis: redis.Redis) -> None:
+def test_progress_of_an_ended_job_is_not_sent(settings: Settings, raw_redis: redis.Redis) -> None:
     due(raw_redis, "progress")
-    assert asyncio.run(with_store(settings, lambda jobs: HookStore(jobs).take(10, 60))) == []
+    assert asyncio.run(with_store(settings, lambda jobs: jobs.webhooks.take(10, 60))) == []
     assert raw_redis.zcard(keys.OUTBOX) == 0

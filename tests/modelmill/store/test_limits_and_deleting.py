@@ -1,4 +1,4 @@
-"""What the state machine cannot do: bursts within a millisecond, blobs, all that a deletion leaves."""
+"""Cases that the state machine cannot cover: bursts within a millisecond, blobs, what a deletion leaves."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import (
     ApiStore,
+    Deletion,
+    JobProgress,
     Limits,
     Outcome,
-    Progress,
     Released,
     Settlement,
     Verdict,
@@ -23,7 +24,7 @@ from modelmill.store import (
     scripts,
 )
 from tests.support.servers import Valkey
-from tests.support.store import claim, complete, run, submission, submit
+from tests.support.store import claim, complete, read_job, run, submission, submit
 
 
 @pytest.mark.parametrize("jobs_per_minute", [7, 60, 1 / 3, 100_000])
@@ -31,13 +32,13 @@ from tests.support.store import claim, complete, run, submission, submit
 def test_a_burst_may_come_within_one_millisecond(
     settings: Settings, raw_redis: redis.Redis, jobs_per_minute: float, burst: int
 ) -> None:
-    """All of it in one script, whose clock stands still; of what rounding leaves, none is refused."""
+    """All in one script, whose clock stands still. Rounding must not refuse the last job of a burst."""
     body = scripts.script("submit")
     limits = Limits(jobs_per_minute=jobs_per_minute, burst=burst)
     packed: list[Any] = []
     for _ in range(burst + 1):
         job = submission(limits=limits)
-        raw_redis.set(keys.IN + job.id, job.body, ex=60)
+        raw_redis.set(keys.INPUT + job.id, job.body, ex=60)
         packed.append(scripts.pack_submit(job, settings))
     count = len(packed[0])
     together = (
@@ -102,11 +103,11 @@ def test_a_full_server_holds_large_results_back_and_ends_the_other_jobs(
     try:
         assert store.settle(outcomes) == [Settlement.OK, Settlement.NO_ROOM, Settlement.OK]
         assert store.settle([large]) == [Settlement.NO_ROOM]
-        found = [store.get(job_id) for job_id in ids]
+        found = [read_job(store, job_id) for job_id in ids]
         assert [each.status for each in found if each] == [Status.COMPLETE, Status.RUNNING, Status.STARTING]
         raw.config_set("maxmemory", "0")
         assert store.settle([large]) == [Settlement.OK]
-        ended = store.get(second.id)
+        ended = read_job(store, second.id)
         assert ended is not None
         assert (ended.status, ended.result_json) == (Status.COMPLETE, large.result)
     finally:
@@ -131,25 +132,25 @@ def test_a_quota_counts_what_has_not_ended(settings: Settings, store: WorkerStor
     assert verdicts(2) == [accepted, full]
 
 
-def test_a_deleted_job_that_runs_is_seen_by_nobody_and_its_key_is_free(
+def test_a_deleted_job_that_runs_cannot_be_read_and_its_key_is_free(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     first = submission(idempotency_key="mine")
     submit(settings, first)
     claims = claim(store)
 
-    async def act(async_store: ApiStore) -> tuple[list[str], object, str, list[str]]:
+    async def act(async_store: ApiStore) -> tuple[list[Deletion], object, str, list[Deletion]]:
         verdicts = await async_store.delete([first.id])
         seen = await async_store.get(first.id)
         again = await async_store.submit(submission(idempotency_key="mine"))
         return verdicts, seen, again.id, await async_store.delete([first.id])
 
     verdicts, seen, second, repeated = run(settings, act)
-    assert (verdicts, seen, repeated) == (["deleting"], None, ["missing"])
+    assert (verdicts, seen, repeated) == ([Deletion.DELETING], None, [Deletion.MISSING])
     assert second != first.id
     assert store.beat([(first.id, claims.jobs[0].fence)]).cancel == {first.id}
     store.settle(complete(claims, b'"' + b"x" * keys.INLINE_BYTES + b'"'))
-    # The new job's key is not taken away with the old job.
+    # The end of the old job does not remove the idempotency key of the new job.
     assert raw_redis.get(f"{keys.IDEMPOTENCY}anonymous:mine").split()[0] == second.encode()  # type: ignore[union-attr]
     left = {key.decode() for key in raw_redis.scan_iter(f"*{first.id}*")}
     assert left == set()
@@ -177,7 +178,7 @@ def test_the_progress_of_an_earlier_delivery_is_not_shown(
     (job,) = claim(store).jobs
     raw_redis.hset(keys.JOB + job_id, "progress", '{"done":1,"total":2,"unit":"steps"}')
     if released:
-        # Uncharged: its next delivery is its first again.
+        # It does not count as a delivery: its next delivery is its first again.
         store.settle([Released(job_id, job.fence)])
     else:
         raw_redis.zadd(keys.LEASES, {job_id: 1})
@@ -185,12 +186,12 @@ def test_the_progress_of_an_earlier_delivery_is_not_shown(
         raw_redis.hset(keys.REAPER, "grace_until_ms", 0)
         store.reap()
     claim(store)
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.progress is None
 
 
-def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
+def test_payloads_in_the_blob_store_become_trash_when_no_job_needs_them(
     settings: Settings, raw_redis: redis.Redis
 ) -> None:
     def due_in_s(name: str) -> float:
@@ -204,8 +205,8 @@ def test_payloads_in_the_blob_store_become_trash_when_nobody_needs_them(
             await async_store.submit(submission(id=job_id, blob=f"in/{job_id}", result_ttl_s=500.0))
         names = [f"in/{job_id}" for job_id in ids]
         assert raw_redis.zrange(keys.TRASH, 0, -1) == []
-        assert raw_redis.keys(keys.IN + "*") == []
-        # Of a job that can be run again, for as long as it can.
+        assert raw_redis.keys(keys.INPUT + "*") == []
+        # The payload of a job that can be run again stays as long as its record.
         await async_store.cancel(ids[0])
         assert due_in_s(names[0]) == pytest.approx(500, abs=5)
         await async_store.delete(ids[:2])
@@ -248,7 +249,7 @@ def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
 
     def sweep() -> None:
         async def act(async_store: ApiStore) -> None:
-            await async_store.run("sweep", [1000, 100])
+            await async_store._connection.run_script("sweep", [1000, 100])
 
         run(settings, act)
 
@@ -262,7 +263,7 @@ def test_a_file_is_let_go_when_the_last_job_that_names_it_has_ended(
     assert raw_redis.hget(keys.TOTALS, "file_bytes") == b"0"
 
 
-def test_parts_that_come_late_go_again_and_tell_nobody(
+def test_late_parts_are_removed_and_publish_nothing(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(batched=True, items=3))
@@ -288,7 +289,7 @@ def test_a_job_that_is_forgotten_leaves_the_list_of_its_caller(
     assert due_ms / 1000 - raw_redis.time()[0] == pytest.approx(100, abs=5)
     store.reap()
     assert raw_redis.zcard(keys.JOBS + "one") == 2
-    # A hundred seconds later.
+    # A hundred seconds pass.
     raw_redis.delete(keys.JOB + ids[0])
     raw_redis.zadd(keys.EXPIRING, {member: 1})
     store.reap()
@@ -302,8 +303,8 @@ def test_news_does_not_hasten_a_webhook_that_waits_for_its_next_attempt(
     (job_id,) = submit(settings, submission(webhook="https://example.com/", webhook_events=["progress"]))
     (job,) = claim(store).jobs
     for done in (1, 2):
-        store.beat([(job_id, job.fence)], {job_id: Progress(done, 2, "steps")})
+        store.beat([(job_id, job.fence)], {job_id: JobProgress(done, 2, "steps")})
         assert raw_redis.zrange(keys.OUTBOX, 0, -1) == [f"{job_id} progress".encode()]
         raw_redis.zadd(keys.OUTBOX, {f"{job_id} progress": 10**15}, xx=True)
-        store.beat([(job_id, job.fence)], {job_id: Progress(done, 2, "steps")})
+        store.beat([(job_id, job.fence)], {job_id: JobProgress(done, 2, "steps")})
         assert raw_redis.zscore(keys.OUTBOX, f"{job_id} progress") == 10**15

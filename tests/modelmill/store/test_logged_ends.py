@@ -1,4 +1,4 @@
-"""Ends that no worker brought about stand in the log of whoever ran the script; the others do not."""
+"""The process that runs a script logs the ends that no worker reported, and only those."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import Outcome, Released, Return, WorkerStore, keys
-from tests.support.store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, read_job, run, submission, submit
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_deadlines_found_by_the_reaper_and_by_a_claim(
     raw_redis.zadd(keys.DEADLINES, {ids[1]: 1})
     assert store.reap().expired == 1
     assert caplog.messages == [line(job_id, "status=failed code=expired", 0) for job_id in ids]
-    errors = [found.error for job_id in ids if (found := store.get(job_id))]
+    errors = [found.error for job_id in ids if (found := read_job(store, job_id))]
     assert [(error or {})["deliveries"] for error in errors] == [0, 0]
 
 
@@ -41,7 +41,7 @@ def test_the_limit_of_deliveries(
     raw_redis.hset(keys.JOB + job_id, "deliveries", settings.max_deliveries)
     assert [job.id for job in claim(store).jobs] == [other]
     assert caplog.messages == [line(job_id, "status=failed code=delivery_limit", settings.max_deliveries)]
-    found = store.get(job_id)
+    found = read_job(store, job_id)
     assert found is not None
     assert (found.error or {})["deliveries"] == settings.max_deliveries
 
@@ -72,7 +72,7 @@ def test_canceled_and_deleted_while_it_waited(settings: Settings, caplog: pytest
     async def act(store: object) -> None:
         await store.cancel(canceled)  # type: ignore[attr-defined]
         await store.delete(deleted)  # type: ignore[attr-defined]
-        # Neither of them ends a second time.
+        # No job ends a second time.
         await store.cancel(canceled)  # type: ignore[attr-defined]
         await store.delete([canceled])  # type: ignore[attr-defined]
 
@@ -99,5 +99,5 @@ def test_canceled_while_it_ran_and_then_given_back(
         assert store.reap().returned == 1
     else:
         store.settle([Released(job_id, job.fence)])
-    # Given back, it counts as never handed out.
+    # A released job does not count as a delivery.
     assert caplog.messages == [line(job_id, "status=canceled", int(silent))]

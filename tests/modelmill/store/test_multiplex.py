@@ -51,7 +51,7 @@ def test_each_caller_gets_its_own_replies(settings: Settings, raw_redis: redis.R
     with_multiplexer(settings.redis_url, act)
 
 
-def test_what_the_server_refuses_is_a_reply_and_disturbs_nobody(settings: Settings) -> None:
+def test_a_refused_command_is_a_reply_and_disturbs_no_other_caller(settings: Settings) -> None:
     async def act(shared: Multiplexer) -> None:
         (pong, refused, after), other = await asyncio.gather(
             shared.execute(("PING",), ("NO-SUCH-COMMAND",), ("ECHO", "after")),
@@ -76,10 +76,10 @@ def test_who_gives_up_waiting_shifts_no_replies(settings: Settings) -> None:
 def test_a_call_whose_connection_breaks_is_sent_again(settings: Settings, raw_redis: redis.Redis) -> None:
     async def act(shared: Multiplexer) -> None:
         (number,) = await shared.execute(("CLIENT", "ID"))
-        # Idle, as after a server's own time limit for idle connections.
+        # Idle: a server may close idle connections after some time.
         raw_redis.client_kill_filter(_id=str(number))
         assert await shared.execute(("ECHO", "again")) == [b"again"]
-        # Busy: the reply to a blocking call never comes, and the call is made anew.
+        # Busy: the reply to a blocking call never comes, and the call is sent again.
         (number,) = await shared.execute(("CLIENT", "ID"))
         blocked = asyncio.create_task(shared.execute(("BLPOP", "nothing", "10")))
         await asyncio.sleep(0.1)

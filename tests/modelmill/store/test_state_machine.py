@@ -34,8 +34,9 @@ from modelmill.states import Lane, Status
 from modelmill.store import (
     OPENING,
     ApiStore,
+    ClaimRequest,
+    JobProgress,
     Outcome,
-    Progress,
     Released,
     Return,
     Submission,
@@ -68,13 +69,14 @@ from tests.modelmill.store.state_model import (
     ModelJob,
     StoreModel,
 )
+from tests.support.exhaustive import exhaustive
 
 SEED = int(os.environ.get("HYPOTHESIS_SEED") or random.SystemRandom().randrange(2**32))
-EXAMPLES, STEPS = 200, 50
+STEPS = 50
 
 LARGE = b'"' + b"x" * keys.INLINE_BYTES + b'"'
 ABOUT_S = 60.0
-"""More than the real time that an example takes, and less than a step of the model's."""
+"""More than the real time of an example, and less than a step of the model."""
 
 PLAIN: dict[str, Any] = {}
 HOOKS = {"webhook": "https://example.com/", "webhook_events": ("started", "progress", "ended")}
@@ -93,7 +95,7 @@ EXTRAS: tuple[dict[str, Any], ...] = (
     {"result_ttl_s": SHORT_TTL_S, "limits": QUOTA},
     {"limits": RATE},
 )
-"""What a submission may ask for beside what every one has; ``blob`` stands for a payload that lies there."""
+"""Optional parts of a submission. ``blob`` means that the payload is in the blob store."""
 
 OUTCOMES = st.lists(
     st.sampled_from(
@@ -148,7 +150,7 @@ class Snapshot:
     """The store at one moment, read in one step."""
 
     lives: dict[str, int]
-    """Milliseconds left of each key, -1 for those that stay."""
+    """Milliseconds that each key has left; -1 for keys that do not expire."""
     content: dict[str, Any]
 
     def hash(self, key: str) -> dict[str, str]:
@@ -162,12 +164,12 @@ class Snapshot:
         return {key.removeprefix(prefix) for key in self.lives if key.startswith(prefix)}
 
     def lives_until(self, key: str, seconds: float) -> bool:
-        """Whether the key has about so many seconds left."""
+        """Whether the key has about this many seconds left."""
         return abs(self.lives.get(key, -2) / 1000 - seconds) < ABOUT_S
 
 
 class Machine(RuleBasedStateMachine):
-    """The steps, each done to both and compared."""
+    """The steps. Each one is done to the model and to the store, and both are compared."""
 
     store: WorkerStore
     async_store: ApiStore
@@ -181,7 +183,7 @@ class Machine(RuleBasedStateMachine):
         self.log.clear()
         self.model = StoreModel()
         self.claims: list[tuple[str, str, list[str], int]] = []
-        """Fence, model, ids, and when the claim is forgotten."""
+        """Fence, model, ids, and when the claim expires."""
         self.settlements: list[Outcome | Released] = []
         self.ends: dict[str, dict[str, str]] = {}
         """Each record as it was when its job ended."""
@@ -213,7 +215,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def upload(self) -> None:
-        """One file of each caller, if it is not there: beside the records, or in the blob store."""
+        """One file of each caller, if it does not exist yet: in Redis, or in the blob store."""
         for owner, blob in zip(CALLERS, (None, "file/of-somebody"), strict=True):
             name = f"file-of-{owner}"
             if name not in self.model.files:
@@ -246,7 +248,7 @@ class Machine(RuleBasedStateMachine):
         count=st.integers(1, 4),
     )
     def submit(self, count: int, **what: Any) -> None:
-        """Some alike: more than limits let through, or with the same idempotency key."""
+        """Several similar ones: more than the limits allow, or with the same idempotency key."""
         for _ in range(count):
             self.submit_one(**what)
 
@@ -278,7 +280,7 @@ class Machine(RuleBasedStateMachine):
             **extra | ({"blob": f"in/{job_id}"} if "blob" in extra else {}),
         )
         depth = len(self.model.ready(model))
-        rung = bool(self.raw.exists(keys.RUNG + model))
+        bell_sent = bool(self.raw.exists(keys.BELL_SENT + model))
         expected = self.model.submitted(job)
         answer = self.runner.run(self.async_store.submit(job))
         assert (answer.verdict, answer.id) == (expected.verdict, expected.id)
@@ -287,21 +289,21 @@ class Machine(RuleBasedStateMachine):
             assert 0 <= expected.retry_after_s - answer.retry_after_s < ABOUT_S
         if expected.verdict is not Verdict.ACCEPTED:
             assert not answer.bell
-            assert not self.raw.exists(keys.IN + job.id)
+            assert not self.raw.exists(keys.INPUT + job.id)
             return
-        if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not rung):
+        if (depth + 1) % BELL_EVERY == 0 or (depth == 0 and not bell_sent):
             assert answer.bell
         elif depth:
             assert not answer.bell
         if twice:
-            # The reply was lost, and the client library sent the very same again.
+            # The reply was lost, and the client library sent the same command again.
             again = self.runner.run(self.async_store.submit(job))
             assert (again.verdict, again.id) == (Verdict.ACCEPTED, job.id)
 
     @precondition(lambda self: self.model.jobs)
     @rule(pick=st.integers(0, 10**6))
     def submit_late_replay(self, pick: int) -> None:
-        """A duplicate of a submission that arrives whenever it likes, its record still there."""
+        """A late duplicate of a submission, while its record still exists."""
         job = self.jobs()[pick % len(self.jobs())]
         self.model.submitted_again(job)
         answer = self.runner.run(self.async_store.submit(job.submission))
@@ -315,15 +317,15 @@ class Machine(RuleBasedStateMachine):
     def claim(self, model: str, count: int, max_bytes: int) -> None:
         fence = uuid.uuid4().hex
         expected = self.model.claimed(model, fence, count, max_bytes)
-        claims = self.store.claim(model, fence, "node", count, max_bytes)
+        claims = self.store.claim(ClaimRequest(model, fence, "node", count, max_bytes))
         assert [job.id for job in claims.jobs] == [job.id for job in expected]
         assert [job.deliveries for job in claims.jobs] == [job.deliveries for job in expected]
         assert [job.suspect for job in claims.jobs] == [job.suspect for job in expected]
         assert [job.files for job in claims.jobs] == [job.submission.files for job in expected]
         assert [job.blob for job in claims.jobs] == [job.submission.blob for job in expected]
         assert claims.remaining == len(self.model.ready(model))
-        beside = [job for job in claims.jobs if job.blob is None]
-        assert self.store.inputs(beside) == [self.model.jobs[job.id].body for job in beside]
+        in_redis = [job for job in claims.jobs if job.blob is None]
+        assert self.store.inputs(in_redis) == [self.model.jobs[job.id].body for job in in_redis]
         if expected:
             self.claims.append((fence, model, [job.id for job in expected], self.model.now + CLAIM_TTL_S))
 
@@ -334,7 +336,7 @@ class Machine(RuleBasedStateMachine):
         if not remembered:
             return
         fence, model, ids, _ = remembered[pick % len(remembered)]
-        claims = self.store.claim(model, fence, "node", 16, 10**9)
+        claims = self.store.claim(ClaimRequest(model, fence, "node", 16, 10**9))
         held = [self.model.jobs[job_id] for job_id in ids if self.model.holds(job_id, fence)]
         assert [(job.id, job.deliveries) for job in claims.jobs] == [(job.id, job.deliveries) for job in held]
 
@@ -344,7 +346,7 @@ class Machine(RuleBasedStateMachine):
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         if wrong:
             fence = "stranger"
-        news = {ids[0]: Progress(1, 2, "steps")} if progress else {}
+        news = {ids[0]: JobProgress(1, 2, "steps")} if progress else {}
         answer = self.store.beat([(job_id, fence) for job_id in ids], news)
         held = {job_id for job_id in ids if self.model.holds(job_id, fence)}
         assert answer.lost == set(ids) - held
@@ -354,14 +356,14 @@ class Machine(RuleBasedStateMachine):
             if job_id in news:
                 self.model.progressed(self.model.jobs[job_id])
         if held and self.claims[pick % len(self.claims)][3] > self.model.now:
-            # What the claim took is known for as long as some of it is held, and its worker is heard of.
+            # The list of a claim lives while a worker renews the lease of at least one of its jobs.
             index = pick % len(self.claims)
             self.claims[index] = (*self.claims[index][:3], self.model.now + CLAIM_TTL_S)
 
     @precondition(lambda self: self.claims)
     @rule(pick=st.integers(0, 10**6), how=OUTCOMES, wrong=st.booleans(), item=st.integers(OPENING, 2))
     def settle(self, pick: int, how: list[str], wrong: bool, item: int) -> None:
-        """By whoever ever claimed something, whether it still holds it or not."""
+        """By any claim that was ever made, also one that no longer holds the lease."""
         fence, _, ids, _ = self.claims[pick % len(self.claims)]
         self.settle_all(ids, "stranger" if wrong else fence, how, item)
 
@@ -389,7 +391,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.live())
     @rule(pick=st.integers(0, 10**6), times=st.integers(1, 3), item=st.sampled_from((OPENING, 0)))
     def crash_alone(self, pick: int, times: int, item: int) -> None:
-        """A process dies with one job alone in it, again and again."""
+        """A child dies again and again while one job is in progress alone."""
         job = self.model.live()[pick % len(self.model.live())]
         for _ in range(times):
             if job.place == "ready" and job is self.model.ready(job.model)[0]:
@@ -431,7 +433,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.jobs)
     @rule(picks=st.lists(st.integers(0, 10**6), min_size=1, max_size=3))
     def delete(self, picks: list[int]) -> None:
-        """Some of them maybe twice."""
+        """Maybe the same job twice."""
         known = list(self.model.jobs)
         ids = [known[pick % len(known)] for pick in picks] + ["unknown"]
         expected = [self.model.deleted(job_id) for job_id in ids]
@@ -441,7 +443,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def reap(self) -> None:
-        silent = [model for model in MODELS if not self.raw.exists(keys.RUNG + model)]
+        silent = [model for model in MODELS if not self.raw.exists(keys.BELL_SENT + model)]
         if not self.run_id_known:
             self.run_id_known, self.grace_until = True, self.model.now + LEASE_S
         expected = self.model.reaped(with_leases=self.model.now >= self.grace_until)
@@ -453,10 +455,10 @@ class Machine(RuleBasedStateMachine):
     @rule(deleted=st.booleans())
     def sweep(self, deleted: bool) -> None:
         expected = self.model.swept()
-        found = self.runner.run(self.async_store.run("sweep", [FILE_TTL_S * 1000, 100]))
+        found = self.runner.run(self.async_store._connection.run_script("sweep", [FILE_TTL_S * 1000, 100]))
         assert {name.decode() for name in found} == expected
         if deleted and expected:
-            # As whoever deletes them from the blob store does afterwards.
+            # As the sweeper does after it has deleted the blobs.
             self.raw.zrem(keys.TRASH, *expected)
             for name in expected:
                 del self.model.trash[name]
@@ -465,11 +467,11 @@ class Machine(RuleBasedStateMachine):
     def time_passes(self, steps: int) -> None:
         for job_id in self.model.pass_time(steps * TIME_STEP_S):
             self.ends.pop(job_id, None)
-        self.raw.eval(keys.LUA_TABLE + PASS_TIME, 0, str(steps * TIME_STEP_S * 1000))
+        self.raw.eval(keys.lua_table(PASS_TIME) + PASS_TIME, 0, str(steps * TIME_STEP_S * 1000))
 
     @rule()
     def server_restarts(self) -> None:
-        """As the scripts see it: another run id than the one that was seen last, and no script loaded."""
+        """A restart, as the scripts see it: another run id than before, and no script is loaded."""
         self.raw.script_flush()
         if self.run_id_known:
             self.raw.hset(keys.REAPER, "run_id", "the server before")
@@ -498,7 +500,7 @@ class Machine(RuleBasedStateMachine):
             ready = [job.id for job in self.model.ready(model)]
             assert seen.members(keys.READY + model) == ready
             if ready:
-                # Else no reaper would ever ring for it.
+                # Otherwise no reaper would ever send a bell for it.
                 assert model in seen.members(keys.MODELS)
         assert set(seen.members(keys.LEASES)) == {job.id for job in self.model.leased()}
         dated = {job.id for job in self.model.live() if job.deadline is not None and not job.started}
@@ -526,7 +528,7 @@ class Machine(RuleBasedStateMachine):
                 error = json.loads(record.get("error", "{}"))
                 assert error.get("code") == job.error_code
                 if "message" in error:
-                    # The store's own words, and not those of a worker.
+                    # The store wrote this error, not a worker.
                     assert error["deliveries"] == job.deliveries
                 assert int(record["expires_ms"]) - int(record["finished_ms"]) == job.ttl_s * 1000
                 ended = {name: value for name, value in record.items() if name != "deadline_ms"}
@@ -543,14 +545,14 @@ class Machine(RuleBasedStateMachine):
             assert int(counted.get(caller, 0)) == len(self.model.live(caller=caller))
 
     def check_belongings(self, seen: Snapshot) -> None:
-        """What lies beside the records: requests, results, events, webhooks, files."""
+        """The keys besides the records: requests, results, events, webhooks, files."""
         for job in self.jobs():
             if job.gone_at is not None:
                 left_s = job.gone_at - self.model.now
                 assert seen.lives_until(keys.JOB + job.id, left_s)
-                assert (keys.IN + job.id in seen.lives) == (job.input_until is not None)
+                assert (keys.INPUT + job.id in seen.lives) == (job.input_until is not None)
                 if job.input_until is not None:
-                    assert seen.lives_until(keys.IN + job.id, job.input_until - self.model.now)
+                    assert seen.lives_until(keys.INPUT + job.id, job.input_until - self.model.now)
                 if job.large_under is not None:
                     assert seen.lives_until(keys.out(job.id, job.large_under), left_s)
                 if job.events:
@@ -559,9 +561,9 @@ class Machine(RuleBasedStateMachine):
             assert seen.named(f"{keys.PARTS}{job.id}") == ({""} if job.parts else set())
         assert seen.named(keys.EVENTS) <= self.model.jobs.keys()
         assert seen.named(keys.PARTS) <= self.model.jobs.keys()
-        assert seen.named(keys.IN) <= self.model.jobs.keys() | self.model.orphans.keys()
+        assert seen.named(keys.INPUT) <= self.model.jobs.keys() | self.model.orphans.keys()
         for job_id, until in self.model.orphans.items():
-            assert seen.lives_until(keys.IN + job_id, until - self.model.now)
+            assert seen.lives_until(keys.INPUT + job_id, until - self.model.now)
         assert seen.named(keys.HOOKS) == self.model.hooked.keys()
         assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
         assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()
@@ -572,17 +574,17 @@ class Machine(RuleBasedStateMachine):
         live = self.model.live()
         for job in live:
             assert seen.lives.get(keys.JOB + job.id) == -1
-            assert seen.lives.get(keys.IN + job.id) == (-1 if job.submission.blob is None else None)
+            assert seen.lives.get(keys.INPUT + job.id) == (-1 if job.submission.blob is None else None)
         forever = {
             *(keys.LEASES, keys.DEADLINES, keys.MODELS, keys.TURNS, keys.SEQUENCE, keys.TOTALS),
             *(keys.COUNTERS, keys.REAPER, keys.OPEN, keys.EXPIRING, keys.FILES, keys.TRASH, keys.OUTBOX),
             *(keys.READY + model for model in MODELS),
             *(keys.JOBS + caller for caller in CALLERS),
             *(keys.FILE + name for name in self.model.files),
-            *(prefix + job.id for job in live for prefix in (keys.JOB, keys.IN, keys.PARTS, keys.EVENTS)),
+            *(prefix + job.id for job in live for prefix in (keys.JOB, keys.INPUT, keys.PARTS, keys.EVENTS)),
         }
         for key, left in seen.lives.items():
-            assert left >= 0 or key in forever, f"{key} would stay for ever"
+            assert left >= 0 or key in forever, f"{key} would never expire"
 
 
 def outcome_of(job_id: str, fence: str, kind: str, item: int) -> Outcome | Released:
@@ -626,12 +628,13 @@ def machine(
 
 
 @pytest.mark.timeout(300)
-def test_the_scripts_do_what_a_model_in_plain_python_does(machine: type[Machine]) -> None:
+@pytest.mark.parametrize("examples", [50, exhaustive(200)])
+def test_the_scripts_do_what_a_model_in_plain_python_does(machine: type[Machine], examples: int) -> None:
     print(f"HYPOTHESIS_SEED={SEED}")
     run_state_machine_as_test(
         seed(SEED)(machine),
         settings=hypothesis_settings(
-            max_examples=EXAMPLES,
+            max_examples=examples,
             stateful_step_count=STEPS,
             deadline=None,
             print_blob=True,

@@ -1,4 +1,4 @@
-"""The job store on a real Valkey: what each script promises."""
+"""The job store on a real Valkey: the promises of each script."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from modelmill.store import (
     scripts,
 )
 from tests.support.processes import wait_until
-from tests.support.store import MODEL, claim, complete, run, submission, submit
+from tests.support.store import MODEL, claim, complete, may_ring, read_job, run, submission, submit
 
 
 def place_of(raw: redis.Redis, job_id: str) -> str:
-    """Where a job is: every job that has not ended is in exactly one of two places."""
+    """The place of a job: every job that has not ended is in exactly one of two places."""
     ready = raw.zscore(keys.READY + MODEL, job_id) is not None
     leased = raw.zscore(keys.LEASES, job_id) is not None
     return {(True, False): "ready", (False, True): "leased", (False, False): "none"}.get(
@@ -41,8 +41,8 @@ def test_an_accepted_job_is_queued_with_its_payload_and_no_time_to_live(
 ) -> None:
     (job_id,) = submit(settings, submission(body=b"x" * 100_000))
     assert place_of(raw_redis, job_id) == "ready"
-    assert raw_redis.get(keys.IN + job_id) == b"x" * 100_000
-    assert raw_redis.ttl(keys.IN + job_id) == raw_redis.ttl(keys.JOB + job_id) == -1
+    assert raw_redis.get(keys.INPUT + job_id) == b"x" * 100_000
+    assert raw_redis.ttl(keys.INPUT + job_id) == raw_redis.ttl(keys.JOB + job_id) == -1
 
 
 def test_the_first_job_of_a_queue_rings_and_then_each_batchful_does(settings: Settings) -> None:
@@ -52,13 +52,13 @@ def test_the_first_job_of_a_queue_rings_and_then_each_batchful_does(settings: Se
     assert run(settings, act) == [True, False, False, True, False, False, False, True, False]
 
 
-def test_a_bell_on_its_way_is_not_rung_again_until_its_drain_starts(
+def test_no_second_bell_is_sent_until_the_drain_of_the_first_starts(
     settings: Settings, store: WorkerStore
 ) -> None:
     submit(settings, submission())
-    assert not store.may_ring(MODEL)
+    assert not may_ring(store, MODEL)
     store.release_bell(MODEL)
-    assert store.may_ring(MODEL)
+    assert may_ring(store, MODEL)
 
 
 def test_submitting_again_with_the_same_id_is_the_same_job(
@@ -107,7 +107,7 @@ def test_a_full_queue_refuses_and_keeps_nothing_of_the_refused(
         return (await store.submit(refused)).verdict
 
     assert run(settings.model_copy(update=limits), act) is verdict
-    assert not raw_redis.exists(keys.IN + refused.id, keys.JOB + refused.id)
+    assert not raw_redis.exists(keys.INPUT + refused.id, keys.JOB + refused.id)
 
 
 def test_claims_come_by_lane_and_then_in_order(settings: Settings, store: WorkerStore) -> None:
@@ -120,7 +120,7 @@ def test_a_claim_keeps_within_its_count_and_its_bytes(settings: Settings, store:
     submit(settings, *(submission(body=b"x" * 100) for _ in range(6)))
     assert len(claim(store, count=2).jobs) == 2
     assert len(claim(store, max_bytes=250).jobs) == 2
-    # What is larger than the window by itself is still claimed, alone.
+    # A job that alone is over the limit of bytes is still claimed, alone.
     assert len(claim(store, max_bytes=10).jobs) == 1
 
 
@@ -147,7 +147,7 @@ def test_settling_ends_a_job_once_and_a_replay_is_a_success(
     (job_id,) = submit(settings, submission())
     outcomes = complete(claim(store))
     assert store.settle(outcomes) == store.settle(outcomes) == [Settlement.OK]
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert (record.status, record.result, record.ends) == (Status.COMPLETE, {"ok": True}, 1)
     assert place_of(raw_redis, job_id) == "none"
@@ -161,7 +161,7 @@ def test_only_the_holder_of_the_lease_can_settle(settings: Settings, store: Work
     assert store.settle([Outcome(job_id, "stranger", Status.FAILED, error={"code": "x"})]) == [
         Settlement.REFUSED
     ]
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.status is Status.RUNNING
 
@@ -175,22 +175,22 @@ def test_a_worker_that_lost_its_lease_cannot_touch_the_next_ones_result(
     wait_until(lambda: store.reap().returned, what="the lease to run out")
     assert store.settle(complete(claim(store), large)) == [Settlement.OK]
     assert store.settle(complete(late, b'"' + b"b" * 70_000 + b'"')) == [Settlement.REFUSED]
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.result_json == large
     assert record.ends == 1
 
 
-def test_a_large_result_lies_beside_the_record_and_dies_with_it(
+def test_a_large_result_has_a_key_of_its_own_and_expires_with_the_record(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission())
     large = b'"' + b"a" * keys.INLINE_BYTES + b'"'
     claims = claim(store)
     store.settle(complete(claims, large))
-    # Again, since the reply was lost: the result is not to expire before the record for that.
+    # The reply was lost, so it is settled again: the result must not expire before the record.
     assert store.settle(complete(claims, large)) == [Settlement.OK]
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.result_json == large
     assert b"result" not in raw_redis.hgetall(keys.JOB + job_id)
@@ -208,16 +208,16 @@ def test_the_large_request_of_a_complete_job_is_dropped_and_others_kept_as_long_
     (job_id,) = submit(settings, submission(body=body))
     ended = [Outcome(job.id, job.fence, status) for job in claim(store).jobs]
     store.settle(ended)
-    life_s = raw_redis.ttl(keys.IN + job_id)
+    life_s = raw_redis.ttl(keys.INPUT + job_id)
     if status is Status.COMPLETE and is_large:
         assert life_s == -2
     else:
         assert settings.result_ttl_s - 5 <= life_s <= settings.result_ttl_s
-    # A replay of a settle whose reply was lost is a success all the same.
+    # A replay of a settle whose reply was lost is a success.
     assert store.settle(ended) == [Settlement.OK]
 
 
-def test_those_who_wait_are_told_of_all_that_ended_at_once(
+def test_one_message_names_all_jobs_that_ended_in_one_script(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     ids = submit(settings, *(submission() for _ in range(3)))
@@ -239,7 +239,9 @@ def test_a_large_result_that_was_lost_is_not_settled(
     assert place_of(raw_redis, job_id) == "leased"
 
 
-def test_a_job_given_back_keeps_its_place_and_is_not_charged(settings: Settings, store: WorkerStore) -> None:
+def test_a_released_job_keeps_its_place_and_does_not_count_as_a_delivery(
+    settings: Settings, store: WorkerStore
+) -> None:
     ids = submit(settings, submission(), submission())
     (first,) = claim(store, 1).jobs
     assert store.settle([Released(first.id, first.fence)]) == [Settlement.OK]
@@ -277,7 +279,7 @@ def test_after_a_restart_of_the_server_leases_have_one_lease_of_grace(
     store.reap()
     claim(store)
     time.sleep(settings.lease_s + 0.2)
-    # What a restarted server looks like to the script: another run id than the one seen last.
+    # The script sees a restarted server by its run id, which is another one than before.
     raw_redis.hset(keys.REAPER, "run_id", "the server before")
     assert store.reap().returned == 0
     assert place_of(raw_redis, job_id) == "leased"
@@ -298,7 +300,7 @@ def test_a_job_past_its_deadline_fails_without_running(settings: Settings, store
     assert claim(store, 1).jobs == ()
     assert store.reap().expired == 1
     for job_id in ids:
-        record = store.get(job_id)
+        record = read_job(store, job_id)
         assert record is not None
         assert record.error is not None
         assert (record.status, record.error["code"], record.ends) == (Status.FAILED, "expired", 1)
@@ -312,7 +314,7 @@ def test_a_job_that_is_handed_out_again_and_again_ends(settings: Settings, store
         assert len(claim(store).jobs) == 1
         wait_until(lambda: store.reap().returned, what="the lease to run out")
     assert claim(store).jobs == ()
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.error is not None
     assert (record.status, record.error["code"]) == (Status.FAILED, "delivery_limit")
@@ -328,9 +330,9 @@ def test_cancel_ends_a_queued_job_and_flags_a_running_one(settings: Settings, st
 
     assert run(settings, act) == ["canceled", "canceled", "requested", "missing"]
     assert store.beat([(held.id, held.fence)]).cancel == {running}
-    # Its worker died before it saw the wish: it does not run again.
+    # Its worker died before it saw the request to cancel: the job does not run again.
     wait_until(lambda: store.reap().returned, what="the lease to run out")
-    record = store.get(running)
+    record = read_job(store, running)
     assert record is not None
     assert (record.status, record.ends) == (Status.CANCELED, 1)
 
@@ -344,7 +346,7 @@ def test_settling_and_canceling_race_to_one_end(settings: Settings, store: Worke
             await asyncio.gather(async_store.cancel(job_id), asyncio.to_thread(store.settle, outcomes))
 
         run(settings, act)
-        record = store.get(job_id)
+        record = read_job(store, job_id)
         assert record is not None
         assert (record.status, record.ends) == (Status.COMPLETE, 1)
 
@@ -383,7 +385,7 @@ def test_at_maxmemory_nothing_is_accepted_and_running_jobs_still_end(
         assert store.settle(complete(claims)) == [Settlement.OK]
     finally:
         raw_redis.config_set("maxmemory", "0")
-    record = store.get(job_id)
+    record = read_job(store, job_id)
     assert record is not None
     assert record.status is Status.COMPLETE
 
@@ -411,6 +413,9 @@ def test_nodes_are_listed_while_they_renew_and_forgotten_after(
     store.announce("brief", "parent", {"models": {}}, ttl_s=0.05)
     time.sleep(0.1)
     (node,) = run(settings, lambda async_store: async_store.nodes())
-    assert (node.name, list(node.models), node.state_of(MODEL)) == ("one", [MODEL], {"status": "running"})
+    state = node.state_of(MODEL)
+    assert (node.name, list(node.models)) == ("one", [MODEL])
+    assert state is not None
+    assert state.document == {"status": "running"}
     store.retire("one")
     assert run(settings, lambda async_store: async_store.nodes()) == []

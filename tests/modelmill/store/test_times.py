@@ -1,4 +1,4 @@
-"""Deadlines of jobs that are given back, and clocks that are wrong."""
+"""Deadlines of jobs that are given back, and workers whose clock is wrong."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import redis
 from modelmill.settings import Settings
 from modelmill.states import Status
 from modelmill.store import ApiStore, Released, Return, Settlement, WorkerStore, keys
-from modelmill.store.events import STARTED_ID, events_after
-from tests.support.store import claim, complete, run, submission, submit
+from modelmill.store.events import STARTED_ID
+from tests.support.store import claim, complete, read_job, run, submission, submit
 
 
 def pass_deadline(raw: redis.Redis, job_id: str) -> None:
-    """As if the job's deadline were over by now."""
+    """Moves the job's deadline into the past."""
     raw.hset(keys.JOB + job_id, "deadline_ms", 1)
     raw.zadd(keys.DEADLINES, {job_id: 1}, xx=True)
 
 
 @pytest.mark.parametrize("by_claim", [False, True])
-def test_a_job_given_back_unrun_has_its_deadline_still(
+def test_a_job_given_back_before_it_ran_keeps_its_deadline(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis, by_claim: bool
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50))
@@ -30,7 +30,7 @@ def test_a_job_given_back_unrun_has_its_deadline_still(
     assert not raw_redis.exists(keys.DEADLINES)
     store.settle([Released(job_id, job.fence)])
     assert raw_redis.zscore(keys.DEADLINES, job_id) == due_ms
-    waiting = store.get(job_id)
+    waiting = read_job(store, job_id)
     assert waiting is not None
     assert (waiting.status, waiting.started_at) == (Status.STARTING, None)
     pass_deadline(raw_redis, job_id)
@@ -38,25 +38,25 @@ def test_a_job_given_back_unrun_has_its_deadline_still(
         assert claim(store).jobs == ()
     else:
         assert store.reap().expired == 1
-    ended = store.get(job_id)
+    ended = read_job(store, job_id)
     assert ended is not None
     assert (ended.status, (ended.error or {})["code"]) == (Status.FAILED, "expired")
 
 
-def test_a_job_that_was_run_once_has_no_deadline_any_more(
+def test_a_job_that_was_run_once_no_longer_has_a_deadline(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50, batched=True, items=3))
     why = [Return.SUSPECT, Return.CRASHED, Return.CRASHED, Return.CRASHED, Return.RELEASED]
     for each in why:
-        # With the third crash its deaths count no more, and still it has been run.
+        # After the third crash the crashes no longer count as deliveries, but the job has been run.
         store.settle([Released(job.id, job.fence, each) for job in claim(store).jobs])
         pass_deadline(raw_redis, job_id)
         assert store.reap().expired == 0
     assert [job.id for job in claim(store).jobs] == [job_id]
 
 
-def test_a_job_given_back_half_done_has_no_deadline_any_more(
+def test_a_job_given_back_half_done_no_longer_has_a_deadline(
     settings: Settings, store: WorkerStore, raw_redis: redis.Redis
 ) -> None:
     (job_id,) = submit(settings, submission(expires_in_s=50, batched=True, items=3))
@@ -68,17 +68,17 @@ def test_a_job_given_back_half_done_has_no_deadline_any_more(
     assert [job.id for job in claim(store).jobs] == [job_id]
 
 
-def test_who_follows_a_job_that_is_given_back_is_told_of_that(settings: Settings, store: WorkerStore) -> None:
+def test_a_follower_sees_that_a_job_is_given_back(settings: Settings, store: WorkerStore) -> None:
     (job_id,) = submit(settings, submission())
     (job,) = claim(store).jobs
     store.settle([Released(job_id, job.fence)])
 
     async def act(async_store: ApiStore) -> tuple[list[str], list[str]]:
-        late = await events_after(async_store, job_id, "") or []
-        seen = await events_after(async_store, job_id, STARTED_ID) or []
+        late = await async_store.events.after(job_id, "") or []
+        seen = await async_store.events.after(job_id, STARTED_ID) or []
         return [event.kind for event in late], [event.kind for event in seen]
 
-    # Who comes late sees a job that waits.
+    # A client that comes late sees a job that waits.
     assert run(settings, act) == ([], ["log"])
     claim(store)
     assert run(settings, act) == (["started", "log", "log"], ["log", "log"])
@@ -116,7 +116,7 @@ def test_the_clock_of_a_worker_does_not_matter(
     assert (reaped.returned, reaped.expired) == (0, 0)
     assert store.settle(complete(claim(store, fence=jobs[0].fence))) == [Settlement.OK] * 2
     for job_id in ids:
-        ended = store.get(job_id)
+        ended = read_job(store, job_id)
         assert ended is not None
         times = [ended.created_at, ended.started_at or 0, ended.finished_at or 0]
         assert times == sorted(times)

@@ -1,4 +1,5 @@
-"""The one subscription of a process: who is woken by what. What HTTP makes of it is in ``tests/api``."""
+"""The subscription of a process: which requests are woken by which event. ``tests/api`` tests it over
+HTTP."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import Any, cast
 import redis
 
 from modelmill.settings import Settings
-from modelmill.store import ApiStore, JobNews, Progress, WorkerStore, keys
-from modelmill.store.events import AT_ONCE, STARTED_ID, Event, cursor_of, events_after, is_end
+from modelmill.store import ApiStore, JobNews, JobProgress, WorkerStore, keys
+from modelmill.store.events import AT_ONCE, STARTED_ID, Event, cursor_of, is_end
 from tests.support.store import claim, complete, run, submission
 
 Act = Callable[[ApiStore, JobNews], Awaitable[None]]
@@ -30,10 +31,10 @@ def watching(settings: Settings, act: Act) -> None:
 
 
 async def heard(watch: JobNews, store: ApiStore) -> None:
-    """Returns when all that was published before has been passed on."""
+    """Returns when all messages that were published before have been passed on."""
     job = submission()
     await store.submit(job)
-    with watch.watch(job.id) as ended:
+    with watch.until_end(job.id) as ended:
         await store.cancel(job.id)
         await ended
 
@@ -44,7 +45,11 @@ def test_many_are_waited_for_at_once(settings: Settings) -> None:
         for job in jobs:
             await store.submit(job)
         ids = [job.id for job in jobs]
-        with watch.watch_any(ids) as first, watch.watch_any(ids[:1]) as other, watch.watch(ids[2]) as last:
+        with (
+            watch.until_first_end(ids) as first,
+            watch.until_first_end(ids[:1]) as other,
+            watch.until_end(ids[2]) as last,
+        ):
             assert watch.waiting == 3
             await store.cancel(ids[1])
             await first
@@ -57,7 +62,7 @@ def test_many_are_waited_for_at_once(settings: Settings) -> None:
     watching(settings, act)
 
 
-def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, store: WorkerStore) -> None:
+def test_a_follower_is_woken_by_each_event_of_its_job(settings: Settings, store: WorkerStore) -> None:
     async def act(async_store: ApiStore, watch: JobNews) -> None:
         job, other = submission(batched=True, items=2), submission(model="another")
         for each in (job, other):
@@ -71,7 +76,7 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
             claims = await asyncio.to_thread(claim, store)
             await woken()
             pair = (job.id, claims.jobs[0].fence)
-            await asyncio.to_thread(store.beat, [pair], {job.id: Progress(1, 2, "steps")})
+            await asyncio.to_thread(store.beat, [pair], {job.id: JobProgress(1, 2, "steps")})
             await woken()
             await asyncio.to_thread(store.save_parts, job.id, {0: "{}"})
             await woken()
@@ -81,12 +86,12 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
             await asyncio.to_thread(store.settle, complete(claims))
             await woken()
             assert not nothing.is_set()
-        assert not watch.hooks.is_set()
+        assert not watch.webhook_due.is_set()
 
     async def without_hooks(async_store: ApiStore, watch: JobNews) -> None:
-        # Set once by the subscription itself: hooks may have been due before.
-        assert watch.hooks.is_set()
-        watch.hooks.clear()
+        # The subscription itself sets it once, because webhooks may have been due before.
+        assert watch.webhook_due.is_set()
+        watch.webhook_due.clear()
         await act(async_store, watch)
 
     watching(settings, without_hooks)
@@ -94,14 +99,14 @@ def test_a_follower_is_woken_by_whatever_happens_to_its_job(settings: Settings, 
 
 def test_a_hook_that_is_due_wakes_who_sends_it(settings: Settings, store: WorkerStore) -> None:
     async def act(async_store: ApiStore, watch: JobNews) -> None:
-        watch.hooks.clear()
+        watch.webhook_due.clear()
         job = submission(webhook="https://example.com/", webhook_events=["started", "ended"])
         await async_store.submit(job)
         claims = await asyncio.to_thread(claim, store)
-        await watch.hooks.wait()
-        watch.hooks.clear()
+        await watch.webhook_due.wait()
+        watch.webhook_due.clear()
         await asyncio.to_thread(store.settle, complete(claims))
-        await watch.hooks.wait()
+        await watch.webhook_due.wait()
 
     watching(settings, act)
 
@@ -113,27 +118,31 @@ def test_a_new_subscription_wakes_everybody_who_may_have_missed_something(
         ended, lives = submission(), submission()
         for job in (ended, lives):
             await async_store.submit(job)
-        watch.hooks.clear()
-        with watch.watch(ended.id) as end, watch.watch(lives.id) as no_end, watch.follow(lives.id) as news:
-            # The connection is cut, so nobody hears of the end.
+        watch.webhook_due.clear()
+        with (
+            watch.until_end(ended.id) as end,
+            watch.until_end(lives.id) as no_end,
+            watch.follow(lives.id) as news,
+        ):
+            # The connection is cut, so the message about the end is missed.
             subscriber = cast("Any", raw_redis).client_list(_type="pubsub")[0]["id"]
             raw_redis.client_kill_filter(_id=subscriber)
             await async_store.cancel(ended.id)
-            await asyncio.gather(end, news.wait(), watch.hooks.wait())
+            await asyncio.gather(end, news.wait(), watch.webhook_due.wait())
             assert not no_end.done()
 
     watching(settings, act)
 
 
-def test_nobody_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
+def test_no_request_waits_in_a_process_that_is_about_to_end(settings: Settings) -> None:
     async def act(_: ApiStore, watch: JobNews) -> None:
-        with watch.follow("one") as news, watch.watch_any(["one", "two"]) as ended:
-            assert not watch.released
-            watch.release()
-            assert watch.released
+        with watch.follow("one") as news, watch.until_first_end(["one", "two"]) as ended:
+            assert not watch.is_shutting_down
+            watch.shut_down()
+            assert watch.is_shutting_down
             assert news.is_set()
             assert ended.done()
-        with watch.follow("one") as news, watch.watch("one") as ended:
+        with watch.follow("one") as news, watch.until_end("one") as ended:
             assert news.is_set()
             assert ended.done()
 
@@ -146,13 +155,13 @@ def test_long_histories_are_read_in_parts(
     async def act(async_store: ApiStore) -> None:
         job = submission()
         await async_store.submit(job)
-        assert await events_after(async_store, job.id, "") == []
+        assert await async_store.events.after(job.id, "") == []
         claims = claim(store)
         for number in range(AT_ONCE + 10):
             raw_redis.xadd(keys.EVENTS + job.id, {"type": "log", "data": str(number)})
         store.settle(complete(claims))
         cursor, read = "", list[Event]()
-        while events := await events_after(async_store, job.id, cursor):
+        while events := await async_store.events.after(job.id, cursor):
             assert len(events) <= AT_ONCE + 1
             read += events
             cursor = events[-1].id
@@ -162,21 +171,21 @@ def test_long_histories_are_read_in_parts(
         assert [int(event.data) for event in read[1:-1]] == list(range(AT_ONCE + 10))
         assert (read[0].id, cursor_of(cursor)) == (STARTED_ID, cursor)
         await async_store.delete([job.id])
-        assert await events_after(async_store, job.id, "") is None
+        assert await async_store.events.after(job.id, "") is None
 
     run(settings, act)
 
 
-def test_nothing_is_told_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
-    """Between the two reads a job may start, and say more already."""
+def test_no_event_is_read_before_the_start(settings: Settings, raw_redis: redis.Redis) -> None:
+    """Between the two reads a job may start, and have more events."""
 
     async def act(async_store: ApiStore) -> None:
         job = submission()
         await async_store.submit(job)
         raw_redis.xadd(keys.EVENTS + job.id, {"type": "log", "data": "{}"})
-        assert await events_after(async_store, job.id, "") == []
+        assert await async_store.events.after(job.id, "") == []
         raw_redis.hset(keys.JOB + job.id, "started_ms", 1)
-        assert [event.kind for event in await events_after(async_store, job.id, "") or ()] == [
+        assert [event.kind for event in await async_store.events.after(job.id, "") or ()] == [
             "started",
             "log",
         ]

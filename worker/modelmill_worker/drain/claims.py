@@ -14,10 +14,10 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from modelmill.blobs import BlobError
-from modelmill.store import Claimed, ClaimReply, Outcome, Released, Settlement
+from modelmill.store import Claimed, ClaimReply, ClaimRequest, Outcome, Released, Settlement
 from modelmill_worker import metrics
 from modelmill_worker.drain.context import DrainContext, DrainThreads
-from modelmill_worker.drain.jobs import Job, log_end
+from modelmill_worker.drain.jobs import Job, log_reported_end
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +83,19 @@ class Claims:
 
         The lost claim may have leased jobs to the fence. Only the same claim finds them.
         """
+        request = ClaimRequest(
+            model=self._model,
+            fence=fence,
+            node=self._context.node,
+            count=count,
+            max_bytes=self._context.settings.claim_bytes,
+            linger_s=linger_s,
+            served=self._context.served,
+        )
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return self._store.claim(
-                    self._model,
-                    fence,
-                    self._context.node,
-                    count,
-                    self._context.settings.claim_bytes,
-                    linger_s=linger_s,
-                    served=self._context.served,
-                )
+                return self._store.claim(request)
             except (RedisConnectionError, RedisTimeoutError) as error:
                 if self._stopping.is_set():
                     raise
@@ -184,7 +185,7 @@ class Claims:
         claimed = self._open.get(outcome.id)
         if claimed is None:
             return
-        log_end(outcome, claimed, self._model, settlement)
+        log_reported_end(outcome, claimed, self._model, settlement)
         if settlement is Settlement.OK:
             self.settled += 1
             metrics.job_ended(claimed.task, self._model, outcome.status.value, claimed.queued_s)

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from modelmill.blobs import BlobError
 from modelmill.errors import ModelmillError
+from modelmill.store import Wake
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker import metrics
 from modelmill_worker.child_state import Recorder
@@ -224,14 +225,14 @@ class DrainRun:
         """Waits for a moment at the empty queue. Returns whether to claim again."""
         store, node = self._context.store, self._context.node
         started = time.monotonic()
-        woken = ""
-        while not woken and not self._stopping.is_set():
+        woken: Wake | None = None
+        while woken is None and not self._stopping.is_set():
             left_s = started + self._linger_s - time.monotonic()
             if left_s <= 0:
                 break
             woken = store.linger(node, max(0.001, min(left_s, LINGER_STEP_S)))
         self._idle_s += time.monotonic() - started
-        if woken != "go":
+        if woken is not Wake.GO:
             if store.stop_lingering(self._model.name, node):
                 return False
             # A submit has counted on this node and rung no bell: claim its job, then leave.

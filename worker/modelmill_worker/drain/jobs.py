@@ -15,7 +15,7 @@ from typing import Any
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
 from modelmill.store import Claimed, Outcome, Settlement
-from modelmill.store.ends import end_line
+from modelmill.store.end_log import format_end
 from modelmill_backends.contract import Prepared
 from modelmill_tasks.contract import TaskInput
 from modelmill_tasks.registry import find_task
@@ -152,7 +152,7 @@ def item_json(item: Item) -> str:
     return item.result or ""
 
 
-def log_end(outcome: Outcome, claimed: Claimed, model: str, settlement: Settlement) -> None:
+def log_reported_end(outcome: Outcome, claimed: Claimed, model: str, settlement: Settlement) -> None:
     """Logs one line for a job's end, as key=value pairs."""
     timings = outcome.details.get("timings", {})
     pairs = {
@@ -167,4 +167,4 @@ def log_end(outcome: Outcome, claimed: Claimed, model: str, settlement: Settleme
         **timings,
     }
     level = logging.INFO if settlement is Settlement.OK else logging.WARNING
-    logger.log(level, "%s", end_line(pairs))
+    logger.log(level, "%s", format_end(pairs))

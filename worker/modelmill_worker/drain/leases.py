@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError
 
-from modelmill.store import Claimed, Progress, WorkerStore
+from modelmill.store import Claimed, JobProgress, WorkerStore
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Leases:
         """Written by the heartbeat thread; dropped jobs are removed."""
         self._cancel: set[str] = set()
         """Written by the heartbeat thread; dropped jobs are removed."""
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, JobProgress] = {}
         """What the next heartbeat reports. Written by the drain thread, taken by the heartbeat thread."""
 
     def hold(self, jobs: Iterable[Claimed]) -> None:
@@ -47,7 +47,7 @@ class Leases:
                 self._cancel.discard(job_id)
                 self._progress.pop(job_id, None)
 
-    def note_progress(self, job_id: str, progress: Progress) -> None:
+    def note_progress(self, job_id: str, progress: JobProgress) -> None:
         """Notes how far a job is. The next heartbeat reports it."""
         with self._lock:
             if job_id in self._fences:

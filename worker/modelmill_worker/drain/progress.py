@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from modelmill.store import Progress as JobProgress
+from modelmill.store import JobProgress
 from modelmill_backends.progress import ProgressSink
 from modelmill_worker.drain.jobs import Item
 from modelmill_worker.drain.leases import Leases

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from modelmill.catalogue import Catalogue, ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import MIB, Settings
+from modelmill.states import ModelPhase
 from modelmill.store import WorkerStore
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device, free_memory, keep_memory, total_bytes, used_bytes
@@ -34,7 +35,7 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 5.0, 300.0
 class ModelState:
     """What a node announces about one model. Statuses: loading, running, failed, stopped."""
 
-    status: str
+    status: ModelPhase
     since: float
     """Seconds since the epoch."""
     memory_mib: int | None = None
@@ -152,7 +153,7 @@ class ModelCache:
         """Unloads a model, if it is loaded. Its next use loads it again."""
         self._failures.pop(name, None)
         self._evict(name)
-        self._set(name, ModelState("stopped", time.time()))
+        self._set(name, ModelState(ModelPhase.STOPPED, time.time()))
 
     def close(self) -> None:
         for name in list(self._loaded):
@@ -167,7 +168,7 @@ class ModelCache:
         # A copy: the heartbeat thread reads while the other thread loads.
         for name, state in dict(self.states).items():
             announced[name] = asdict(state)
-            if state.status == "failed":
+            if state.status is ModelPhase.FAILED:
                 announced[name]["retry_in_s"] = round(self._retry_in_s(name), 1)
         return announced
 
@@ -184,7 +185,7 @@ class ModelCache:
                 ErrorCode.MODEL_LOAD_FAILED,
                 f"Model {name}: the worker process died {deaths.count} times while it loaded the model.",
             )
-            self._set(name, ModelState("failed", time.time(), error=problem.message))
+            self._set(name, ModelState(ModelPhase.FAILED, time.time(), error=problem.message))
             raise problem
 
     def _note_failure(self, name: str, problem: ModelmillError) -> None:
@@ -193,7 +194,7 @@ class ModelCache:
         count = self._failures[name].count if name in self._failures else 0
         backoff_s = min(FIRST_BACKOFF_S * 2**count, LONGEST_BACKOFF_S)
         self._failures[name] = _Failure(count + 1, time.monotonic() + backoff_s, problem)
-        self._set(name, ModelState("failed", time.time(), error=problem.message))
+        self._set(name, ModelState(ModelPhase.FAILED, time.time(), error=problem.message))
         logger.error("model %s failed to load: %s", name, problem.message)
 
     def _load(self, entry: ModelEntry) -> LoadedModel:
@@ -202,7 +203,7 @@ class ModelCache:
         estimate_mib = self.estimate_mib(name) if device == self._device else 0
         self._make_room(name, estimate_mib * MIB)
         self._recorder.note_loading(name)
-        self._set(name, ModelState("loading", time.time()))
+        self._set(name, ModelState(ModelPhase.LOADING, time.time()))
         logger.info("loading model %s on %s", name, device.kind)
         started = time.monotonic()
         try:
@@ -219,7 +220,7 @@ class ModelCache:
         self._memory[name] = taken
         self._loaded[name] = model
         state = ModelState(
-            "running",
+            ModelPhase.RUNNING,
             time.time(),
             memory_mib=taken // MIB,
             load_s=round(load_s, 3),
@@ -288,7 +289,7 @@ class ModelCache:
         logger.info("evicting model %s: its memory is needed for %s", victim, newcomer)
         self._evict(victim)
         metrics.model_evicted(victim)
-        self._set(victim, ModelState("stopped", time.time()))
+        self._set(victim, ModelState(ModelPhase.STOPPED, time.time()))
 
     def _evict(self, name: str) -> None:
         taken = self._memory.pop(name, 0)

@@ -23,10 +23,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelmill.states import ModelPhase
 from modelmill.store import NodeRecord
 
 IDLE_AFTER_S = 30.0
 """If a node's models were not used for this long, it may evict them for another model's backlog."""
+IN_MEMORY = (ModelPhase.RUNNING, ModelPhase.LOADING)
+"""Phases in which a model takes memory on a node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,7 @@ def _served(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[
 def _able(demand: Demand, own_name: str, nodes: Sequence[NodeRecord]) -> list[NodeRecord]:
     """Other nodes that serve the model, can run it, and have not failed to load it."""
     served = _served(demand, own_name, nodes)
-    return [node for node in served if node.state_of(demand.model).get("status") != "failed"]
+    return [node for node in served if node.phase_of(demand.model) is not ModelPhase.FAILED]
 
 
 def _runs_on(device: str, demand: Demand) -> bool:
@@ -131,7 +134,7 @@ def _runs_on(device: str, demand: Demand) -> bool:
 
 
 def _device(node: NodeRecord) -> str:
-    return str(node.child.get("device", "cpu"))
+    return node.child.device if node.child else "cpu"
 
 
 def _device_fits(demand: Demand, node: NodeRecord) -> bool:
@@ -140,27 +143,28 @@ def _device_fits(demand: Demand, node: NodeRecord) -> bool:
 
 
 def _may_retry(node: NodeRecord, model: str) -> bool:
-    return bool(node.state_of(model).get("retry_in_s") == 0.0)
+    state = node.state_of(model)
+    return state is not None and state.retry_in_s == 0.0
 
 
 def _has(node: NodeRecord, model: str) -> bool:
-    return node.state_of(model).get("status") in ("running", "loading")
+    return node.phase_of(model) in IN_MEMORY
 
 
 def _is_long(demand: Demand, loaded: Sequence[NodeRecord], spread_after_s: float) -> bool:
     if demand.rate is None:
         return demand.backlog > 2 * demand.max_batch
-    load_s = max(node.state_of(demand.model).get("load_s") or 0.0 for node in loaded)
+    states = [node.state_of(demand.model) for node in loaded]
+    load_s = max((state.load_s if state else None) or 0.0 for state in states)
     return demand.backlog > demand.rate * len(loaded) * max(spread_after_s, load_s)
 
 
 def _has_room(node: NodeRecord, needed_mib: int) -> bool:
-    if not any(
-        state.get("status") in ("running", "loading") for state in node.child.get("models", {}).values()
-    ):
+    child = node.child
+    if child is None or not any(state.phase in IN_MEMORY for state in child.models.values()):
         return True  # nothing to evict: even a model larger than the budget runs alone
-    return bool(node.child.get("free_mib", 0) >= needed_mib)
+    return child.free_mib >= needed_mib
 
 
 def _is_idle(node: NodeRecord | None) -> bool:
-    return node is None or bool(node.child.get("idle_s", 0.0) > IDLE_AFTER_S)
+    return node is None or (node.child is not None and node.child.idle_s > IDLE_AFTER_S)

@@ -105,7 +105,7 @@ class Child:
                 self._models.get(model)
             try:
                 # Only now that this node has announced the load. Otherwise the order would vanish in between.
-                self._store.load_began(model)
+                self._store.clear_model_starting(model)
             except RedisError as error:
                 logger.warning("loading %s: %s", model, error)
             self._leave_if_pinned()

@@ -1,0 +1,48 @@
+"""The version of the key layout. An old process must not work on keys that a later release has changed."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import cast
+
+import redis
+
+from modelmill.errors import ConfigError
+from modelmill.store import keys
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 2.0
+
+
+def check_layout(redis_url: str) -> None:
+    """Writes the version of this release into Redis, if Redis holds none. API and worker call it once,
+    at start.
+
+    If Redis does not answer, nothing is checked: the process starts and waits for Redis, as it always does.
+
+    Raises:
+        ConfigError: Redis holds the keys of a later release.
+    """
+    try:
+        found = _version_in(redis_url)
+    except redis.RedisError as error:
+        logger.warning("the version of the key layout was not checked: %s", error)
+        return
+    if found is not None and not (found.isdigit() and int(found) <= keys.LAYOUT_VERSION):
+        raise ConfigError(
+            f"The job store has version {found.decode(errors='replace')} of the key layout, but this release "
+            f"knows only versions up to {keys.LAYOUT_VERSION}: "
+            "upgrade this process to the release that wrote it."
+        )
+
+
+def _version_in(redis_url: str) -> bytes | None:
+    with redis.Redis.from_url(
+        redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
+    ) as client:
+        # A full server refuses to write, but can still be read.
+        with suppress(redis.ResponseError):
+            client.set(keys.LAYOUT, keys.LAYOUT_VERSION, nx=True)
+        return cast("bytes | None", client.get(keys.LAYOUT))
