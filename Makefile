@@ -32,7 +32,7 @@ chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (30
 fuzz: $(VENV)/.installed-dev ## Send what the OpenAPI document allows and forbids to every route
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-25} $(BIN)/python -m pytest tests/api/test_schema_conformance.py
 
-bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
+bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for half an hour
 	$(BIN)/python -m benchmarks --output bench.md
 
 audit: $(VENV)/.installed-dev ## Look for unsafe code, and for packages with known vulnerabilities
@@ -54,7 +54,7 @@ format: $(VENV)/.installed-dev ## Lay the code out
 types: $(VENV)/.installed-dev ## mypy, strict
 	$(BIN)/mypy
 
-imports: $(VENV)/.installed-dev ## The rooms and their one arrow
+imports: $(VENV)/.installed-dev ## Which package may import which
 	$(BIN)/lint-imports
 
 ci: lint types imports test-full ## All of it, as the pipeline runs it
