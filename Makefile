@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+# Tests often wait for processes that they started. So three processes of tests keep two cores busy.
+PROCESSES ?= 3
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
 .PHONY: help install demo test test-full chaos fuzz audit bench docs lint format types imports ci clean
@@ -21,10 +23,10 @@ demo: $(VENV)/.installed ## A real photograph through the whole system, then eve
 test test-full chaos fuzz: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-dev ## The tests: each promise at least once
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-full: $(VENV)/.installed-dev ## The tests with all examples, specimens and formats
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos"
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not chaos"
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
