@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,8 +109,12 @@ def run_command(*command: str) -> str:
 def run_here(text: str) -> str:
     """Runs Python code in this process: another one imports PyTorch again, which takes seconds."""
     printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile(text, "<docs>", "exec"), {"__name__": "__main__"})
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with redirect_stdout(printed), warnings.catch_warnings():
+        # As in a process of its own: a short example may leave a file to the interpreter to close.
+        warnings.simplefilter("ignore", ResourceWarning)
+        exec(compile(text, "<docs>", "exec"), names)
+        names.clear()
     return printed.getvalue()
 
 
