@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
+# Tests often wait for processes that they started. So three processes of tests keep two cores busy.
+PROCESSES ?= 3
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -c constraints.txt
 
 .PHONY: help install demo test test-full chaos fuzz audit bench docs lint format types imports ci clean
@@ -21,10 +23,10 @@ demo: $(VENV)/.installed ## A real photograph through the whole system, then eve
 test test-full chaos fuzz: export PYTHONDONTWRITEBYTECODE =
 
 test: $(VENV)/.installed-dev ## The tests: each promise at least once
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 test-full: $(VENV)/.installed-dev ## The tests with all examples, specimens and formats
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not chaos"
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not chaos"
 
 chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (300), and see that no job is lost
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -s
@@ -32,7 +34,7 @@ chaos: $(VENV)/.installed-dev ## Kill everything at random for CHAOS_SECONDS (30
 fuzz: $(VENV)/.installed-dev ## Send what the OpenAPI document allows and forbids to every route
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-25} $(BIN)/python -m pytest tests/api/test_schema_conformance.py
 
-bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for an hour
+bench: $(VENV)/.installed $(PEERS)/.installed ## Measure this project and its peers side by side, for half an hour
 	$(BIN)/python -m benchmarks --output bench.md
 
 audit: $(VENV)/.installed-dev ## Look for unsafe code, and for packages with known vulnerabilities
@@ -54,7 +56,7 @@ format: $(VENV)/.installed-dev ## Lay the code out
 types: $(VENV)/.installed-dev ## mypy, strict
 	$(BIN)/mypy
 
-imports: $(VENV)/.installed-dev ## The rooms and their one arrow
+imports: $(VENV)/.installed-dev ## Which package may import which
 	$(BIN)/lint-imports
 
 ci: lint types imports test-full ## All of it, as the pipeline runs it

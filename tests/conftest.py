@@ -1,4 +1,4 @@
-"""What tests share: a real Valkey, the API over a real socket, real worker processes."""
+"""Fixtures of all tests: a real Valkey, the API on a real socket, real worker processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.workers import Workers, live_nodes
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Takes the place of xdist's own scheduler of files."""
+    """Replaces xdist's scheduler of files."""
     if config.getvalue("dist") != "loadfile":
         return None
     from tests.support.scheduling import LongestFirst
@@ -38,21 +38,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = in_order(items)
 
 
-# The libraries make objects by the million when they are imported and when they read weights, and hardly any
-# garbage: looking for it as often as Python does took a fifth of the time of some tests.
+# The libraries make millions of objects when they are imported and when they read weights, and hardly any
+# garbage. With Python's own thresholds, the collector took a fifth of the time of some tests.
 gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _sparing_the_collector() -> None:
-    """Whoever collects garbage, as each model does that is closed, looked at all of PyTorch every time."""
+    """Hides the libraries from the garbage collector.
+
+    A model that is closed collects garbage. Each time, the collector walked through all of PyTorch.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _clean_environment() -> Iterator[None]:
-    """Settings of whoever runs the tests do not reach them."""
+    """The settings in your own environment do not reach the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("MODELMILL_"):
@@ -62,7 +65,7 @@ def _clean_environment() -> Iterator[None]:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[Valkey]:
-    """A server that may be stopped, and forgets nothing."""
+    """A server of one test. It keeps its data when it is stopped."""
     server = Valkey(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
     yield server
     server.stop()
@@ -77,7 +80,7 @@ def _valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def raw_redis(_valkey: Valkey) -> Iterator[redis.Redis]:
-    """The server of this test, empty, for looking at keys."""
+    """A client of the session's server, which is empty when a test begins."""
     client = redis.Redis.from_url(_valkey.url)
     client.flushall()
     yield client
@@ -86,14 +89,14 @@ def raw_redis(_valkey: Valkey) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder of exported models for the whole session and all its processes: exporting takes seconds."""
+    """The folder of exported models, one for all processes of the session: an export takes seconds."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
 
 @pytest.fixture
 def settings(raw_redis: redis.Redis, _valkey: Valkey, cache_dir: Path) -> Settings:
-    """Settings on an empty job store, with leases short enough to wait for."""
+    """Settings with an empty job store, and with leases that a test can wait for."""
     return Settings(
         redis_url=_valkey.url,
         models_file=TEST_MODELS,
@@ -123,7 +126,7 @@ def api(settings: Settings) -> Iterator[httpx.Client]:
 def start_workers(
     settings: Settings, raw_redis: redis.Redis, tmp_path: Path
 ) -> Iterator[Callable[..., Workers]]:
-    """Starts `modelmill worker` processes and stops what is left of them at the end."""
+    """Starts `modelmill worker` processes. At the end, it kills those that still run."""
     with ExitStack() as cleanup:
         count = 0
 

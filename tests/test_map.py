@@ -74,6 +74,13 @@ def test_the_map_names_every_module(package: str) -> None:
     assert not missing, f"add these to docs/architecture/map.md, section {package}: {', '.join(missing)}"
 
 
+def test_a_new_task_and_its_runner_need_no_line_in_the_map() -> None:
+    named = sections(MAP.read_text())
+
+    assert f"{TASK}.py" in named["modelmill_tasks"]
+    assert f"{RUNTIME}/{TASK}.py" in named["modelmill_backends"]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_map_names_no_file_that_is_gone(package: str) -> None:
     named = sections(MAP.read_text())[package]

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Uploadable
@@ -18,6 +18,7 @@ from modelmill.client.wire import MIB, AsyncWire, Connection
 
 if TYPE_CHECKING:
     from modelmill.client.backfill import Input, Summary
+    from modelmill.client.backfill.options import BackfillKeywords
 
 T = TypeVar("T")
 
@@ -114,7 +115,14 @@ class AsyncClient:
                 yield result
 
     async def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
+        self,
+        task: str,
+        model: str,
+        input: Input,
+        /,
+        *,
+        output: str | Path,
+        **options: Unpack[BackfillKeywords],
     ) -> Summary:
         """Sends every row of an input through a model, into a folder. See docs/backfill.md.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from modelmill.client.errors import ApiError
 from modelmill.client.flows import Document, Flows, Uploadable
@@ -17,6 +17,7 @@ from modelmill.client.wire import MIB, Connection, Wire
 
 if TYPE_CHECKING:
     from modelmill.client.backfill import Input, Summary
+    from modelmill.client.backfill.options import BackfillKeywords
 
 T = TypeVar("T")
 
@@ -144,7 +145,14 @@ class Client:
         return run_many_blocking(self._connection, batch, fields, concurrency, ordered)
 
     def backfill(
-        self, task: str, model: str, input: Input, /, *, output: str | Path, **options: Any
+        self,
+        task: str,
+        model: str,
+        input: Input,
+        /,
+        *,
+        output: str | Path,
+        **options: Unpack[BackfillKeywords],
     ) -> Summary:
         """Sends every row of an input through a model, into a folder. See docs/backfill.md.
 

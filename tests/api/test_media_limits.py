@@ -16,7 +16,7 @@ from tests.support.servers import ApiServer
 
 WIDTH, HEIGHT = open_image(CAT).size
 PIXELS = WIDTH * HEIGHT
-SPEECH_JOBS = "/api/tasks/automatic-speech-recognition/noop/jobs"
+SPEECH_JOBS = "/api/tasks/automatic-speech-recognition/pocketsphinx-en/jobs"
 
 
 def image(text: str) -> dict[str, Any]:

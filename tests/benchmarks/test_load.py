@@ -1,4 +1,4 @@
-"""The load client, against a server of known answers."""
+"""The load client, against a server with known answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.load import Target, burst, closed_loop
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Accepts jobs, and says of each that it has ended when it is asked for the second time."""
+    """Accepts jobs. At the second poll of a job, its answer is that the job has ended."""
 
     protocol_version = "HTTP/1.1"
     asked: dict[str, int]

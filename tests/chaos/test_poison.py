@@ -57,7 +57,7 @@ def run_with_poison(
 def test_an_exception_fails_its_item_alone(system: System) -> None:
     done, error = run_with_poison(system, "exception")
     assert error["code"] == "inference_failed"
-    assert "this input cannot be had" in error["message"]
+    assert "this input is refused" in error["message"]
     # The batch was halved, and no job needed a second delivery.
     assert max(each["batch_size"] for each in done) == 16
     assert {each["deliveries"] for each in done} == {1}

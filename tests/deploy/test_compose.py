@@ -1,4 +1,4 @@
-"""The compose file keeps what deploy/README.md promises of it."""
+"""The compose file does what deploy/README.md promises."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modelmill_api.middleware.auth import keys_are_on
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 ONLY_FOR_COMPOSE = {"MODELMILL_REDIS_PASSWORD", "MODELMILL_MODELS_DIR", "MODELMILL_PUBLISH"}
-"""Variables of the compose file itself; no process of ours reads them."""
+"""Variables of the compose file itself. No process of ours reads them."""
 TORCH_CARRYING = {"torch", "torchvision", "transformers", "diffusers", "accelerate", "sentence-transformers"}
 
 COMPOSE: dict[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def _instructions(dockerfile: Path) -> list[tuple[str, str]]:
 
 
 def _arguments(service: str) -> dict[str, str]:
-    """The build arguments of a service: the Dockerfile's defaults, and the compose file's over them."""
+    """The build arguments of a service: the Dockerfile's defaults, replaced by those of the compose file."""
     defaults = dict(
         argument.partition("=")[::2]
         for name, argument in _instructions(_dockerfile(service))
@@ -72,7 +72,7 @@ def _extras(service: str) -> set[str]:
 
 
 def _requirements(extras: set[str]) -> set[str]:
-    """Names of the packages that extras ask for, those of the extras they contain included."""
+    """Names of the packages that extras ask for, also through the extras that they contain."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names: set[str] = set()
     open_extras, seen = set(extras), set[str]()
@@ -235,7 +235,7 @@ def test_the_image_of_the_cpu_worker_takes_torch_without_cuda() -> None:
 def test_the_image_of_the_gpu_worker_takes_torch_with_cuda() -> None:
     names = _requirements(_extras("worker-gpu"))
     assert {"torch", "onnxruntime-gpu"} <= names
-    # The two install the same files, and whichever comes last wins.
+    # Both packages install the same files, and the last one installed wins.
     assert "onnxruntime" not in names
     assert _arguments("worker-gpu")["TORCH_INDEX"] == ""
 

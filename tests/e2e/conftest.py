@@ -17,7 +17,7 @@ from tests.support.system import Up, start_up
 
 @pytest.fixture(scope="session")
 def specimen_models(tmp_path_factory: pytest.TempPathFactory) -> SpecimenModels:
-    """Specimens for all tasks, made once."""
+    """Specimens for all tasks, built once."""
     return SpecimenModels(tmp_path_factory.mktemp("specimens"))
 
 
@@ -25,7 +25,7 @@ def specimen_models(tmp_path_factory: pytest.TempPathFactory) -> SpecimenModels:
 def up(
     tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, specimen_models: SpecimenModels
 ) -> Iterator[Up]:
-    """One running system for all tests that only use it, with a model for every task."""
+    """One running system with a model for every task. Tests that use it do not stop it."""
     models = specimen_models.write(NOOP_MODELS)
     options = ("--devices", "cpu", "--models-file", str(models), "--preload", "conse-lite0")
     started = start_up(tmp_path_factory.mktemp("up"), cache_dir, *options)

@@ -1,4 +1,4 @@
-"""`modelmill api --workers 2`: two processes on one port, which know of each other's jobs."""
+"""`modelmill api --workers 2`: two processes answer on one port, each also for the jobs of the other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_two_processes_answer_on_one_port(settings: Settings, store: WorkerStore
         process = processes.start(command, environment_of(settings), log)
 
     def submit(_: int) -> httpx.Response:
-        # Each on a connection of its own, so that both processes get some.
+        # Each request has a connection of its own, so that both processes get some.
         body = {"image": CAT, "classes": ["cat"]}
         return httpx.post(f"{url}{TASK}/noop/jobs", json=body, headers={"Prefer": "wait=20"}, timeout=30)
 
@@ -44,7 +44,7 @@ def test_two_processes_answer_on_one_port(settings: Settings, store: WorkerStore
             wait_until(lambda: store.depth("noop") == 16, what="all jobs")
             jobs = store.claim(ClaimRequest("noop", uuid.uuid4().hex, "node", 16, 10**9)).jobs
             store.settle([Outcome(job.id, job.fence, Status.COMPLETE, b"{}") for job in jobs])
-            # Whichever process it waits in, each is told.
+            # Each waiting request is answered, in both processes.
             assert {answer.result().json()["status"] for answer in answers} == {"complete"}
         family = psutil.Process(process.pid).children(recursive=True)
     finally:

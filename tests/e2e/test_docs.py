@@ -7,8 +7,10 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ PAGES = sorted(
 )
 
 ELSEWHERE = {
-    # Commands that start something and stay, or that install: what they do is seen in the test named here.
+    # Commands that install, or that start something and stay. The test named here shows what they do.
     "make install": "the environment that runs this",
     "make demo": "tests/e2e/test_demo.py; the whole verb in a clean clone",
     "make test": "this very run",
@@ -61,7 +63,7 @@ TASKS = built_in_tasks()
 WALK = REPOSITORY / "docs" / "add-a-task.md"
 """Its steps build on each other: ``test_add_a_task.py`` runs them in their order."""
 REGISTERING = ("plugins.md",)
-"""Pages whose Python code defines tasks and runners. It runs in a process of its own."""
+"""Pages whose Python code defines tasks and runners: it runs in a process of its own."""
 RUNNABLE = [page for page in PAGES if blocks(page, "bash", "python") and page != WALK]
 
 
@@ -98,17 +100,21 @@ def test_examples_run_as_they_are_written(
 
 
 def run_command(*command: str) -> str:
-    """What a process prints, which must succeed."""
+    """Runs a command, which must succeed. Returns what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def run_here(text: str) -> str:
-    """What Python code prints that runs in this process: importing PyTorch anew takes seconds."""
+    """Runs Python code in this process: another one imports PyTorch again, which takes seconds."""
     printed = io.StringIO()
-    with redirect_stdout(printed):
-        exec(compile(text, "<docs>", "exec"), {"__name__": "__main__"})
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with redirect_stdout(printed), warnings.catch_warnings():
+        # As in a process of its own: a short example may leave a file to the interpreter to close.
+        warnings.simplefilter("ignore", ResourceWarning)
+        exec(compile(text, "<docs>", "exec"), names)
+        names.clear()
     return printed.getvalue()
 
 

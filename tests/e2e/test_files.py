@@ -1,4 +1,4 @@
-"""Files of a system that runs as a user starts it."""
+"""The files of a running `modelmill up`."""
 
 from __future__ import annotations
 

@@ -78,11 +78,11 @@ def test_up_for_others_asks_for_keys_and_says_how_to_make_one(tmp_path: Path, ca
         assert f"modelmill keys create NAME --admin --data-dir {data}" in up.log.read_text()
         assert httpx.get(f"{up.url}/health/ready").json()["redis"] == "up"
         assert httpx.get(f"{up.url}/api/workers").status_code == 401
-        # Found without --data-dir, and without a URL, where the folder is the usual one.
+        # The command finds the store by the usual data folder, without --data-dir and without a URL.
         made = keys("create", "me", "--admin", MODELMILL_DATA_DIR=data)
         assert made.returncode == 0, made.stderr
         headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
-        # By a name that only a keyless API would take for somebody else's.
+        # An API without keys refuses this name.
         headers["Host"] = "mill.example"
         assert len(httpx.get(f"{up.url}/api/workers", headers=headers).json()) == 1
     finally:

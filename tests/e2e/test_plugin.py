@@ -85,7 +85,7 @@ SPECIMENS = [Specimen("nothing", TASK, lambda folder: ModelEntry(name="any", bac
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of packages that holds the example plugin."""
-    # A copy: building leaves files behind.
+    # A copy, because the build leaves files behind.
     source = shutil.copytree(EXAMPLE, tmp_path_factory.mktemp("source") / "plugin")
     site = tmp_path_factory.mktemp("site")
     command = [
@@ -98,7 +98,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def a_package(site: Path, name: str, entry_points: str, **modules: str) -> Path:
-    """Lays an installed package into ``site``, as pip would."""
+    """Puts an installed package into ``site``, as pip does."""
     info = site / f"{name}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
@@ -115,12 +115,12 @@ def modelmill(site: Path | None, *arguments: str) -> subprocess.CompletedProcess
 
 
 def first_block(page: str, language: str) -> str:
-    """The first piece of code in that language on a page of the docs."""
+    """The first code block in that language on a page of the docs."""
     return page.split(f"```{language}\n")[1].split("```")[0]
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:
-    """Without the line breaks, which depend on the terminal."""
+    """The output without line breaks, which depend on the terminal."""
     assert "Traceback" not in done.stderr, done.stderr
     return " ".join((done.stdout + done.stderr).split())
 

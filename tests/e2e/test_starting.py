@@ -39,7 +39,7 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path) 
 
 
 def stop_and_check(up: Up, number: signal.Signals) -> None:
-    """Sends a signal, and sees that no process is left."""
+    """Sends a signal, and checks that no process is left."""
     children = psutil.Process(up.process.pid).children(recursive=True)
     assert {"valkey-server"} <= {child.name() for child in children}
     assert len(children) >= 5

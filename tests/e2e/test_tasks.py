@@ -30,7 +30,7 @@ def http(up: Up) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def expected(specimen_models: SpecimenModels, cache_dir: Path) -> Expected:
-    """Inputs for a task, and what an independent path answers: for real weights, this very process."""
+    """Inputs for a task, and the answers of an independent path. For real weights, that is this process."""
 
     def ask(name: str) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
         specimen = specimen_of(name)
@@ -82,7 +82,7 @@ def test_the_example_of_a_page_is_what_its_model_answers(name: str, http: httpx.
 
 
 def abridged(found: Any, shown: Any) -> Any:
-    """As much of a list as the page shows: of vectors, the first numbers."""
+    """As much of each list as the page shows, such as the first numbers of a vector."""
     if isinstance(shown, dict):
         return {key: abridged(value, shown[key]) for key, value in found.items() if key in shown}
     if isinstance(shown, list):

@@ -159,7 +159,7 @@ def test_beside_a_running_up_there_is_room_for_workers_and_for_no_second_up(up: 
 
     with Client(up.url) as client:
         wait_until(lambda: "only-here" in client.models(), 60, "the worker")
-        # Its pixels lie in the folder for large payloads, where the worker has to look.
+        # Such a large image lies in the folder for large payloads. The worker reads it there.
         body = {"image": data_url(CAT_PHOTO.read_bytes() + bytes(300_000)), "classes": ["cat", "dog"]}
         assert client.submit(TASK, "only-here", body).wait(30).result == {"probabilities": [0.5, 0.5]}
     assert (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +13,6 @@ import httpx
 from modelmill.states import Status
 from modelmill.store import ClaimRequest, Outcome, WorkerStore
 from modelmill_tasks.shared.examples import CAT
-from tests.support.processes import wait_until
 
 TASK = "/api/tasks/zero-shot-image-classification"
 JOBS = f"{TASK}/noop/jobs"
@@ -43,13 +44,19 @@ def documents(client: httpx.Client, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def wait_all(client: httpx.Client, ids: list[str], timeout_s: float = 60.0) -> list[dict[str, Any]]:
-    """The documents of the jobs, once all have ended."""
-
-    def ended() -> bool:
-        return all(each["status"] in ("complete", "failed", "canceled") for each in documents(client, ids))
-
-    wait_until(ended, timeout_s, "the end of all jobs")
+    """Waits until all jobs have ended. Returns their documents."""
+    deadline = time.monotonic() + timeout_s
+    for job_id in ids:
+        while not has_ended(client, job_id, deadline - time.monotonic()):
+            assert time.monotonic() < deadline, f"job {job_id} did not end within {timeout_s} s"
     return documents(client, ids)
+
+
+def has_ended(client: httpx.Client, job_id: str, wait_s: float = 0) -> bool:
+    """Whether a job has ended. The API answers at its end, or after ``wait_s``, at most 20 s."""
+    prefer = {"Prefer": f"wait={min(20, math.ceil(wait_s))}"} if wait_s > 0 else {}
+    document = client.get(f"/api/jobs/{job_id}", headers=prefer).json()
+    return str(document["status"]) in ("complete", "failed", "canceled")
 
 
 def waiting(client: httpx.Client) -> int:

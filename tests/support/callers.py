@@ -16,7 +16,7 @@ class People:
     def __init__(self, url: str, ring: KeyRing, cleanup: ExitStack) -> None:
         self._url, self._ring, self._cleanup = url, ring, cleanup
 
-    def __call__(self, name: str = "somebody", **may: Any) -> httpx.Client:
+    def __call__(self, name: str = "caller", **may: Any) -> httpx.Client:
         return self.with_token(self._ring.create(name, **may))
 
     def with_token(self, token: str | None) -> httpx.Client:

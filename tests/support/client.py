@@ -1,4 +1,4 @@
-"""Servers that answer a client as a test says, also as a real server rarely does."""
+"""Servers that answer a client as the test tells them, also in ways that are rare for a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Play = Callable[[Answer], "Played"]
 
 @dataclass
 class Played:
-    """A server, not ours, that answers by a function of the test."""
+    """A server whose answers come from a function of the test."""
 
     answer: Answer
     seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Played:
 
 
 class Broken(Exception):  # noqa: N818
-    """Ends an answer before its end."""
+    """Raised by a server that breaks off its answer."""
 
 
 def broken_stream(*pieces: bytes, media_type: str = "text/event-stream") -> StreamingResponse:
-    """An answer that breaks off after these pieces."""
+    """An answer that breaks off after these parts."""
 
     async def stream() -> AsyncIterator[bytes]:
         for piece in pieces:

@@ -11,7 +11,7 @@ import psutil
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "condition") -> None:
-    """Waits for something that happens in another process."""
+    """Waits until the condition is true, and fails after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
@@ -19,7 +19,7 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives. One that nobody has waited for yet has ended all the same."""
+    """Whether a process runs. A zombie does not: it has ended, and its parent has not yet read its status."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -27,7 +27,7 @@ def is_running(pid: int) -> bool:
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kills a process and all below it at once, of which nobody wants to know how they would end."""
+    """Kills a process and all that it started."""
     with suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()

@@ -1,4 +1,4 @@
-"""Spreads the test files over the processes of pytest-xdist: those that take long come first."""
+"""Gives the test files to the processes of pytest-xdist, the long ones first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 SHARE_A_SYSTEM = ("e2e/test_docs.py", "e2e/test_tasks.py", "e2e/test_up.py", "e2e/test_files.py")
-"""One process runs all of these, so that the `modelmill up` that they ask is started once."""
+"""One process runs all of these, so that `modelmill up` starts only once for them."""
 
 LONGEST_FIRST = (
     *SHARE_A_SYSTEM,
@@ -38,21 +38,21 @@ LONGEST_FIRST = (
     "backends/test_export.py",
     "modelmill/client/backfill/test_command.py",
 )
-"""Files of more than ten seconds. The short ones fill what is left at the end."""
+"""Files that take more than ten seconds. At the end, the short ones keep both processes busy."""
 
 
 def in_order(items: list[pytest.Item]) -> list[pytest.Item]:
-    """The tests of each file stay together."""
+    """The tests in the order of their files in ``LONGEST_FIRST``, then all others."""
     ranks = {f"tests/{name}": rank for rank, name in enumerate(LONGEST_FIRST)}
     return sorted(items, key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
-class LongestFirst(LoadFileScheduling):
-    """Gives the next file to the process that is free first, in the order of the collection."""
+class LongestFirst(LoadFileScheduling):  # type: ignore[misc]
+    """Gives the next file, in the order of the collection, to the first process that is free."""
 
     def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
         super().__init__(config, log)
-        # By default, files with many tests come first, and the long ones with few tests last.
+        # By default, files with many tests come first, and files with few long tests last.
         config.option.loadscopereorder = False
 
     def _split_scope(self, nodeid: str) -> str:

@@ -21,7 +21,7 @@ from tests.support.processes import wait_until
 
 
 class Valkey:
-    """A Valkey server of our own; ``stop`` and ``start`` again keep port and data."""
+    """A Valkey server. It keeps its port when it is stopped and started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = processes.free_port()
@@ -63,14 +63,14 @@ class Valkey:
 
 
 class QuickServer(uvicorn.Server):
-    """uvicorn's server, which looks more often whether it is to end: tests wait for that."""
+    """uvicorn's server, but it checks every 10 ms whether it should stop: tests wait for that."""
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # As the original does it, which sleeps for a tenth of a second each time.
+        # The same as the original, which sleeps for a tenth of a second each time.
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -110,7 +110,7 @@ class ApiServer:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as the variables that a process reads."""
+    """The settings as environment variables."""
     values = settings.model_dump(exclude_none=True, exclude_unset=True)
     return {f"MODELMILL_{name.upper()}": str(value) for name, value in values.items()}
 

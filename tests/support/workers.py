@@ -23,13 +23,16 @@ class Workers:
     log: Path
 
     def stop(self, grace_s: float = 30.0) -> int:
-        """SIGTERM; the exit status."""
+        """Sends SIGTERM. Returns the exit status."""
         assert processes.stop(self.process, grace_s), self.log.read_text()
         return self.process.returncode
 
 
 def live_nodes(client: redis.Redis, name: str) -> dict[str, dict[str, Any]]:
-    """What the nodes of one supervisor announce: ``{node: {"parent": …, "child": …}}``, once both do."""
+    """What the nodes of one supervisor announce: ``{node: {"parent": …, "child": …}}``.
+
+    A node is in it once its parent and its child have announced themselves.
+    """
 
     nodes: dict[str, dict[str, Any]] = {}
     for key in (cast("bytes", found).decode() for found in client.scan_iter(f"{keys.NODE}{name}-*")):

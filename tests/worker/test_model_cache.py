@@ -46,6 +46,16 @@ def cache(
     return ModelCache(catalogue, device or current_device(), settings, recorder, lambda: None, store)
 
 
+@pytest.fixture(autouse=True)
+def _without_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These models have no weights, and a full collection in this process takes a second.
+
+    ``test_unloading_gives_the_memory_back`` frees real memory, in a process of its own.
+    """
+    monkeypatch.setattr("modelmill_worker.models.cache.free_memory", lambda: None)
+    monkeypatch.setattr("modelmill_worker.models.cache.keep_memory", lambda: None)
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The MiB in use on the device, one value for each question. The last value stays."""

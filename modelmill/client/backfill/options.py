@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError
@@ -74,3 +74,23 @@ class BackfillOptions:
         """The fields that every job gets: lane, tags and time to live."""
         given = {"tags": list(self.tags) or None, "result_ttl": self.result_ttl_s}
         return {"lane": self.lane, **{name: value for name, value in given.items() if value is not None}}
+
+
+class BackfillKeywords(TypedDict, total=False):
+    """The fields of ``BackfillOptions`` as keyword arguments, for type checkers. A test compares both."""
+
+    map: Mapping[str, str] | None
+    set: Mapping[str, Any] | None
+    assignments: Sequence[str]
+    lane: str
+    tags: Sequence[str]
+    result_ttl_s: int | None
+    output_format: Literal["jsonl", "parquet"]
+    shard_rows: int
+    resume: bool
+    key: str
+    window: int
+    retries: int
+    max_error_rate: float
+    give_up_after_s: float
+    on_progress: Callable[[Stats], None] | None
