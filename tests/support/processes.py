@@ -12,10 +12,12 @@ import psutil
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: str = "condition") -> None:
     """Waits until the condition is true, and fails after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
+    deadline, pause_s = time.monotonic() + timeout_s, 0.001
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
-        time.sleep(0.02)
+        time.sleep(pause_s)
+        # Soon at first, for servers in this process. Later seldom, for processes that take seconds to start.
+        pause_s = min(2 * pause_s, 0.05)
 
 
 def is_running(pid: int) -> bool:
