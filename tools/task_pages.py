@@ -121,7 +121,7 @@ def _rows(
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         shown = f"{path}{name}"
-        notes = [_sentence(field.get("description", ""))]
+        notes = [_sentence(_description(field, defs))]
         if task and not path and name in task.batched_fields:
             notes.append("*Batched.*")
         if task and field.get("default") not in (None, {}):
@@ -130,6 +130,15 @@ def _rows(
         for inner, suffix in _objects(field, defs):
             if depth < 4:
                 yield from _rows(inner, defs, task, f"{shown}{suffix}.", depth + 1)
+
+
+def _description(field: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
+    """The field's own description. For an object without one: that of its class.
+
+    pydantic leaves a description out if it is the same as that of the class.
+    """
+    own = field.get("description", "")
+    return own or (_variants(field, defs)[0].get("description", "") if "$ref" in field else "")
 
 
 def _sentence(text: str) -> str:
