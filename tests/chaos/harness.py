@@ -297,6 +297,10 @@ class System:
     def bells_waiting(self, model: str) -> int:
         return self.broker.llen(model_queue(model))
 
+    def unended(self, ids: Iterable[str]) -> list[str]:
+        """Those of the jobs that have not ended."""
+        return [each["id"] for each in self.documents(ids) if each["status"] in ("starting", "running")]
+
     def leased(self) -> int:
         return self.redis.zcard(keys.LEASES)
 
