@@ -20,8 +20,8 @@ SERVER = "http://127.0.0.1:8000"
 EXTENSIONS = {"jpeg": "jpg", "x-wav": "wav", "mpeg": "mp3"}
 NEEDS = "The column *needs* names extras: `pip install 'modelmill[…]'`."
 REQUEST = (
-    "Fields in **bold** are required. In a batched job, fields marked *batched* are lists. "
-    "Each other field is one value for all items, or a list with one value per item."
+    "Fields in **bold** are required. In a batched job, fields marked *batched* are lists. Each other\n"
+    "field is one value for all items, or a list with one value per item."
 )
 LONG = 120
 """Longer strings and lists are abridged in answers."""

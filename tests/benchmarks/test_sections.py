@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import compare
 from tests.support.paths import REPOSITORY
 
 
@@ -46,3 +47,19 @@ def test_an_unknown_section_is_named_beside_those_there_are() -> None:
     done = bench("speed")
     assert done.returncode == 2
     assert "overhead" in done.stderr
+
+
+@pytest.mark.exhaustive
+def test_two_checkouts_take_turns(tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    (before / ".venv").mkdir(parents=True)
+    (before / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (before / "benchmarks").symlink_to(REPOSITORY / "benchmarks")
+
+    section = compare.compare([before, before], rounds=1, jobs=60)
+
+    assert [table.title for table in section.tables] == [f"{load}, 60 jobs a turn" for load in compare.LOADS]
+    for table in section.tables:
+        for _, old, new, ratio in table.rows:
+            assert float(old) > 0
+            assert float(ratio) == pytest.approx(float(new) / float(old))

@@ -33,6 +33,7 @@ ELSEWHERE = {
     "make test": "this very run",
     "make chaos": "tests/chaos/test_soak.py, for seconds; the whole verb takes minutes",
     "make bench": "tests/benchmarks/test_sections.py, for seconds; the whole verb takes half an hour",
+    "python -m benchmarks.compare ../modelmill-before": "tests/benchmarks/test_sections.py",
     "source .venv/bin/activate": "the interpreter that runs this",
     "modelmill up": "tests/e2e/test_up.py",
     "modelmill up --models-file models.toml": "tests/e2e/test_up.py",
