@@ -25,7 +25,7 @@ INSTALL = "make install\nsource .venv/bin/activate\n"
 """Not run: the copy uses the environment of these tests."""
 
 STEP = re.compile(
-    r"(?:^(?P<how>New file|At the end of) `(?P<file>[^`]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
+    r"(?:^(?P<how>Create the file|Add to the end of) `(?P<file>[^`]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -42,7 +42,7 @@ class Step:
 
 def steps() -> Iterator[Step]:
     for match in STEP.finditer(PAGE.read_text()):
-        yield Step(match["language"], match["text"], match["file"], match["how"] == "At the end of")
+        yield Step(match["language"], match["text"], match["file"], match["how"] == "Add to the end of")
 
 
 def git(folder: Path, *arguments: str) -> str:
