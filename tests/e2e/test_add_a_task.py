@@ -25,7 +25,8 @@ INSTALL = "make install\nsource .venv/bin/activate\n"
 """Not run: the copy uses the environment of these tests."""
 
 STEP = re.compile(
-    r"(?:^(?P<how>Create the file|Add to the end of) `(?P<file>[^`]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
+    r"(?:^(?P<how>Create the file|Add to the end of) `(?P<file>[^`]+)`:\n\n)?"
+    r"^```(?P<language>\w+)\n(?P<text>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 
