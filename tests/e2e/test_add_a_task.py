@@ -24,6 +24,8 @@ PACKAGES = ("", "api", "backends", "cli", "tasks", "worker")
 INSTALL = "make install\nsource .venv/bin/activate\n"
 """Not run: the copy uses the environment of these tests."""
 
+MAKES_OWN = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+
 STEP = re.compile(
     r"(?:^(?P<how>Create the file|Add to the end of) `(?P<file>[^`]+)`:\n\n)?"
     r"^```(?P<language>\w+)\n(?P<text>.*?)^```",
@@ -81,7 +83,9 @@ class Reader:
         self._checkout = checkout
         self._stack = stack
         self._port = processes.free_port()
-        self._environment = os.environ | {
+        # If `make` runs these tests, its variables would change what the page's own `make` prints.
+        inherited = {name: value for name, value in os.environ.items() if name not in MAKES_OWN}
+        self._environment = inherited | {
             "PATH": f"{checkout / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(str(checkout / name) for name in PACKAGES),
             "MODELMILL_CACHE_DIR": str(cache_dir),
