@@ -16,6 +16,7 @@ import redis
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill.store import WorkerStore
+from tests.support import loggers
 from tests.support.paths import TEST_MODELS
 from tests.support.processes import kill_tree, wait_until
 from tests.support.servers import ApiServer, Valkey, environment_of
@@ -41,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # The libraries make millions of objects when they are imported and when they read weights, and hardly any
 # garbage. With Python's own thresholds, the collector took a fifth of the time of some tests.
 gc.set_threshold(100_000, 50, 100)
+
+loggers.install()
 
 
 @pytest.fixture(scope="module", autouse=True)
