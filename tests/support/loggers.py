@@ -9,9 +9,9 @@ from typing import Any
 class Loggers(dict[str, Any]):
     """All loggers by name. ``values`` gives a copy.
 
-    Before each phase of a test, pytest goes through the loggers (``catching_logs``). Meanwhile a thread of the
-    API under test may import a module that makes one, such as a transport of kombu. With a plain dictionary
-    the test then ends with "dictionary changed size during iteration".
+    Before each phase of a test, pytest goes through the loggers (``catching_logs``). Meanwhile a thread of
+    the API under test may import a module that makes one, such as a transport of kombu. With a plain
+    dictionary the test then ends with "dictionary changed size during iteration".
     """
 
     def values(self) -> Any:
