@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.numerics import softmax
-from modelmill_backends.transformers.texts import TextInputs
+from modelmill_backends.transformers.texts import TextInputs, check_positions
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.question_answering import Answer, Input, Output
 
@@ -37,10 +36,7 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
 
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
-        if not weights.tokenizer.is_fast:
-            raise load_failed(
-                context.entry, "its tokenizer does not give the positions of tokens in the text"
-            )
+        check_positions(weights, context)
         self._texts = TextInputs(weights)
         self._window = min(self._texts.window, MAX_WINDOW)
         self._cls_id: int | None = weights.tokenizer.cls_token_id

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Runner
+from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.sentences import DEFAULT_WINDOW, least_limit
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 
@@ -28,6 +29,16 @@ NOTHING = "holds nothing that the model can read"
 
 Row = Mapping[str, Sequence[Any]]
 """The model's inputs for one text, by name. Each has one value, or one list of values, per token."""
+
+
+def check_positions(loaded: Loaded, context: LoadContext) -> None:
+    """Refuses a model whose tokenizer cannot say where in the text a token stands.
+
+    Raises:
+        ModelmillError: ``model_load_failed``.
+    """
+    if not loaded.tokenizer.is_fast:
+        raise load_failed(context.entry, "its tokenizer does not give the positions of tokens in the text")
 
 
 class TextInputs:

@@ -7,10 +7,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
-from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.numerics import softmax
 from modelmill_backends.transformers.entities import Token, entities
-from modelmill_backends.transformers.texts import TextInputs
+from modelmill_backends.transformers.texts import TextInputs, check_positions
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.token_classification import Input, Output
 
@@ -34,10 +33,7 @@ class TokenClassificationRunner(Runner[Input, Loaded]):
 
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
-        if not weights.tokenizer.is_fast:
-            raise load_failed(
-                context.entry, "its tokenizer does not give the positions of tokens in the text"
-            )
+        check_positions(weights, context)
         self._texts = TextInputs(weights)
         room = self._texts.window - weights.tokenizer.num_special_tokens_to_add()
         self._overlap = min(MAX_OVERLAP, room // 4)
