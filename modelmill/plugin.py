@@ -19,6 +19,7 @@ For a runner:
 - ``RunnerOptions``, ``read_options``: the options that a models file may set, and how to read them.
 - ``locate``: the folder or file that holds a model's weights.
 - ``load_failed``: the error that ``load`` raises, with a reason for the operator.
+- ``warn``, ``WarningCode``: tell the caller that something of the input was lost.
 - ``open_image``, ``open_audio``: decode what an ``Image`` or ``Audio`` field holds.
 
 For a proof:
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from modelmill_tasks.contract import TaskGroup as TaskGroup
     from modelmill_tasks.contract import TaskInput as TaskInput
     from modelmill_tasks.contract import TaskOutput as TaskOutput
+    from modelmill_tasks.item_warnings import WarningCode as WarningCode
+    from modelmill_tasks.item_warnings import warn as warn
     from modelmill_tasks.shared.audio import Audio as Audio
     from modelmill_tasks.shared.fields import Part as Part
     from modelmill_tasks.shared.fields import Text as Text
@@ -102,12 +105,14 @@ _MODULES = {
     "TaskInput": "modelmill_tasks.contract",
     "TaskOutput": "modelmill_tasks.contract",
     "Text": "modelmill_tasks.shared.fields",
+    "WarningCode": "modelmill_tasks.item_warnings",
     "invalid_field": "modelmill.errors",
     "load_failed": "modelmill_backends.failures",
     "locate": "modelmill_backends.source",
     "open_audio": "modelmill_backends.shared.audio",
     "open_image": "modelmill_tasks.shared.images",
     "read_options": "modelmill_backends.options",
+    "warn": "modelmill_tasks.item_warnings",
 }
 
 __all__ = [
@@ -137,12 +142,14 @@ __all__ = [
     "TaskInput",
     "TaskOutput",
     "Text",
+    "WarningCode",
     "invalid_field",
     "load_failed",
     "locate",
     "open_audio",
     "open_image",
     "read_options",
+    "warn",
 ]
 
 

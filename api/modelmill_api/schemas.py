@@ -31,6 +31,15 @@ class JobError(BaseModel):
     deliveries: int | None = Field(None, description="How often it was handed to a worker.")
 
 
+class JobWarning(BaseModel):
+    """Something that was lost of an item's input, although the model answered."""
+
+    item: int | None = Field(description="The item's index; 0 in a job that is not batched.")
+    # A newer worker may use further codes. They are passed on.
+    code: str = Field(description="text_cut, sound_cut, image_scaled_down, …", examples=["text_cut"])
+    message: str = Field(examples=["The text was cut to 256 tokens."])
+
+
 class Timings(BaseModel):
     """How long each step of a job took."""
 
@@ -67,6 +76,9 @@ class JobDocument(BaseModel):
     items: int | None = Field(None, description="Items of a batched job.")
     failed_items: int | None = Field(None, description="Items of a batched job that failed.")
     batch_size: int | None = Field(None, description="Items in the forward pass it ran in.")
+    warnings: list[JobWarning] | None = Field(
+        None, description="What was lost of the input, if something was: see the page on warnings."
+    )
     timings: Timings | None = None
     node: str | None = Field(None, description="The worker that ran it.")
     device: str | None = None

@@ -59,7 +59,8 @@ class Runner(ABC, Generic[Item, Weights]):
     (``modelmill_backends.registry``). Heavy imports stay inside the methods.
 
     If an item cannot be answered, raise ``ModelmillError``: only this item fails, with that code and
-    message. After any other exception the item fails with ``inference_failed``.
+    message. After any other exception the item fails with ``inference_failed``. If an item can be answered
+    but something of it is lost, call ``modelmill_tasks.item_warnings.warn``.
     """
 
     backend: ClassVar[str]

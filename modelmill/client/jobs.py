@@ -76,6 +76,14 @@ class _State:
         return self.document["result"]
 
     @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """What was lost of the input although the model answered: ``item``, ``code`` and ``message``.
+
+        ``item`` is the index of the item in a batched job, else 0.
+        """
+        return list(self.document.get("warnings") or ())
+
+    @property
     def _is_whole(self) -> bool:
         return self.has_ended and (self.status != "complete" or "result" in self.document)
 

@@ -14,6 +14,7 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import Runner
 from modelmill_backends.failures import is_out_of_memory
 from modelmill_backends.progress import ProgressSink
+from modelmill_tasks.item_warnings import collecting
 from modelmill_worker.drain.jobs import FileUnavailableError, Item
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def preprocess(runner: Runner[Any, Any], item: Item) -> None:
     started = time.monotonic()
     try:
         item.group = runner.group_key(item.input)
-        item.prepared = runner.preprocess(item.input)
+        with collecting(item.warnings):
+            item.prepared = runner.preprocess(item.input)
     except FileUnavailableError as error:
         logger.warning("job %s waits for a file: %s", item.job.claimed.id, error)
     except Exception as error:
@@ -146,7 +148,9 @@ def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
 def _postprocess(runner: Runner[Any, Any], item: Item, raw: Any) -> None:
     started = time.monotonic()
     try:
-        item.result = runner.postprocess(item.prepared, raw).model_dump_json()  # type: ignore[arg-type]
+        with collecting(item.warnings):
+            output = runner.postprocess(item.prepared, raw)  # type: ignore[arg-type]
+        item.result = output.model_dump_json()
     except Exception as error:
         item.error = _item_error(error, item)
     item.job.postprocess_s += time.monotonic() - started

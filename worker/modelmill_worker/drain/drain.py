@@ -25,7 +25,7 @@ from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import PassObserver, form_batches, run_batch
 from modelmill_worker.drain.claims import Claims
 from modelmill_worker.drain.context import DrainContext, DrainThreads
-from modelmill_worker.drain.jobs import Item, Job, close_job, item_json
+from modelmill_worker.drain.jobs import Item, Job, close_job, part_text
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.drain.measurements import Measurements
 from modelmill_worker.drain.preparation import ClaimedJobs, Preparer
@@ -333,7 +333,7 @@ class DrainRun:
         parts: dict[str, dict[int, str]] = {}
         for item in batch:
             if item.is_done and item.job.claimed.batched and not item.job.is_done:
-                parts.setdefault(item.job.claimed.id, {})[item.index] = item_json(item)
+                parts.setdefault(item.job.claimed.id, {})[item.index] = part_text(item)
         for job_id, finished in parts.items():
             self._claims.save_parts_later(job_id, finished)
 

@@ -18,6 +18,7 @@ from modelmill.store import Claimed, Outcome, Settlement
 from modelmill.store.end_log import format_end
 from modelmill_backends.contract import Prepared
 from modelmill_tasks.contract import TaskInput
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.sources import OpenedSources
 
@@ -25,6 +26,11 @@ logger = logging.getLogger(__name__)
 
 ITEM_ERROR = '{"error":'
 """How a failed item of a batched job's result begins."""
+MAX_WARNINGS = 256
+"""Warnings in one job's document; it passes through Lua, so it must stay small."""
+PART_SEPARATOR = "\n"
+"""Between an item's result and its warnings, where the store keeps a finished item. JSON text that the worker
+writes has no line end."""
 
 
 @dataclass(eq=False)
@@ -41,6 +47,8 @@ class Item:
     """The task's output as JSON text. If an earlier delivery finished the item, it may be the JSON of an
     error."""
     error: ModelmillError | None = None
+    warnings: list[ItemWarning] = field(default_factory=list)
+    """Losses of this item. One thread at a time writes it: that which prepares, then that which runs."""
 
     @property
     def is_done(self) -> bool:
@@ -87,7 +95,8 @@ def open_job(
     Args:
         claimed: The job.
         body: Its request.
-        parts: Items of a batched job that an earlier delivery finished, as JSON text by index.
+        parts: Items of a batched job that an earlier delivery finished, as ``part_text`` made them, by
+            index.
         config_keys: The config keys that the model adds to those of the task.
         read_file: Returns the bytes of a file that the request names, by id. It is called when an item is
             prepared. It raises ``MediaError`` if there is no such file, and ``FileUnavailableError`` if the
@@ -103,7 +112,7 @@ def open_job(
         request = task.parse(body, batched=claimed.batched, trusted=True, sources=sources)
         job.items = [Item(job, index, item) for index, item in enumerate(task.items(request))]
         for index, text in (parts or {}).items():
-            job.items[index].result = text
+            _restore(job.items[index], text)
     except ModelmillError as error:
         job.error = error
     return job
@@ -137,6 +146,8 @@ def close_job(job: Job, details: dict[str, Any]) -> Outcome:
     if error is not None:
         data = error | {"deliveries": claimed.deliveries}
         return Outcome(claimed.id, claimed.fence, Status.FAILED, error=data, details=details)
+    if warnings := _warnings(job.items):
+        details |= {"warnings": warnings}
     if not claimed.batched:
         result = texts[0]
     else:
@@ -150,6 +161,35 @@ def item_json(item: Item) -> str:
     if item.error is not None:
         return json.dumps({"error": item.error.as_data()}, separators=(",", ":"))
     return item.result or ""
+
+
+def part_text(item: Item) -> str:
+    """A finished item as the store keeps it while its job goes on: its JSON text and its warnings."""
+    text = item_json(item)
+    if not item.warnings:
+        return text
+    pairs = [[warning.code, warning.message] for warning in item.warnings]
+    return text + PART_SEPARATOR + json.dumps(pairs, separators=(",", ":"))
+
+
+def _restore(item: Item, part: str) -> None:
+    item.result, _, warnings = part.partition(PART_SEPARATOR)
+    if warnings:
+        item.warnings = [ItemWarning(WarningCode(code), message) for code, message in json.loads(warnings)]
+
+
+def _warnings(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The warnings of a job's items as the job's document shows them."""
+    found = [
+        {"item": item.index, "code": warning.code.value, "message": warning.message}
+        for item in items
+        if item.warnings
+        for warning in item.warnings
+    ]
+    if (more := len(found) - MAX_WARNINGS) > 0:
+        message = f"{more} more warnings are left out."
+        found[MAX_WARNINGS:] = [{"item": None, "code": WarningCode.MORE_WARNINGS.value, "message": message}]
+    return found
 
 
 def log_reported_end(outcome: Outcome, claimed: Claimed, model: str, settlement: Settlement) -> None:
