@@ -57,6 +57,8 @@ class ErrorCode(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     DELIVERY_LIMIT = "delivery_limit"
     EXPIRED = "expired"
+    RESULT_TOO_LARGE = "result_too_large"
+    RESULT_NOT_STORED = "result_not_stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         500, "The job was handed out too often without ending", retryable=True
     ),
     ErrorCode.EXPIRED: ErrorSpec(504, "The job's deadline passed before it ran"),
+    ErrorCode.RESULT_TOO_LARGE: ErrorSpec(500, "The job's result is over the limit"),
+    ErrorCode.RESULT_NOT_STORED: ErrorSpec(503, "The job's result could not be stored", retryable=True),
 }
 
 

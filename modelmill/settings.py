@@ -92,6 +92,25 @@ class Settings(BaseModel):
     blob_min_bytes: int = Field(
         256 * 1024, ge=1, description="Payloads of at least this size go to `blob_url`, if it is set."
     )
+    max_result_bytes: int = Field(
+        256 * MIB,
+        ge=1024,
+        description="Largest result of one job. Without `blob_url`, Redis also has a limit: 512 MiB for one "
+        "value, unless its `proto-max-bulk-len` says otherwise.",
+    )
+    max_held_results: int = Field(
+        1000,
+        ge=0,
+        description="Results that a worker holds while they cannot be written, because Redis has no memory "
+        "or `blob_url` fails.",
+    )
+    max_held_bytes: int = Field(512 * MIB, ge=0, description="Bytes of these results together.")
+    max_hold_s: float = Field(
+        300.0,
+        ge=0,
+        description="How long such a result is held. Beyond these three limits, a result for `blob_url` goes "
+        "to Redis if Redis has room, and any other job fails as `result_not_stored`.",
+    )
     keep_request_bytes: int = Field(
         64 * 1024,
         ge=0,
@@ -119,7 +138,12 @@ class Settings(BaseModel):
     result_ttl_s: int = Field(
         86_400, ge=1, description="How long an ended job can be read, unless its request says otherwise."
     )
-    idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is kept.")
+    idempotency_ttl_s: int = Field(
+        86_400,
+        ge=1,
+        description="How long an Idempotency-Key is kept at least. It is kept as long as its job waits, runs "
+        "or can be read.",
+    )
 
     lease_s: float = Field(
         10.0, gt=0, description="Lease of a claimed job. The worker renews it while it works."

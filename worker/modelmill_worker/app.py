@@ -17,6 +17,7 @@ from celery.signals import (
     setup_logging,
     worker_init,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
     worker_shutdown,
     worker_shutting_down,
@@ -30,7 +31,7 @@ from modelmill.settings import get_settings
 from modelmill.store.layout import check_layout
 from modelmill_worker import metrics
 from modelmill_worker.config import STATE_VARIABLE, NodeConfig, state_folder
-from modelmill_worker.processes.child import the_child
+from modelmill_worker.processes.child import child_leaves, the_child
 from modelmill_worker.processes.parent import Parent
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,11 @@ def _check_layout(**_: Any) -> None:
 @worker_process_init.connect
 def _child_started(**_: Any) -> None:
     the_child(app)
+
+
+@worker_process_shutdown.connect
+def _child_leaves(**_: Any) -> None:
+    child_leaves(app)
 
 
 @worker_ready.connect

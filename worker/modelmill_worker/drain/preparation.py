@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from modelmill.blobs import BlobError
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
+from modelmill.settings import Settings
 from modelmill.store import OPENING, Claimed, WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
@@ -74,10 +75,11 @@ class Preparer:
     one thread uses it: the drain thread, or the ahead thread.
     """
 
-    def __init__(self, store: WorkerStore, recorder: Recorder, threads: int) -> None:
+    def __init__(self, settings: Settings, store: WorkerStore, recorder: Recorder) -> None:
+        self._settings = settings
         self._store = store
         self._recorder = recorder
-        self._pool = ThreadPoolExecutor(threads, "preprocess")
+        self._pool = ThreadPoolExecutor(settings.preprocess_threads, "preprocess")
         self._item_s: dict[str, float] = {}
         """How long an item takes to prepare in its thread, by model."""
 
@@ -92,9 +94,14 @@ class Preparer:
         try:
             bodies = self._store.inputs(claimed)
             parts = [self._store.parts(job.id) if job.batched else {} for job in claimed]
-            keys = model.context.entry.config_keys
             opened = [
-                open_job(*job, keys, self._read_file) for job in zip(claimed, bodies, parts, strict=True)
+                open_job(
+                    *job,
+                    model.context.entry.config_keys,
+                    self._read_file,
+                    max_result_bytes=self._settings.max_result_bytes,
+                )
+                for job in zip(claimed, bodies, parts, strict=True)
             ]
         except Exception:
             # Otherwise the parent would think that the child hangs here, although it is idle by then.

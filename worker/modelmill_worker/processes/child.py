@@ -118,9 +118,14 @@ class Child:
     def _leave_if_pinned(self) -> None:
         if self._models.pinned:
             logger.warning("ending this process, to free memory that an unloaded model still holds")
+            self.leave()
             self._bells.close()
             # No job is claimed between two tasks, and the pool starts another process.
             os._exit(0)
+
+    def leave(self) -> None:
+        """The process ends, between two tasks: gives back the jobs whose results could not be written."""
+        self._drain.release_held()
 
     def _cannot_load(self, model: str, error: ModelmillError, passed_on: bool) -> None:
         """Leaves the jobs to a node that may load the model. If there is none, they fail with the reason."""
@@ -236,3 +241,9 @@ class _StopOnSigterm(AbstractContextManager[None]):
 def the_child(app: Celery) -> Child:
     """This process's child object, made at the first call."""
     return Child(app)
+
+
+def child_leaves(app: Celery) -> None:
+    """This process ends. Does nothing if it never made its child object."""
+    if the_child.cache_info().currsize:
+        the_child(app).leave()
