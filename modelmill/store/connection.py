@@ -18,6 +18,7 @@ from modelmill.store import scripts
 from modelmill.store.arguments import Argument
 from modelmill.store.end_log import log_unreported_ends
 from modelmill.store.multiplex import Command, Multiplexer
+from modelmill.store.server_errors import is_temporary
 
 
 class StoreConnection:
@@ -109,8 +110,8 @@ async def translated() -> AsyncIterator[None]:
             retry_after_s=2,
         ) from error
     except ResponseError as error:
-        # LOADING, MISCONF and the like: the server answers, but cannot serve.
-        if str(error).split(" ", 1)[0] in {"LOADING", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}:
+        # MISCONF and the like: the server answers, but cannot serve.
+        if is_temporary(error):
             raise ModelmillError(
                 ErrorCode.STORE_UNAVAILABLE, "The job store is not ready. Try again shortly.", retry_after_s=2
             ) from error

@@ -172,10 +172,10 @@ class StoreModel:
         return answer
 
     def _answer(self, job: Submission) -> Answer:
-        if seen := self.idempotency.get((job.caller, job.idempotency_key)):
-            if seen.id in self.jobs and not self.jobs[seen.id].gone:
-                same = (seen.body, seen.what) == (job.body, f"{job.model}/{job.batched}")
-                return Answer(Verdict.REPLAYED if same else Verdict.CONFLICT, seen.id)
+        seen = self.idempotency.get((job.caller, job.idempotency_key))
+        if seen is not None and seen.id in self.jobs and not self.jobs[seen.id].gone:
+            same = (seen.body, seen.what) == (job.body, f"{job.model}/{job.batched}")
+            return Answer(Verdict.REPLAYED if same else Verdict.CONFLICT, seen.id)
         most = job.limits.max_jobs
         if most is not None and len(self.live(caller=job.caller)) >= most:
             return Answer(Verdict.QUOTA_FULL, job.id)

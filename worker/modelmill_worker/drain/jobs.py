@@ -207,10 +207,14 @@ def part_text(item: Item) -> str:
 
 
 def _restore(item: Item, part: str) -> None:
-    result, _, warnings = part.partition(PART_SEPARATOR)
+    result, _, text = part.partition(PART_SEPARATOR)
+    try:
+        pairs = json.loads(text) if text else []
+        item.warnings = [ItemWarning(WarningCode(code), message) for code, message in pairs]
+    except ValueError:
+        # A later release may know more codes. The item runs again.
+        return
     item.job.finish_item(item, result)
-    if warnings:
-        item.warnings = [ItemWarning(WarningCode(code), message) for code, message in json.loads(warnings)]
 
 
 def _warnings(items: Sequence[Item]) -> list[dict[str, Any]]:
