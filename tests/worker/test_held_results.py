@@ -322,6 +322,27 @@ def test_what_the_blob_folder_never_takes_goes_to_redis_and_fails_if_that_is_ful
     assert (lost.status, (lost.error or {})["code"]) == (Status.FAILED, "result_not_stored")
 
 
+def test_a_request_that_cannot_be_read_holds_no_job_beside_it_back(
+    start: Callable[..., Worker], tmp_path: Path
+) -> None:
+    folder = tmp_path / "blobs"
+    worker = start(blob_url=str(folder), blob_min_bytes=2 * len(CAT))
+    few, many = worker.submit("sized", [2], [[2]] * 3)
+    (folder / "in").rename(folder / "gone")
+
+    worker.run("sized")
+    during = worker.records([few, many])
+    (folder / "gone").rename(folder / "in")
+    worker.run("sized")
+
+    assert [record.blob is None for record in during] == [True, False]
+    assert [(record.status, record.deliveries) for record in during] == [
+        (Status.COMPLETE, 1),
+        (Status.STARTING, 0),
+    ]
+    assert worker.statuses([few, many]) == ["complete"] * 2
+
+
 def test_a_batched_job_stops_as_soon_as_its_results_are_too_large(start: Callable[..., Worker]) -> None:
     # Batches of four items of 4 KB.
     worker = start(max_result_bytes=30_000)

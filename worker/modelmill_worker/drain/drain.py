@@ -16,7 +16,6 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from modelmill.blobs import BlobError
 from modelmill.errors import ModelmillError
 from modelmill.store import Wake
 from modelmill_backends.loader import LoadedModel
@@ -291,7 +290,7 @@ class DrainRun:
             return
         try:
             self._preparer.open(self._model, jobs)
-        except (RedisError, BlobError) as error:
+        except RedisError as error:
             logger.warning("reading jobs of %s failed: %s", self._model.name, error)
             # These jobs are released at the end of the run, and the reaper rings for them later. A bell at
             # once would only fail again.
