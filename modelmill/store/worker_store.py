@@ -211,6 +211,11 @@ class WorkerStore:
         """Jobs that wait for ``model``."""
         return self._redis.zcard(keys.READY + model)
 
+    def waiting(self, models: Collection[str]) -> list[str]:
+        """Those of ``models`` that have waiting jobs."""
+        found = {name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.MODELS))}
+        return [model for model in models if model in found and self.depth(model)]
+
     def nodes(self) -> list[NodeRecord]:
         """The live worker nodes."""
         names = sorted(name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.NODES)))

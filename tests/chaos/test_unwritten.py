@@ -11,13 +11,13 @@ import pytest
 
 from modelmill.settings import MIB
 from modelmill.store import keys
-from tests.chaos.harness import System, body, probabilities, signal_all
+from tests.chaos.harness import DOT, System, body, probabilities, signal_all
 from tests.support.blobs import unwritable
 from tests.support.processes import wait_until
 
 IN_REDIS, NEVER, IN_BLOB, TOO_LARGE = 50_000, 300_000, 400_000, 600_000
-"""Numbers in a result of the model ``sized``: for Redis, above what this Redis takes, for the blob folder, and
-above the limit of the setting."""
+"""Numbers in a result of the model ``sized``: for Redis, above what this Redis takes, for the blob folder,
+and above the limit of the setting."""
 GOOD = 40
 
 
@@ -66,13 +66,14 @@ def check_large(system: System, ids: list[str], numbers: int) -> None:
 
 def test_a_result_that_can_never_be_written_fails_alone(system: System) -> None:
     never = system.submit("sized", body(NEVER), body(TOO_LARGE))
-    never += system.submit("sized", body(*[NEVER // 3] * 3), body(NEVER))
+    items = {"image": [DOT] * 3, "classes": [str(NEVER // 3)]}
+    never += system.submit("sized", items, batched=True)
     good = submit_good(system)
 
     check_good(system, good)
     ended = system.wait_all(never)
 
-    assert [each["error"]["code"] for each in ended if "error" in each] == ["result_too_large"] * 3
+    assert [each["error"]["code"] for each in ended] == ["result_too_large"] * 3
     assert {each["deliveries"] for each in ended} == {1}
 
 
@@ -94,6 +95,8 @@ def test_large_results_wait_for_a_full_redis_and_stopping_a_worker_gives_them_to
     finally:
         system.redis.config_set("maxmemory", 0)
     check_large(system, large, IN_REDIS)
+    deliveries = {each["deliveries"] for each in system.documents(large)}
+    assert deliveries == {1}, "what a stopping worker gives back does not count"
     stopping.launch()
     wait_until(lambda: system.nodes_of(stopping), what="the worker")
 

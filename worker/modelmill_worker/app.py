@@ -47,6 +47,7 @@ if not os.environ.get(STATE_VARIABLE):
         metrics.prepare_directory()
 
 app = make_celery(_settings)
+app.conf.worker_consumer = "modelmill_worker.processes.consumer:PatientConsumer"
 app.conf.task_queues = queues_for(list(_config.models), _config.name)
 
 
