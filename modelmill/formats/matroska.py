@@ -16,6 +16,7 @@ EBML, DOC_TYPE, SEGMENT, INFO, TRACKS, CLUSTER = (
 SCALE, DURATION, TRACK, TRACK_TYPE = 0x2A_D7B1, 0x4489, 0xAE, 0x83
 AUDIO, VIDEO = 2, 1
 MAX_ELEMENTS = 1000
+MAX_BLOCKS = 500_000
 MAX_SIZE = 1 << 40
 """A segment that states more is one that was streamed."""
 
@@ -71,6 +72,25 @@ def read_matroska(file: BinaryIO) -> Matroska | None:
     seconds = None if length is None else length * scale / 1e9
     cut = segment.size is not None and end > window.size and segment.size < MAX_SIZE
     return Matroska(webm, seconds if seconds and 0 < seconds < float("inf") else None, tracks, cut)
+
+
+def ends_inside(file: BinaryIO) -> bool:
+    """Whether a streamed file, which states no length, ends in the middle of an element."""
+    window = Window(file)
+    at = 0
+    for _ in range(MAX_BLOCKS):
+        element = next(_elements(window, at, window.size, most=1), None)
+        if element is None:
+            return at < window.size
+        if element.id in (SEGMENT, CLUSTER):
+            at = element.at
+        elif element.size is None:
+            return False
+        else:
+            at = element.at + element.size
+        if at >= window.size:
+            return at > window.size
+    return False
 
 
 def _track_types(window: Window, tracks: _Element) -> Iterator[int]:

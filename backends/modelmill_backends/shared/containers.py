@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.formats.frames import first_frame
+from modelmill.formats.matroska import ends_inside
 from modelmill.formats.sounds import SoundFormat
 from modelmill.formats.window import Window
 from modelmill_tasks.item_warnings import WarningCode, warn
@@ -44,8 +45,8 @@ DECODERS = (
 )
 """The decoders that may run."""
 MAX_STREAMS = 64
-SHORTEST_S = 0.002
-"""The shortest packet of a codec lasts 2.5 ms."""
+MAX_PACKETS_PER_S, MORE_PACKETS = 500, 10_000
+"""Packets for each second that was decoded, and more. A packet of a codec lasts at least 2.5 ms."""
 INFLATION = 4
 """Matroska may compress packets once more. All together may have so many times the file's bytes."""
 BAD_SHARE = 0.1
@@ -65,7 +66,6 @@ class _Bounds:
     """What a recording may have."""
 
     frames: int
-    packets: int
     bytes: int
 
 
@@ -80,6 +80,11 @@ def container_blocks(data: bytes, header: AudioHeader) -> tuple[int, Iterator[Sa
     if header.format == SoundFormat.AAC:
         first = first_frame(Window(io.BytesIO(data)))
         data = data[first[0] :] if first else data
+    if header.format == SoundFormat.MATROSKA and header.seconds is None and ends_inside(io.BytesIO(data)):
+        warn(
+            WarningCode.SOUND_CUT,
+            "The file ends in the middle of a packet; if it was cut, the model did not hear the rest.",
+        )
     # What FFmpeg says may hold the file's content, so it never gets into a log.
     av.logging.set_level(None)
     options = {
@@ -107,7 +112,6 @@ def container_blocks(data: bytes, header: AudioHeader) -> tuple[int, Iterator[Sa
         limits = process_limits()
         bounds = _Bounds(
             frames=max_frames(rate, channels, limits),
-            packets=int(limits.max_audio_s / SHORTEST_S) + 1000,
             bytes=INFLATION * len(data) + 1_000_000,
         )
     except BaseException:
@@ -163,6 +167,9 @@ def _stated_s(stream: Any, header: AudioHeader) -> float:
     """The length of the track by the header, in seconds; 0 if the header does not state it."""
     if header.format in ESTIMATED:
         return (header.frames or 0) / header.rate if header.rate else 0.0
+    if header.format == SoundFormat.MATROSKA:
+        # The length is that of the longest track.
+        return header.seconds or 0.0 if len(stream.container.streams) == 1 else 0.0
     return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
 
 
@@ -194,15 +201,20 @@ def _decoded(container: Any, stream: Any, form: SoundFormat, bounds: _Bounds) ->
     import av
 
     packets = size = bad = 0
+    seconds = 0.0
     for packet in container.demux(stream):
         packets, size = packets + 1, size + packet.size
-        if packets > bounds.packets or size > bounds.bytes:
+        if packets > MORE_PACKETS + MAX_PACKETS_PER_S * seconds or size > bounds.bytes:
             raise MediaError(ErrorCode.MEDIA_TOO_LARGE, "The file has too many packets of sound.")
         try:
-            yield from packet.decode()
+            frames = packet.decode()
         except av.error.InvalidDataError:
             bad += 1
-    if bad > BAD_SHARE * packets:
+            continue
+        for frame in frames:
+            seconds += frame.samples / frame.sample_rate
+            yield frame
+    if bad > 1 + BAD_SHARE * packets:
         raise damaged(form)
     if bad:
         warn(WarningCode.SOUND_CUT, f"{bad} of {packets} packets of sound are damaged and were left out.")

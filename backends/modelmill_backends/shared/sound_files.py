@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 BLOCK = 65_536
 """Frames that are decoded at a time."""
-MP3_SHARE = 0.9
+SHARE = 0.9
 """Share of its announced frames that an MP3 must give: encoders count the frames at both ends differently."""
 STATING = (SoundFormat.MP3, SoundFormat.FLAC)
 """Formats of which libsndfile reads as many frames as the header states, although more may follow."""
@@ -73,7 +73,8 @@ def _blocks(file: Any, buffer: io.BytesIO, header: AudioHeader) -> Iterator[Samp
                 yield block
     except (soundfile.LibsndfileError, RuntimeError):
         raise (UnreadableError if form == SoundFormat.MP3 else damaged(form)) from None
-    if done < (MP3_SHARE if form == SoundFormat.MP3 else 1) * stated:
+    exact = header.frames is not None and form != SoundFormat.MP3
+    if done < (1 if exact else SHARE) * stated:
         raise damaged(form)
     if form in STATING and buffer.tell() < READ_SHARE * buffer.getbuffer().nbytes:
         # It states too short a length, as a file that was joined from several.

@@ -47,7 +47,7 @@ DESCRIPTION = (
     f"Audio, or a video for its sound ({SHOWN_FORMATS}), as a data URL or base64; or the id of an uploaded "
     "file, or its URL, if the server fetches from that host."
 )
-OGG_FIRST = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC")
+OGG_FIRST = (b"\x01vorbis", b"OpusHead")
 """What an Ogg file's first packet begins with, if libsndfile must be able to open it."""
 
 
