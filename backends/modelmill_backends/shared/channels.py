@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from modelmill_backends.shared.audio import Samples
 
-CANCELED = 0.1
+CANCELED = 0.3
 """Channels cancel each other if their average has less than this share of what unlike channels leave."""
 SOME, ALL = 0.05, 0.9
 """Shares of the recording's energy that must be lost, for another choice and for calling it all."""

@@ -13,7 +13,7 @@ from modelmill.formats.wav import read_wav
 from modelmill_backends.shared.mp3 import prepared
 from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.limits import process_limits
-from modelmill_tasks.shared.audio import UNKNOWN_FRAMES, AudioHeader, damaged, max_frames, too_long
+from modelmill_tasks.shared.audio import UNKNOWN_FRAMES, AudioHeader, Clamped, damaged, max_frames, too_long
 
 if TYPE_CHECKING:
     from modelmill_backends.shared.audio import Samples
@@ -47,7 +47,7 @@ def sound_file_blocks(data: bytes, header: AudioHeader) -> tuple[int, Iterator[S
         def seekable(self) -> bool:
             return False
 
-    buffer = io.BytesIO(_readable(data, header.format))
+    buffer = Clamped(io.BytesIO(_readable(data, header.format)))
     try:
         file = Stream(buffer)
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
@@ -57,26 +57,33 @@ def sound_file_blocks(data: bytes, header: AudioHeader) -> tuple[int, Iterator[S
     return file.samplerate, _blocks(file, buffer, header)
 
 
-def _blocks(file: Any, buffer: io.BytesIO, header: AudioHeader) -> Iterator[Samples]:
+def _blocks(file: Any, buffer: Clamped, header: AudioHeader) -> Iterator[Samples]:
     import soundfile
 
     form = header.format
     most = max_frames(file.samplerate, file.channels, process_limits())
     stated = file.frames if 0 <= file.frames < UNKNOWN_FRAMES else 0
-    done = 0
+    done = read = 0
     try:
         with file:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            # To ask for more frames than a FLAC states is to search the rest of the file for them.
+            ends = form == SoundFormat.FLAC and stated > 0
+            while not ends or done < stated:
+                wanted = min(BLOCK, stated - done) if ends else BLOCK
+                block = file.read(wanted, dtype="float32", always_2d=True)
+                if not len(block):
+                    break
                 done += len(block)
                 if done > most:
                     raise too_long(most / file.samplerate, header.seconds, file.samplerate, file.channels)
+                read = buffer.tell()
                 yield block
     except (soundfile.LibsndfileError, RuntimeError):
         raise (UnreadableError if form == SoundFormat.MP3 else damaged(form)) from None
     exact = header.frames is not None and form != SoundFormat.MP3
     if done < (1 if exact else SHARE) * stated:
         raise damaged(form)
-    if form in STATING and buffer.tell() < READ_SHARE * buffer.getbuffer().nbytes:
+    if form in STATING and read < READ_SHARE * buffer.size:
         # It states too short a length, as a file that was joined from several.
         raise UnreadableError
 

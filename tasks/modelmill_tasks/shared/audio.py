@@ -64,6 +64,28 @@ class AudioHeader:
     seconds: float | None = None
 
 
+class Clamped:
+    """A file for libsndfile, which may seek to a place before the start if a header is damaged.
+
+    An error in such a call cannot be raised; it would be printed.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.size = file.seek(0, 2)
+        self._file = file
+        file.seek(0)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        start = (0, self._file.tell(), self.size)[whence]
+        return self._file.seek(max(0, min(start + offset, self.size)))
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, count: int = -1) -> bytes:
+        return self._file.read(count)
+
+
 def audio_type(file: BinaryIO) -> str | None:
     """The media type of a file with sound (``audio/…`` or ``video/…``); None for other files."""
     form = sound_format(file)
@@ -234,7 +256,7 @@ def _of_library(file: BinaryIO, form: SoundFormat) -> AudioHeader:
     first = file.read(64)[28:]
     file.seek(0)
     try:
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(Clamped(file)) as sound:
             rate, channels, frames = sound.samplerate, sound.channels, sound.frames
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
         if form == SoundFormat.FLAC or first.startswith(OGG_FIRST):
