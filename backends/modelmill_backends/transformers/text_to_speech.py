@@ -71,7 +71,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         if unspoken := self._unspoken(item.text, spoken):
             warn(
                 WarningCode.TEXT_CUT,
-                f"The model cannot speak {len(unspoken)} of the text's letters and digits and left them out: "
+                f"The model cannot speak {len(unspoken)} of the text's characters and left them out: "
                 f"{' '.join(sorted(set(unspoken))[:SHOWN])}",
             )
         return Prepared(item, ids, cost=1 + len(item.text) // CHARACTERS_PER_COST)
