@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import sys
+
+from modelmill.extras import MissingExtraError, naming_extras
 
 
 def main() -> None:
     """Runs ``modelmill``."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show must not end a command, such as "cät" where LANG is C.
+            stream.reconfigure(errors="backslashreplace")
     try:
-        import rich  # noqa: F401
-        import typer  # noqa: F401
-    except ImportError:
-        sys.exit("The command line is not installed. Install it with: pip install 'modelmill[cli]'")
-    from modelmill_cli.app import app
-
+        with naming_extras():
+            from modelmill_cli.app import app
+    except MissingExtraError as error:
+        sys.exit(f"The command line is not complete. {error}")
     app()

@@ -83,7 +83,7 @@ class Stack:
         }
         with ExitStack() as cleanup:
             self._say("starting the job store (embedded Valkey)")
-            server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
+            server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir, self._stopping))
             cleanup.callback(self._say, "stopping the job store")
             blobs = self._settings.blob_url or str(self._settings.data_dir / BLOB_FOLDER)
             for name, arguments in commands.items():
@@ -178,7 +178,7 @@ def listens(pid: int, port: int) -> bool:
 
 
 def run_stack(devices: str, preload: str) -> int:
-    """`modelmill up`: runs until Ctrl-C or SIGTERM. Returns 1 if a part ended by itself, otherwise 0.
+    """`modelmill up`: runs until Ctrl-C, SIGTERM or SIGHUP. Returns 1 if a part ended by itself, otherwise 0.
 
     Raises:
         ConfigError: API or worker would refuse a setting. Nothing was started.
@@ -190,6 +190,7 @@ def run_stack(devices: str, preload: str) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    processes.on_hangup(on_signal)
     settings = get_settings()
     keys_are_on(settings)
     check_media_settings(settings)

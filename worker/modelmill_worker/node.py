@@ -12,15 +12,17 @@ import logging
 import sys
 import warnings
 
-from celery.exceptions import SecurityWarning
-
 
 def main() -> int:
     """Runs the node until SIGTERM. Returns Celery's exit status."""
     from modelmill.errors import ConfigError
+    from modelmill.extras import naming_extras
 
     try:
-        from modelmill_worker.app import app
+        with naming_extras():
+            from celery.exceptions import SecurityWarning
+
+            from modelmill_worker.app import app
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
