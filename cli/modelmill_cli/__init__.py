@@ -13,5 +13,7 @@ def main() -> None:
     except ImportError:
         sys.exit("The command line is not installed. Install it with: pip install 'modelmill[cli]'")
     from modelmill_cli.app import app
+    from modelmill_cli.console import escape_what_cannot_be_shown
 
+    escape_what_cannot_be_shown()
     app()

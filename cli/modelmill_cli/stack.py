@@ -6,8 +6,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
@@ -17,13 +17,14 @@ import httpx
 from modelmill import http_client, processes
 from modelmill.embedded import EmbeddedServer
 from modelmill.errors import ConfigError
+from modelmill.folders import make_folder
 from modelmill.settings import Settings, get_settings
-from modelmill_api.media import check_media_settings
-from modelmill_api.middleware.auth import keys_are_on
+from modelmill_api.checks import check_settings
 from modelmill_cli.addresses import free_port_of, listens, url_of
 from modelmill_cli.console import err, out
 from modelmill_cli.joining import BLOB_FOLDER
 from modelmill_cli.models_file import check_models_file
+from modelmill_worker.checks import check_settings as check_worker_settings
 
 START_TIMEOUT_S = 120.0
 READY_TIMEOUT_S = 2.0
@@ -72,6 +73,7 @@ class Stack:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Stack:
+        data_dir = self._settings.needed_data_dir
         # Checked first: another program at this port would answer instead of our API.
         self._port = free_port_of(self._host, self._port)
         self.url = url_of(self._host, self._port)
@@ -81,9 +83,9 @@ class Stack:
         }
         with ExitStack() as cleanup:
             self._say("starting the job store (embedded Valkey)")
-            server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
+            server = cleanup.enter_context(_store_in(data_dir))
             cleanup.callback(self._say, "stopping the job store")
-            blobs = self._settings.blob_url or str(self._settings.data_dir / BLOB_FOLDER)
+            blobs = self._settings.blob_url or str(data_dir / BLOB_FOLDER)
             for name, arguments in commands.items():
                 if self._stopping.is_set():
                     break
@@ -140,6 +142,21 @@ class Stack:
             self._say(f"the {name} did not stop in time and was killed")
 
 
+@contextmanager
+def _store_in(data_dir: Path) -> Iterator[EmbeddedServer]:
+    setting = "--data-dir or MODELMILL_DATA_DIR"
+    make_folder(data_dir, setting)
+    with ExitStack() as cleanup:
+        try:
+            server = cleanup.enter_context(EmbeddedServer(data_dir))
+        except OSError as error:
+            place = error.filename or data_dir
+            raise ConfigError(
+                f"{place} cannot be written: {error.strerror}. Name another folder with {setting}."
+            ) from None
+        yield server
+
+
 def run_stack(devices: str, preload: str) -> int:
     """`modelmill up`: runs until Ctrl-C or SIGTERM. Returns 1 if a part ended by itself, otherwise 0.
 
@@ -154,8 +171,8 @@ def run_stack(devices: str, preload: str) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     settings = get_settings()
-    keys_are_on(settings)
-    check_media_settings(settings)
+    check_settings(settings)
+    check_worker_settings(settings)
     check_models_file(settings.models_file, has_runners=True, loads=True)
     with Stack(
         settings, settings.host, settings.port, devices, preload,

@@ -16,15 +16,11 @@ from celery.exceptions import SecurityWarning
 
 
 def main() -> int:
-    """Runs the node until SIGTERM. Returns Celery's exit status."""
-    from modelmill.errors import ConfigError
+    """Runs the node until SIGTERM. Returns Celery's exit status.
 
-    try:
-        from modelmill_worker.app import app
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    from modelmill_worker.app import node_name
+    The import of the application ends this process with status 2 if the configuration cannot be used.
+    """
+    from modelmill_worker.app import app, node_name
 
     # Celery warns that root would read pickles. This application accepts JSON only.
     warnings.simplefilter("ignore", SecurityWarning)
