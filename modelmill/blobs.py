@@ -22,6 +22,7 @@ from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.extras import missing_package
 from modelmill.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -300,10 +301,7 @@ def _check_installed(scheme: str) -> None:
         )
     package = known["class"].partition(".")[0]
     if find_spec(package) is None:
-        extra = "modelmill[s3]" if package == "s3fs" else package
-        raise ConfigError(
-            f"MODELMILL_BLOB_URL: {scheme}:// needs a package that is not installed: pip install '{extra}'"
-        )
+        raise ConfigError(f"MODELMILL_BLOB_URL: {scheme}:// cannot be used. {missing_package(package)}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from modelmill.errors import ConfigError, ModelmillError
+from modelmill.extras import naming_extras
 from modelmill_cli.console import err
 
 P = ParamSpec("P")
@@ -41,7 +42,8 @@ def show_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             _warn_about_names()
-            return command(*args, **kwargs)
+            with naming_extras():
+                return command(*args, **kwargs)
         except ModelmillError as error:
             err.say((error.code.value, "red"), f": {error.message}")
             for field in error.fields[1:]:

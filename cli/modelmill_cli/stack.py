@@ -83,7 +83,7 @@ class Stack:
         }
         with ExitStack() as cleanup:
             self._say("starting the job store (embedded Valkey)")
-            server = cleanup.enter_context(_store_in(data_dir))
+            server = cleanup.enter_context(_store_in(data_dir, self._stopping))
             cleanup.callback(self._say, "stopping the job store")
             blobs = self._settings.blob_url or str(data_dir / BLOB_FOLDER)
             for name, arguments in commands.items():
@@ -143,12 +143,12 @@ class Stack:
 
 
 @contextmanager
-def _store_in(data_dir: Path) -> Iterator[EmbeddedServer]:
+def _store_in(data_dir: Path, stopping: threading.Event) -> Iterator[EmbeddedServer]:
     setting = "--data-dir or MODELMILL_DATA_DIR"
     make_folder(data_dir, setting)
     with ExitStack() as cleanup:
         try:
-            server = cleanup.enter_context(EmbeddedServer(data_dir))
+            server = cleanup.enter_context(EmbeddedServer(data_dir, stopping))
         except OSError as error:
             place = error.filename or data_dir
             raise ConfigError(
@@ -158,7 +158,7 @@ def _store_in(data_dir: Path) -> Iterator[EmbeddedServer]:
 
 
 def run_stack(devices: str, preload: str) -> int:
-    """`modelmill up`: runs until Ctrl-C or SIGTERM. Returns 1 if a part ended by itself, otherwise 0.
+    """`modelmill up`: runs until Ctrl-C, SIGTERM or SIGHUP. Returns 1 if a part ended by itself, otherwise 0.
 
     Raises:
         ConfigError: API or worker would refuse a setting. Nothing was started.
@@ -170,6 +170,7 @@ def run_stack(devices: str, preload: str) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    processes.on_hangup(on_signal)
     settings = get_settings()
     check_settings(settings)
     check_worker_settings(settings)

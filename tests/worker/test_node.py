@@ -123,6 +123,28 @@ def test_sigterm_finishes_the_running_batch_and_releases_the_rest(
     assert {(each["status"], each["deliveries"]) for each in done} == {("complete", 1)}
 
 
+def test_a_hangup_stops_no_node_and_the_supervisor_starts_each_again(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    workers = start_workers()
+    before = only_node(raw_redis, workers)
+    for part in ("child", "parent"):
+        os.kill(before[part]["pid"], signal.SIGHUP)
+    done = wait_all(api, submit_jobs(api, "slow", 4))
+    assert {each["status"] for each in done} == {"complete"}
+    same = only_node(raw_redis, workers)
+    assert [same[part]["pid"] for part in ("child", "parent")] == [
+        before[part]["pid"] for part in ("child", "parent")
+    ]
+
+    ids = submit_jobs(api, "slow", 12)
+    os.kill(workers.process.pid, signal.SIGHUP)
+    wait_until(lambda: not is_running(before["parent"]["pid"]), what="the end of the first node")
+
+    assert {(each["status"], each["deliveries"]) for each in wait_all(api, ids)} == {("complete", 1)}
+    assert workers.stop() == 0
+
+
 def test_a_killed_child_is_replaced_and_its_jobs_run_again(
     api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
 ) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 from functools import partial
+from types import FrameType
 from typing import Any
 
+from celery.apps.worker import Worker
 from celery.signals import (
     setup_logging,
     worker_init,
@@ -65,6 +68,26 @@ app = make_celery(_settings)
 app.conf.task_queues = queues_for(list(_config.models), _config.name)
 
 
+class _Worker(Worker):
+    """Celery's worker, without its restart on SIGHUP.
+
+    Celery would replace the process by a new one in the same environment. That names a folder which the old
+    process has removed: the new node would be announced, and would end no job.
+    """
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        super().install_platform_tweaks(worker)
+        signal.signal(signal.SIGHUP, _on_hangup)
+
+
+def _on_hangup(_number: int, _frame: FrameType | None) -> None:
+    # Not by a logger: the signal may come while this thread holds its lock.
+    os.write(2, b"SIGHUP is ignored. The supervisor, `modelmill worker`, starts its nodes again on SIGHUP.\n")
+
+
+vars(app)["Worker"] = app.subclass_with_self(_Worker)  # in place of the cached property
+
+
 def node_name() -> str:
     """This node's unique name."""
     return _config.name
@@ -113,6 +136,7 @@ def _check_store(**_: Any) -> None:
 
 @worker_process_init.connect
 def _child_started(**_: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     the_child(app)
 
 

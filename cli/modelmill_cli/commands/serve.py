@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +48,7 @@ def api(
     import uvicorn
 
     from modelmill.logs import configure_logging
-    from modelmill.processes import allow_many_files
+    from modelmill.processes import allow_many_files, on_hangup
     from modelmill.settings import get_settings
     from modelmill.start_checks import check_start
     from modelmill_api.checks import check_settings
@@ -73,6 +74,8 @@ def api(
     if keys_are_on(settings):
         hint_at_first_key(settings)
     allow_many_files()
+    # As SIGTERM: requests in progress are answered. Of several processes, uvicorn starts each again instead.
+    on_hangup(lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     uvicorn.run(
         "modelmill_api.app:create_app",
         factory=True,

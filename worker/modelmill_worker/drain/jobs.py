@@ -180,7 +180,7 @@ def _restore(item: Item, part: str) -> None:
 
 def _warnings(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The warnings of a job's items as the job's document shows them."""
-    found = [
+    found: list[dict[str, Any]] = [
         {"item": item.index, "code": warning.code.value, "message": warning.message}
         for item in items
         if item.warnings
