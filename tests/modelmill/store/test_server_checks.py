@@ -9,6 +9,7 @@ import httpx
 import pytest
 import redis
 
+from modelmill import processes
 from modelmill.embedded import EmbeddedServer
 from modelmill.errors import ConfigError
 from modelmill.settings import Settings
@@ -106,7 +107,9 @@ def test_a_replica_is_a_warning(server: Valkey, client: redis.Redis, tmp_path: P
 
 
 def test_a_cluster_is_refused(tmp_path: Path) -> None:
-    member = Valkey(tmp_path, "--cluster-enabled", "yes")
+    # By default, the port of the cluster is 10000 higher, which may be none.
+    bus = str(processes.free_port())
+    member = Valkey(tmp_path, "--cluster-enabled", "yes", "--cluster-port", bus)
     try:
         with pytest.raises(ConfigError, match="part of a cluster, and Modelmill needs one primary"):
             check_server(member.url, allow_eviction=True)
