@@ -19,21 +19,10 @@ from tests.support.exhaustive import exhaustive
 from tests.support.paths import NOOP_MODELS, REPOSITORY
 from tests.support.processes import wait_until
 from tests.support.servers import Valkey
-from tests.support.system import start_up
+from tests.support.system import AWKWARD, PROXY, start_up
 
 PHOTO = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
 TASK = "zero-shot-image-classification"
-PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-AWKWARD = {
-    **PROXY,
-    "ALL_PROXY": "socks5://127.0.0.1:9",
-    "NO_PROXY": "localhost,::1/128",
-    "SSL_CERT_FILE": "/gone",
-    "HOME": "/gone/home",
-    "TMPDIR": "/gone/tmp",
-    "LC_ALL": "POSIX",
-    "PYTHONIOENCODING": "ascii",
-}
 WRONG = "redis://:hunter#2@127.0.0.1:6379/0"
 TOLD = "MODELMILL_REDIS_URL: it holds a character that ends the host; percent-encode the password"
 
@@ -41,7 +30,7 @@ TOLD = "MODELMILL_REDIS_URL: it holds a character that ends the host; percent-en
 @pytest.mark.parametrize(
     "environment",
     [
-        pytest.param(AWKWARD, id="all together"),
+        exhaustive(AWKWARD, id="all together"),
         exhaustive(PROXY, id="HTTP_PROXY"),
         exhaustive({"ALL_PROXY": "socks5://127.0.0.1:9"}, id="SOCKS"),
         exhaustive(PROXY | {"NO_PROXY": "localhost,::1/128"}, id="NO_PROXY"),
