@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +24,15 @@ from modelmill_backends.failures import (
     torch_without_gpu,
 )
 from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.shared.literal import Spacer, read_literally
 from modelmill_backends.source import locate
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Libraries that a pipeline's parts may come from; ``stable_diffusion`` is diffusers' safety checker."""
+
+
+TAKE_PLAIN_TEXT = ("CLIP", "T5")
+"""Tokenizers to which pipelines give the prompt alone. To others they give it inside of a chat."""
 
 
 class DiffusersOptions(RunnerOptions):
@@ -61,10 +67,15 @@ class Loaded:
     pipeline: Any
     device: Device
     options: DiffusersOptions
+    tokenizers: tuple[Any, ...] = ()
+    """Those of its text encoders."""
+    literal: Callable[[str], str] = str
+    """Makes a prompt that spells out control tokens harmless, if the tokenizers do not do so."""
 
     def close(self) -> None:
         """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.pipeline = None
+        self.tokenizers = ()
         gc.collect()
         if self.device.kind == "cuda":
             import torch
@@ -108,7 +119,14 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     if hasattr(decoder, "enable_slicing"):
         # Decoding needs the most memory, so it decodes one image of a batch at a time.
         decoder.enable_slicing()
-    return Loaded(pipeline, device, options)
+    tokenizers = tuple(part for part in pipeline.components.values() if hasattr(part, "split_special_tokens"))
+    wrapped = []
+    for tokenizer in tokenizers:
+        if type(tokenizer).__name__.startswith(TAKE_PLAIN_TEXT):
+            read_literally(tokenizer)
+        else:
+            wrapped.append(tokenizer)
+    return Loaded(pipeline, device, options, tokenizers, Spacer(wrapped) if wrapped else str)
 
 
 def _arguments(

@@ -152,9 +152,11 @@ class TextToImageRunner(Runner[Input, Loaded]):
             "callback_on_step_end_tensor_inputs": [],
         }
         if items[0].config.negative_prompt is not None:
-            arguments["negative_prompt"] = [item.config.negative_prompt for item in items]
+            arguments["negative_prompt"] = [
+                self.weights.literal(item.config.negative_prompt or "") for item in items
+            ]
         found = self.weights.pipeline(
-            prompt=[item.prompt for item in items],
+            prompt=[self.weights.literal(item.prompt) for item in items],
             width=plan.width,
             height=plan.height,
             generator=[torch.Generator().manual_seed(seed) for _, seed in members],

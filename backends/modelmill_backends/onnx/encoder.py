@@ -105,4 +105,6 @@ def read_tokenizer(entry: ModelEntry, folder: Path, window: int) -> Any:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.enable_truncation(window)
     tokenizer.no_padding()
+    # The spelling of a special token in a text stays text.
+    tokenizer.encode_special_tokens = True
     return tokenizer

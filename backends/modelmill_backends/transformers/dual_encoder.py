@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
+from modelmill_backends.shared.literal import read_literally
 from modelmill_backends.shared.sentences import least_limit
 from modelmill_backends.transformers.images import ImageInputs
 from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
@@ -152,8 +153,10 @@ def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
         raise load_failed(context.entry, "its folder holds no tokenizer")
     tokenizers: Any = transformers.AutoTokenizer
     try:
-        return tokenizers.from_pretrained(
-            loaded.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+        return read_literally(
+            tokenizers.from_pretrained(
+                loaded.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+            )
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         loaded.close()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.literal import Marks
 from modelmill_backends.shared.sentences import NO_LIMIT
+from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
 from modelmill_backends.transformers.weights import Loaded
+from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.shared.generation import FinishReason, Usage
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ class Generative:
         window: Number of tokens that the decoder can hold, prompt included; None if there is no limit.
         special: The tokenizer's special tokens, by their text.
         processor: Prepares images and text in one call, if the model has one.
+        marks: Protects messages inside of a chat template; None if the model has no template.
     """
 
     loaded: Loaded
@@ -52,35 +57,42 @@ class Generative:
     window: int | None
     special: dict[str, int]
     processor: Any = None
+    marks: Marks | None = None
+    characters: Characters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.characters = Characters(self.loaded.tokenizer)
 
     @property
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids, not cut off at the window unless ``options`` say so."""
+        """Token ids, not cut off at the window unless ``options`` say so. Control tokens are text."""
         with self.loaded.tokenizing:
             found: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
         return found
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text, without special tokens."""
+    def decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
+        """Text, without special tokens; as ``Characters.decode``."""
         with self.loaded.tokenizing:
-            text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+            return self.characters.decode(tokens, whole=whole)
 
     def close(self) -> None:
         self.decoder = self.processor = None
         self.loaded.close()
 
 
-def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> Generative:
+def generative(
+    loaded: Loaded, decoder: Any = None, eos: int | None = None, template: Any = None
+) -> Generative:
     """Prepares a model for ``generate``; its own defaults move into ``Generative.defaults``.
 
     Args:
         loaded: The model, with its tokenizer.
         decoder: The object with ``generate``, if it is not the model itself.
         eos: The token that ends a text; default: that of the configuration or the tokenizer.
+        template: The chat template, if the model has one.
     """
     decoder = loaded.model if decoder is None else decoder
     config, tokenizer = decoder.generation_config, loaded.tokenizer
@@ -96,7 +108,10 @@ def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> G
         config.pad_token_id = pad
     added = tokenizer.added_tokens_decoder
     special = {str(token): number for number, token in added.items() if token.special}
-    return Generative(loaded, decoder, defaults, ends, pad, window_of(decoder, tokenizer), special)
+    window = window_of(decoder, tokenizer)
+    model = Generative(loaded, decoder, defaults, ends, pad, window, special)
+    model.marks = Marks(tokenizer, template) if template else None
+    return model
 
 
 def window_of(model: Any, tokenizer: Any) -> int | None:
@@ -316,7 +331,7 @@ def _left_padding(model: Generative, given: dict[str, Any]) -> Any:
 
 
 def text_of(model: Generative, row: Row) -> str:
-    """The text of a row, without its stop string.
+    """The text of a row, without its stop string and without an incomplete character at its end.
 
     Raises:
         ModelmillError: ``inference_failed``: the model's scores were not numbers.
@@ -327,7 +342,48 @@ def text_of(model: Generative, row: Row) -> str:
             "The model's scores are not numbers. This can happen in float16 with a model made for bfloat16: "
             "set options.dtype in its catalogue entry.",
         )
-    return cut(continuation(model.decode, row.context, row.tokens), row.settings.stop)[0]
+    decode = partial(model.decode, whole=True)
+    return cut(continuation(decode, row.context, row.tokens), row.settings.stop)[0]
+
+
+def texts_of(model: Generative, rows: Sequence[Row], *, shows_end: bool = False, hint: str = "") -> list[str]:
+    """The texts of one item's rows. Warns the caller of a text that is empty, or that was cut.
+
+    Args:
+        model: The model.
+        rows: The rows of the item.
+        shows_end: The task's output says why each text ended, so that a cut needs no warning.
+        hint: What to do if the model ended the text at once.
+
+    Raises:
+        ModelmillError: as ``text_of``.
+    """
+    texts = [text_of(model, row) for row in rows]
+    for row, text in zip(rows, texts, strict=True):
+        if not text.strip():
+            warn(WarningCode.OUTPUT_EMPTY, f"The text is empty: {_why_empty(row, hint)}")
+        elif not shows_end and (limit := _limit_reached(row)):
+            warn(WarningCode.OUTPUT_CUT, f"The text ends at {limit}; the model had not ended it.")
+    return texts
+
+
+def _why_empty(row: Row, hint: str) -> str:
+    if row.reason is FinishReason.STOP and len(row.tokens) < 2 and not row.settings.stop:
+        return f"the model ended it at once.{hint}"
+    if row.reason is FinishReason.STOP and row.settings.stop:
+        return "the model ended it at once, or it begins with a string of config.stop."
+    return f"the model made {len(row.tokens)} tokens without characters."
+
+
+def _limit_reached(row: Row) -> str | None:
+    """The limit that ended the text, with its figure; None if the model ended it."""
+    settings = row.settings
+    if row.reason is FinishReason.MAX_TIME:
+        return f"max_time, {settings.max_time:g} s"
+    forced = settings.last_token is not None and len(row.tokens) >= settings.max_new_tokens
+    if row.reason is FinishReason.LENGTH or forced:
+        return f"max_new_tokens, {settings.max_new_tokens:,} tokens"
+    return None
 
 
 def now() -> int:

@@ -18,7 +18,7 @@ from modelmill_backends.transformers.generation import (
     generative,
     now,
     pad_left,
-    text_of,
+    texts_of,
     usage_of,
 )
 from modelmill_backends.transformers.pictures import pixels_of, stacked
@@ -91,7 +91,7 @@ class ImageToTextRunner(Runner[Input, Generative]):
     def postprocess(self, prepared: Prepared[Input], raw: Sequence[Row]) -> Output:
         request: Request = prepared.data.request
         begun = "" if prepared.item.text is None else self.weights.decode(request.prompt)
-        text = (begun + text_of(self.weights, raw[0])).strip()
+        text = (begun + texts_of(self.weights, raw)[0]).strip()
         usage = usage_of(max(1, len(request.prompt)), raw)
         return Output(text=text, usage=usage, created=now())
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed, module_missing
+from modelmill_backends.shared.literal import Spacer
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.table_question_answering import Input, Output
@@ -40,6 +41,8 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         super().__init__(weights, context)
         self._tokenizer = weights.tokenizer
         self._texts = TextInputs(weights)
+        # The tokenizer never splits these spellings. It splits other words at such characters anyway.
+        self._literal = Spacer([weights.tokenizer])
         config = weights.model.config
         if config.model_type != "tapas":
             raise load_failed(context.entry, f"it is a {config.model_type}; only TAPAS can read tables")
@@ -60,7 +63,7 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        query, tokens = self._query(item.query)
+        query, tokens = self._query(self._literal(item.query))
         table = self._frame(item.table, self._texts.window - tokens - 2)
         encoded = self._tokenizer(table, query, truncation="drop_rows_to_fit", max_length=self._texts.window)
         row = self._texts.row(encoded)
@@ -113,7 +116,10 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
             )
         rows = min(self._most_rows, room // len(table) - 1)
         # dtype=object: the default type for texts depends on the version of pandas.
-        return pd.DataFrame({name: column[:rows] for name, column in table.items()}, dtype=object)
+        columns = [list(map(self._literal, column[:rows])) for column in table.values()]
+        frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+        frame.columns = pd.Index(list(map(self._literal, table)), dtype=object)
+        return frame
 
 
 def _by_number(labels: Any) -> dict[int, str]:

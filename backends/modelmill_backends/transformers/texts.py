@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 TOKENS_A_PASS = 32_768
 """The most tokens of one pass, padding included: a single item may have a thousand pairs or windows."""
 
-PLAIN: Mapping[str, Any] = {"split_special_tokens": True}
-"""Makes the tokenizer treat the spelling of a special token in a text as text.
-
-BART refuses a batch of texts with different numbers of its end token.
-"""
-
 NOTHING = "holds nothing that the model can read"
 
 Row = Mapping[str, Sequence[Any]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from modelmill_backends.transformers.generation import (
     generate,
     generative,
     now,
-    text_of,
+    texts_of,
 )
 from modelmill_backends.transformers.images import ImageInputs, to_arrays
 from modelmill_backends.transformers.pictures import pixels_of, stacked
@@ -183,9 +183,9 @@ class ChattingRunner(VisionLanguageRunner[Input]):
         return written(self.weights, raw, prepared.item.config.num_answers)
 
 
-def written(model: Generative, rows: Iterable[Row], most: int) -> Output:
+def written(model: Generative, rows: Sequence[Row], most: int) -> Output:
     """The answers that a model wrote, without repetitions, at most ``most``."""
-    texts = dict.fromkeys(text_of(model, row).strip() for row in rows)
+    texts = dict.fromkeys(text.strip() for text in texts_of(model, rows))
     answers = [Answer(answer=text, score=None) for text in list(texts)[:most]]
     return Output(answers=answers, created=now())
 

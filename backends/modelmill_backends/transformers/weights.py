@@ -17,6 +17,7 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.failures import library_failed, load_failed, module_missing, torch_without_gpu
 from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.shared.literal import read_literally
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.gguf import unpacked
 
@@ -135,7 +136,8 @@ def load_pretrained(
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
             # This reads a folder; the revision was pinned when the folder was fetched.
-            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
+            own = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
+            loaded.tokenizer = read_literally(own)
         if images:
             processors: Any = transformers.AutoImageProcessor
             loaded.image_processor = processors.from_pretrained(folder, **common)

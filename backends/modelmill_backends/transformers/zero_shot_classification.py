@@ -13,7 +13,7 @@ from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared
 from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.numerics import softmax
-from modelmill_backends.transformers.texts import PLAIN, Row, SequenceClassifierRunner
+from modelmill_backends.transformers.texts import Row, SequenceClassifierRunner
 from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.zero_shot_classification import Input, Output
 
@@ -75,10 +75,10 @@ class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
         text = texts.cut(text, 2 * texts.window)
         rows = []
         for index, hypothesis in enumerate(hypotheses):
-            if texts.length("", hypothesis, **PLAIN) >= texts.window:
+            if texts.length("", hypothesis) >= texts.window:
                 raise invalid_field(
                     f"classes.{index}",
                     f"fills the model's window of {texts.window} tokens with its template; shorten it",
                 )
-            rows.append(texts.row(texts.encode(text, hypothesis, truncation="only_first", **PLAIN)))
+            rows.append(texts.row(texts.encode(text, hypothesis, truncation="only_first")))
         return rows
