@@ -168,6 +168,8 @@ def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise load_failed(entry, "it contains a pipeline as Python code, which is never run")
     for part, (library, _) in _parts(index).items():
+        if not part.isidentifier():
+            raise load_failed(entry, f"its model_index.json names a part {part[:100]!r}, which is no name")
         if library is not None and library not in LIBRARIES:
             raise load_failed(
                 entry, f"its part {part!r} comes from {str(library)[:100]!r}; only diffusers' own are loaded"
