@@ -12,24 +12,18 @@ from modelmill_backends.failures import load_failed
 
 WEIGHTS = ".safetensors"
 INDEX = "*.safetensors.index*.json"
-READ = frozenset((WEIGHTS, ".json", ".txt", ".model", ".jinja", ".onnx", ".onnx_data", ".gguf", ".npy"))
-"""Endings of the files that runners and their libraries read."""
 MAX_INDEX_BYTES = 64_000_000
 """The index of the largest published models has a few megabytes."""
 
 
 def check_folder(entry: ModelEntry, folder: Path) -> None:
-    """Checks a folder with a model, and the folders in it, before a library reads them.
+    """Checks the indexes of weights in a model's folder, and in the folders in it, before a library reads them.
 
     Raises:
-        ModelmillError: ``model_load_failed``: an index of weights names a file that is not a safetensors file
-            in its own folder, or a file is a link out of the folder.
+        ModelmillError: ``model_load_failed``: an index names a file that is not a safetensors file in its own
+            folder, or that is a link out of the model's folder.
     """
-    root = folder.resolve()
     for one in (folder, *_folders(folder)):
-        for file in one.iterdir():
-            if file.is_symlink() and file.suffix in READ and not _is_inside(file, folder, root):
-                raise load_failed(entry, f"its file {_named(file, folder)} is a link out of its folder")
         for index in one.glob(INDEX):
             _check_index(entry, index, folder)
 
@@ -75,11 +69,16 @@ def _check_index(entry: ModelEntry, index: Path, folder: Path) -> None:
             )
         if not (index.parent / shard).is_file():
             raise load_failed(entry, f"its index {name} names {shown}, which is missing")
+        if not _is_inside(index.parent / shard, folder):
+            raise load_failed(
+                entry,
+                f"its index {name} names {shown}, which is a link out of the folder; copy the file there",
+            )
 
 
-def _is_inside(file: Path, folder: Path, root: Path) -> bool:
+def _is_inside(file: Path, folder: Path) -> bool:
     target = file.resolve()
-    if target.is_relative_to(root):
+    if target.is_relative_to(folder.resolve()):
         return True
     # The hub's cache keeps a snapshot as links to the files in its folder "blobs".
     snapshots = next((one for one in (folder, *folder.parents) if one.parent.name == "snapshots"), None)
