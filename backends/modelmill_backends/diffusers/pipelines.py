@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +70,9 @@ class Loaded:
     device: Device
     options: DiffusersOptions
     tokenizers: tuple[Any, ...] = ()
-    """Those of its text encoders."""
+    """Copies of those of its text encoders, for threads that prepare items."""
+    tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Lock of ``tokenizers``."""
     literal: Callable[[str], str] = str
     """Makes a prompt that spells out control tokens harmless, if the tokenizers do not do so."""
 
@@ -126,7 +130,10 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
             read_literally(tokenizer)
         else:
             wrapped.append(tokenizer)
-    return Loaded(pipeline, device, options, tokenizers, Spacer(wrapped) if wrapped else str)
+    literal = Spacer(wrapped) if wrapped else str
+    # Copies: the library changes a tokenizer at each call, and the device's thread uses the pipeline's own.
+    copies = tuple(map(copy.deepcopy, tokenizers))
+    return Loaded(pipeline, device, options, copies, literal=literal)
 
 
 def _arguments(

@@ -59,6 +59,7 @@ class CausalRunner(Runner[Item, Generative]):
         """
         if not ids:
             raise invalid_field(field, "holds nothing that the model's tokenizer knows")
+        self.weights.warn_of_unknown(ids, field)
         room = check_room(field, len(ids), self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         request = Request(settings, ids, continues)

@@ -7,7 +7,8 @@ from typing import Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.shared.literal import Marks
-from modelmill_backends.transformers.generation import Generative, now, texts_of, usage_of
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
+from modelmill_backends.transformers.generation import Generative
 from modelmill_backends.transformers.stopping import Row
 from modelmill_tasks.chat_completion import AssistantMessage, Choice, ImagePart, Message, Output, Role
 from modelmill_tasks.shared.generation import FinishReason

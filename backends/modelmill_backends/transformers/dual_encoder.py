@@ -12,8 +12,10 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
 from modelmill_backends.shared.literal import read_literally
+from modelmill_backends.shared.losses import Read, warn_of
 from modelmill_backends.shared.sentences import least_limit
 from modelmill_backends.transformers.images import ImageInputs
+from modelmill_backends.transformers.texts import read_text
 from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
@@ -86,7 +88,15 @@ class DualEncoder(VisionEncoder):
     def prepare_text(self, text: str) -> Mapping[str, list[int]]:
         """The tokenizer's arrays without padding: token ids and the model's other inputs."""
         with self.loaded.tokenizing:
-            return dict(self.loaded.tokenizer(text, truncation=True, max_length=self.window))
+            encoded = self.loaded.tokenizer(text, truncation=True, max_length=self.window)
+        warn_of(read_text(self.loaded, encoded, text))
+        return dict(encoded)
+
+    def read(self, text: str) -> Read:
+        """The tokens of one text, cut off at the window. Runs in threads."""
+        with self.loaded.tokenizing:
+            encoded = self.loaded.tokenizer(text, truncation=True, max_length=self.window)
+        return read_text(self.loaded, encoded, text)
 
     def encode_texts(self, prepared: Sequence[Mapping[str, list[int]]]) -> NDArray[np.float32]:
         import torch

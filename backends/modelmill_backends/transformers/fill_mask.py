@@ -9,6 +9,7 @@ from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.literal import Marks
+from modelmill_backends.shared.losses import warn_cut, warn_unknown
 from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.texts import Row, TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
@@ -54,6 +55,7 @@ class FillMaskRunner(Runner[Input, Loaded]):
             row = self._row(self._around_the_mask(text))
         if list(row["input_ids"]).count(self._mask_id) != 1:
             raise self._refused("the gap is outside the model's window")
+        self._warn(text, list(row["input_ids"]))
         return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -98,9 +100,15 @@ class FillMaskRunner(Runner[Input, Loaded]):
         )
 
     def _row(self, text: str) -> Row:
-        row = self._texts.row(self._texts.encode(text, split_special_tokens=False))
+        row = self._texts.row(self._texts.encode(text, split_special_tokens=False, warns=False))
         _, places = self._marks.without(row["input_ids"])
         return {name: [values[place] for place in places] for name, values in row.items()}
+
+    def _warn(self, text: str, ids: list[int]) -> None:
+        """Warns the caller of what the model does not read of the text."""
+        warn_unknown("text", ids.count(self.weights.tokenizer.unk_token_id), len(ids))
+        if len(ids) >= self._texts.window:
+            warn_cut("text", len(ids), self._texts.length(text, split_special_tokens=False))
 
     def _with_own_mask(self, text: str) -> str:
         """The text, with its one gap as the model's own mask token."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modelmill_backends.contract import Prepared
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
 from modelmill_backends.transformers.causal import CausalRunner
-from modelmill_backends.transformers.generation import now, texts_of, usage_of
 from modelmill_backends.transformers.stopping import Row
 from modelmill_tasks.shared.generation import FinishReason
 from modelmill_tasks.text_generation import Choice, Config, Input, Output

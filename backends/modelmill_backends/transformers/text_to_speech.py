@@ -16,6 +16,7 @@ from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.audio import require_codecs
 from modelmill_backends.shared.transcripts import refuse_config
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.text_to_speech import Input, Output
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             ids = self.weights.tokenizer(item.text, return_tensors="np")["input_ids"] if spoken else None
         if ids is None:
             raise invalid_field("text", "holds no character that the model can speak")
+        self._warn(item.text)
         return Prepared(item, ids, cost=1 + len(item.text) // CHARACTERS_PER_COST)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -84,6 +86,21 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             duration_s=round(raw.size / rate, 4),
             created=int(time.time()),
         )
+
+    def _warn(self, text: str) -> None:
+        """Warns the caller of letters and digits that the tokenizer leaves out, such as those of numbers."""
+        tokenizer = self.weights.tokenizer
+        if tokenizer.is_uroman or tokenizer.phonemize:
+            # These turn any letters into those that the model knows.
+            return
+        spoken = [letter for letter in text if letter.isalnum()]
+        unknown = sum(not {letter, letter.lower()} & tokenizer.encoder.keys() for letter in spoken)
+        if unknown:
+            warn(
+                WarningCode.TEXT_UNKNOWN,
+                f"The model does not know {unknown:,} of the text's {len(spoken):,} letters and digits and "
+                "leaves them out. Write numbers as words.",
+            )
 
     def _spoken(self, prepared: Prepared[Input]) -> NDArray[np.float32]:
         """``[samples]``, −1 to 1."""

@@ -95,6 +95,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
             name: values[0][places] for name, values in found.items() if values.shape == marked.shape
         }
         pixels = {name: values for name, values in found.items() if name not in per_token}
+        self.weights.warn_of_unknown(ids, field)
         room = check_room(field, len(ids), self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         if settings.beams > 1 and len(images) > 1:
