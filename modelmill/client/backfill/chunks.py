@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from modelmill.client.backfill.mapping import Mapper
-from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.rows import Row
 from modelmill.errors import ModelmillError
 
 CHUNK_ROWS, CHUNK_BYTES = 500, 2 * 1024 * 1024
