@@ -87,6 +87,7 @@ class Engine:
         self._bytes_in_flight = self._taken = 0
         self._retries: deque[tuple[float, Row]] = deque()
         self._is_exhausted = False
+        self._input_error: InputError | None = None
         self._limit = options.window
         self._paused_until = self._regrow_at = 0.0
         self._pause_reason = ""
@@ -149,11 +150,16 @@ class Engine:
             if room or (self._chunks.has_more and not is_paused):
                 await places.acquire()
                 chunk = await self._next_chunk(room)
+                if chunk is None:
+                    places.release()
+                    continue
                 group.create_task(self._submit(chunk)).add_done_callback(lambda _: places.release())
             else:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._wait_s()):
                         await self._changed.wait()
+        if self._input_error is not None:
+            raise self._input_error
         self._finished.set()
         self._output.finish()
         for collector in self._collectors:
@@ -185,8 +191,13 @@ class Engine:
         moments = [moment for moment, _ in self._retries]
         return max(0.0, min(moments) - now) + 0.001 if moments else None
 
-    async def _next_chunk(self, room: int) -> Chunk:
-        chunk = await self._chunks.next(room)
+    async def _next_chunk(self, room: int) -> Chunk | None:
+        try:
+            chunk = await self._chunks.next(room)
+        except InputError as error:
+            # The run ends with this error when the rows before have ended.
+            self._input_error, self._is_exhausted = error, True
+            return None
         for row in chunk.taken:
             self._rows_to_redo.discard(row.number)
             self._next_row = max(self._next_row, row.number + 1)

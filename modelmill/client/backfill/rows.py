@@ -107,7 +107,7 @@ class RowSource(ABC):
 
     def unreadable(self, row: Row) -> str:
         """The sentence for an input none of whose first rows can be read."""
-        return f"row {row.number} {row.problem}, and so do the rows after it"
+        return f"row {row.number}: {row.problem}, like the rows after it"
 
     def count(self) -> int | None:
         """The number of rows; None if it is unknown. This may take a while."""

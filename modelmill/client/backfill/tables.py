@@ -91,7 +91,7 @@ class TableSource(RowSource):
         return size
 
     def unreadable(self, row: Row) -> str:
-        return f"{self._name}, row {row.number}: {row.problem}; and so are the rows after it"
+        return f"{self._name}, row {row.number}: {row.problem}, like the rows after it"
 
     def count(self) -> int | None:
         return sum(1 for _ in self.rows(0))
