@@ -45,6 +45,7 @@ _EXTENSIONS = {
     **dict.fromkeys((".tsv", ".tab"), Kind.TSV),
     **dict.fromkeys((".parquet", ".pq"), Kind.PARQUET),
 }
+_PLAIN_TEXT = (".txt", ".text")
 _PACKED = (".gz", ".gzip", ".bz2", ".xz", ".lzma")
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 _PARQUET = b"PAR1"
@@ -75,13 +76,14 @@ def kind_by_name(name: str | Path) -> Kind | None:
     return _EXTENSIONS.get(_suffix(name))
 
 
-def kind_of(path: Path, name: str | Path, given: Kind | None = None) -> Kind:
+def kind_of(path: Path, name: str | Path, given: Kind | None = None, encoding: str = "") -> Kind:
     """The kind of a file, from its content and its name.
 
     Args:
         path: The file.
         name: Its name for messages, and for its extension.
         given: What the caller says that it is.
+        encoding: The text encoding, if the caller says it.
 
     Raises:
         InputError: it cannot be read, it is a file of another program, or it may be several kinds.
@@ -89,7 +91,7 @@ def kind_of(path: Path, name: str | Path, given: Kind | None = None) -> Kind:
     if given is Kind.FILES:
         return given
     head = _head(path, name)
-    text = _as_text(head)
+    text = _as_text(head, encoding)
     if text is None:
         _refuse_others(head, name)
     if text is None and head.startswith(_PARQUET):
@@ -101,7 +103,10 @@ def kind_of(path: Path, name: str | Path, given: Kind | None = None) -> Kind:
         raise InputError(f"{shown(name)} is not a Parquet file", is_cut=not head)
     if by_name is not None:
         return by_name
-    return Kind.FILES if text is None else _kind_of_text(text, name)
+    if text is None:
+        # Reading it as text says where it is none.
+        return Kind.TEXT if _suffix(name) in _PLAIN_TEXT else Kind.FILES
+    return _kind_of_text(text, name)
 
 
 def open_bytes(path: Path, name: str | Path) -> IO[bytes]:
@@ -177,11 +182,11 @@ def _refuse_others(head: bytes, name: str | Path) -> None:
         raise InputError(f"{shown(name)} is a tar archive: {_UNPACK_IT}")
 
 
-def _as_text(head: bytes) -> str | None:
+def _as_text(head: bytes, encoding: str) -> str | None:
     mark, named = mark_of(head)
     try:
-        text = codecs.getincrementaldecoder(named or "utf-8")("strict").decode(head[len(mark) :])
-    except UnicodeDecodeError:
+        text = codecs.getincrementaldecoder(named or encoding or "utf-8")("strict").decode(head[len(mark) :])
+    except UnicodeError:
         return None
     return None if "\0" in text else text
 
@@ -192,8 +197,7 @@ def _kind_of_text(text: str, name: str | Path) -> Kind:
     start = text.lstrip()
     if start.startswith("{") or (start.startswith("[") and start[1:].lstrip()[:1] in ("{", "]")):
         return Kind.JSON
-    is_txt = _suffix(name) in (".txt", ".text")
-    if is_txt and not _looks_like_table(text):
+    if _suffix(name) in _PLAIN_TEXT and not _looks_like_table(text):
         return Kind.TEXT
     kinds = "jsonl, json, csv, tsv or text (each line is a row)"
     raise InputError(f"{shown(name)} does not say what its rows are: give --input-format {kinds}")

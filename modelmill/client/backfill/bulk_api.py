@@ -94,10 +94,8 @@ class BulkApi:
         self._backoff = backoff
         # For one request, without the time that the server is asked to wait. A submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
-        try:
-            self._http = httpx.AsyncClient(**connection.arguments)
-        except httpx.InvalidURL as error:
-            raise ConfigError(f"{self._url} is not a URL: {error}") from None
+        _check_url(connection.url, self._url)
+        self._http = httpx.AsyncClient(**connection.arguments)
 
     async def __aenter__(self) -> BulkApi:
         return self
@@ -137,8 +135,6 @@ class BulkApi:
             ConfigError: no later try can help.
         """
         reason = str(error) or type(error).__name__
-        if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
-            raise ConfigError(f"no request can be sent to {self._url}: {reason}") from None
         if "CERTIFICATE_VERIFY_FAILED" in reason or "WRONG_VERSION_NUMBER" in reason:
             raise ConfigError(f"no safe connection to {self._url} is possible: {reason}") from None
         return NoAnswerError(f"{self._url} does not answer ({reason})")
@@ -208,6 +204,16 @@ def _shown(url: str) -> str:
     except httpx.InvalidURL:
         return shown(url.rpartition("@")[2])
     return f"{parts.scheme}://{parts.netloc.decode()}{parts.path.rstrip('/')}" if parts.host else shown(url)
+
+
+def _check_url(url: str, shown_url: str) -> None:
+    try:
+        parts = httpx.URL(url)
+        is_url = parts.scheme in ("http", "https") and parts.host and (parts.port or 1) < 65536
+    except httpx.InvalidURL:
+        is_url = False
+    if not is_url:
+        raise ConfigError(f"{shown_url} is not the URL of a server: write http://127.0.0.1:8000")
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

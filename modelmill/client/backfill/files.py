@@ -46,8 +46,11 @@ class FileRows(RowSource):
             return
         # Renamed when it is whole: a run that was killed before that makes the list again.
         unfinished = self._list.with_suffix(".tmp")
+        output = os.path.realpath(folder)
+        if self._parts == ["**"] and os.path.realpath(self._base or ".") == output:
+            raise ConfigError(f"{shown(folder)} is the input: choose another folder for the results")
         with unfinished.open("w", encoding="ascii") as file:
-            for name in find_files(self._base, self._parts, self._skip):
+            for name in find_files(self._base, self._parts, self._skip, output):
                 file.write(json.dumps(name.removeprefix(self._base).lstrip("/")) + "\n")
                 self._count += 1
         if not self._count:

@@ -65,7 +65,7 @@ async def backfill_async(
     """
     if options.output_format == "parquet":
         pyarrow_parquet()
-    source = await asyncio.to_thread(open_source, input, options.key, options.reading)
+    source = await asyncio.to_thread(open_source, input, options.key, options.reading, output)
     if options.resume and source.is_of_caller and not options.key:
         raise ConfigError("rows of a program can be resumed only if a key names them, the same each time")
     backoff, stats = Backoff(options.give_up_after_s), Stats()

@@ -114,6 +114,7 @@ def open_source(
     given: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]],
     key: str = "",
     reading: Reading | None = None,
+    output: str | Path | None = None,
 ) -> RowSource:
     """The source for paths and patterns, or for rows.
 
@@ -123,23 +124,24 @@ def open_source(
             mappings.
         key: A name for the rows, so that a run of them can be resumed.
         reading: How files are read.
+        output: The folder of the results. What lies in it is no input.
 
     Raises:
         InputError: a file cannot be read, or does not say what it is.
         ConfigError: a path does not exist, or it is a Parquet file and pyarrow is not installed.
     """
-    how = reading or Reading()
+    how, without = reading or Reading(), "" if output is None else os.path.realpath(output)
     if isinstance(given, str | Path):
-        return _open_path(str(given), 0, how)
+        return _open_path(str(given), 0, how, without)
     if isinstance(given, Sequence) and given and all(isinstance(each, str | Path) for each in given):
         if [str(each) for each in given].count(STDIN) > 1:
             raise ConfigError("standard input can be read only once")
-        sources = [_open_path(str(each), number, how) for number, each in enumerate(given)]
+        sources = [_open_path(str(each), number, how, without) for number, each in enumerate(given)]
         return sources[0] if len(sources) == 1 else _Several(sources)
     return _Rows(given, key)  # type: ignore[arg-type]
 
 
-def _open_path(text: str, number: int, reading: Reading) -> RowSource:
+def _open_path(text: str, number: int, reading: Reading, without: str) -> RowSource:
     if text == STDIN:
         return PipeRows(None, reading, number)
     path = Path(text)
@@ -147,12 +149,12 @@ def _open_path(text: str, number: int, reading: Reading) -> RowSource:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
         if glob.has_magic(text):
-            return _open_pattern(*split_pattern(text), number, reading)
+            return _open_pattern(*split_pattern(text), number, reading, without)
         raise _missing(path, error) from None
     if stat.S_ISDIR(mode):
         if not os.access(path, os.R_OK | os.X_OK):
             raise InputError(f"{shown(text)}: the folder cannot be read: Permission denied")
-        return _open_pattern(text, ["**"], number, reading)
+        return _open_pattern(text, ["**"], number, reading, without)
     if stat.S_ISFIFO(mode) or text in ("/dev/stdin", "/dev/fd/0"):
         return PipeRows(path, reading, number)
     if not stat.S_ISREG(mode):
@@ -168,12 +170,16 @@ def _missing(path: Path, error: OSError | ValueError) -> ConfigError:
     return read_error(error, shown(path)) if isinstance(error, OSError) else ConfigError(str(error))
 
 
-def _open_pattern(base: str, parts: Sequence[str], number: int, reading: Reading) -> RowSource:
+def _open_pattern(base: str, parts: Sequence[str], number: int, reading: Reading, without: str) -> RowSource:
     """Files that match a pattern: each holds rows, if all their names say so; otherwise each is a row."""
     tables: list[str] = []
     skipped: list[tuple[str, str]] = []
     if reading.input_format is not Kind.FILES:
-        for name in find_files(base, parts, lambda path, reason: skipped.append((shown(path), reason))):
+
+        def skip(path: str, reason: str) -> None:
+            skipped.append((shown(path), reason))
+
+        for name in find_files(base, parts, skip, without):
             if reading.input_format is None and kind_by_name(name) is None:
                 tables.clear()
                 break

@@ -323,7 +323,7 @@ def open_table(path: Path, reading: Reading, name: str, folder: Path) -> TableSo
         ConfigError: it is a Parquet file, and pyarrow is not installed.
     """
     try:
-        kind = kind_of(path, name, reading.input_format)
+        kind = kind_of(path, name, reading.input_format, reading.encoding)
     except OSError as error:
         raise read_error(error, shown(name)) from None
     if kind is Kind.FILES:

@@ -31,22 +31,26 @@ def split_pattern(pattern: str) -> tuple[str, list[str]]:
     return ("/" if pattern.startswith("/") and not base else base), parts[fixed:]
 
 
-def find_files(base: str, parts: Sequence[str], skip: Skip) -> Iterator[str]:
+def find_files(base: str, parts: Sequence[str], skip: Skip, without: str = "") -> Iterator[str]:
     """The files below ``base`` that match, in the order of their names, folder by folder.
 
     ``*``, ``?`` and ``[…]`` match inside a name, ``**`` matches any number of folders. A name that begins
     with a dot matches only a part of the pattern that begins with a dot. Links to folders are followed, but
     not in circles. An entry that matches and is no file, such as a link to nothing, is skipped.
+    So is the folder whose real path is ``without``.
     """
     real = os.path.realpath(base or ".")
     # Folders that are not read to their end, outermost first. They may be nested deeply.
     begun = [_entries(base, parts, _closed(parts, [0]), (real,), skip)]
+    seen_before = "it leads back to a folder above it"
     while begun:
         found = next(begun[-1], None)
         if found is None:
             begun.pop()
         elif isinstance(found, str):
             yield found
+        elif found.real[-1] in (without, *found.real[:-1]):
+            skip(found.path, "the results are written there" if found.real[-1] == without else seen_before)
         else:
             begun.append(_entries(found.path, parts, found.places, found.real, skip))
 
@@ -84,10 +88,7 @@ def _entries(
         elif min(next_places, default=len(parts)) < len(parts):
             # A string only, because a call for each folder would be slow.
             real = os.path.realpath(path) if entry.is_symlink() else f"{above[-1].rstrip('/')}/{entry.name}"
-            if real in above:
-                skip(path, "it leads back to a folder above it")
-            else:
-                yield _Folder(path, next_places, (*above, real))
+            yield _Folder(path, next_places, (*above, real))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
