@@ -48,7 +48,7 @@ class StoreConnection:
             protocol=3,
             socket_timeout=None,
             socket_connect_timeout=2,
-            socket_keepalive=True,
+            **keepalive(settings.redis_url),
         )
         self.shared = Multiplexer(plain, retry, answer_s=5.0)
         """For the commands that each job costs."""
@@ -89,6 +89,11 @@ class StoreConnection:
         reply, ends = await self.run_script(name, arguments)
         log_unreported_ends(scripts.read_unreported_ends(ends))
         return reply
+
+
+def keepalive(redis_url: str) -> dict[str, Any]:
+    """The option that finds a dead network. A connection to a Unix socket does not take it."""
+    return {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
 
 
 @asynccontextmanager

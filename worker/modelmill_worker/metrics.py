@@ -75,7 +75,7 @@ def start_server(port: int, host: str = "127.0.0.1") -> MetricsServer | None:
     collector: Any = _Children(Path(os.environ[DIRECTORY_VARIABLE]))
     try:
         server, thread = start_http_server(port, host, collector)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         logger.error("metrics cannot be served on %s:%d: %s", host, port, error)
         return None
     logger.info("metrics are served on http://%s:%d/metrics", host, server.server_port)

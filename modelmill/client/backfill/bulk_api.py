@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from modelmill import http_client
 from modelmill.client.errors import foreign, problem
 from modelmill.client.protocol import growing_pause_s
 from modelmill.client.wire import Connection
@@ -87,11 +88,11 @@ class BulkApi:
     """
 
     def __init__(self, connection: Connection, backoff: Backoff) -> None:
-        self._url = connection.url
+        self._url = http_client.shown(httpx.URL(connection.url))
         self._backoff = backoff
         # For one request, without the time that the server is asked to wait. A submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
-        self._http = httpx.AsyncClient(**connection.arguments)
+        self._http = http_client.make_async_client(**connection.arguments)
 
     async def __aenter__(self) -> BulkApi:
         return self

@@ -1,0 +1,1 @@
+"""What a file is, by its bytes: signatures and headers. Only the standard library is used."""
