@@ -386,8 +386,8 @@ def make_job(choice: random.Random, index: int, count: int) -> Sent:
     if choice.random() < 0.06:
         number = choice.choice((IN_REDIS, IN_BLOB, TOO_LARGE)) + count % 1000
         code = "result_too_large" if number >= TOO_LARGE else None
-        body = {"image": DOT, "classes": [str(number)], "lane": lane}
-        return Sent(path("sized"), body, {"probabilities": [0.5] * number}, code)
+        sized = {"image": DOT, "classes": [str(number)], "lane": lane}
+        return Sent(path("sized"), sized, {"probabilities": [0.5] * number}, code)
     model = "echo-slow" if choice.random() < 0.5 else "echo"
     if choice.random() < 0.1:
         rows = [[mark, n / 10] for n in range(choice.randint(1, 24))]

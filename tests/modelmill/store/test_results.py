@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -35,6 +36,10 @@ class Own:
     def claim_of(self, count: int) -> list[Claimed]:
         submit(self.settings, *(submission() for _ in range(count)))
         return list(claim(self.store, count).jobs)
+
+    def command(self, *words: str) -> None:
+        send: Any = self.raw.execute_command
+        send(*words)
 
     def result_of(self, job_id: str) -> bytes | None:
         record = read_job(self.store, job_id)
@@ -80,7 +85,7 @@ def test_a_result_longer_than_the_servers_longest_value_is_told_from_an_outage(
 def test_a_result_that_breaks_the_connection_holds_no_other_back(start: Callable[..., Own]) -> None:
     own = start("--proto-max-bulk-len", "1mb")
     # A hosted server that does not tell its limit.
-    own.raw.execute_command("ACL", "SETUSER", "default", "-config")
+    own.command("ACL", "SETUSER", "default", "-config")
     jobs = own.claim_of(3)
 
     verdicts = own.store.settle([end(jobs[0], 10), end(jobs[1], 20 * MIB), end(jobs[2], 10)])
@@ -155,7 +160,7 @@ def test_what_a_server_refuses_in_some_state_may_succeed_later(
     start: Callable[..., Own], command: tuple[str, ...], undo: tuple[str, ...]
 ) -> None:
     own = start()
-    own.raw.execute_command(*command)
+    own.command(*command)
     other = redis.Redis.from_url(own.settings.redis_url)
 
     with pytest.raises(RedisError) as refused:
@@ -163,7 +168,7 @@ def test_what_a_server_refuses_in_some_state_may_succeed_later(
 
     assert is_temporary(refused.value)
     if undo:
-        own.raw.execute_command(*undo)
+        own.command(*undo)
         assert other.set("key", "x")
     other.close()
 

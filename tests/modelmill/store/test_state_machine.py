@@ -569,9 +569,9 @@ class Machine(RuleBasedStateMachine):
             assert seen.lives_until(keys.INPUT + job_id, until - self.model.now)
         assert seen.named(keys.HOOKS) == self.model.hooked.keys()
         assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
-        for name, key in self.model.idempotency.items():
-            if key.until is not None:
-                assert seen.lives_until(keys.IDEMPOTENCY + ":".join(name), key.until - self.model.now)
+        for owner, entry in self.model.idempotency.items():
+            if entry.until is not None:
+                assert seen.lives_until(keys.IDEMPOTENCY + ":".join(owner), entry.until - self.model.now)
         assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()
         for name, file in self.model.files.items():
             assert int(seen.hash(keys.FILE + name)["refs"]) == file.refs
@@ -594,8 +594,8 @@ class Machine(RuleBasedStateMachine):
                 if key.until is None
             ),
         }
-        for name, key in self.model.idempotency.items():
-            assert (seen.lives[keys.IDEMPOTENCY + ":".join(name)] == -1) == (key.until is None)
+        for owner, entry in self.model.idempotency.items():
+            assert (seen.lives[keys.IDEMPOTENCY + ":".join(owner)] == -1) == (entry.until is None)
         for key, left in seen.lives.items():
             assert left >= 0 or key in forever, f"{key} would never expire"
 

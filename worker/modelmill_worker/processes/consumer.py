@@ -15,7 +15,7 @@ Celery itself tries five times a second, and logs each of them.
 """
 
 
-class PatientConsumer(Consumer):  # type: ignore[misc]
+class PatientConsumer(Consumer):
     """Celery's consumer, with that pause."""
 
     def on_connection_error_before_connected(self, exc: Any) -> None:
