@@ -274,6 +274,8 @@ class ApiProtocol(HttpToolsProtocol):
         if self._answered is not None and self._answered.response_complete:
             self._crowd.waits(self)
         if self._held:
+            if len(self._held) > HELD_BYTES:
+                self.flow.pause_reading()
             self.loop.call_soon(self._feed_held)
 
     # Ends
