@@ -45,7 +45,7 @@ class Bounds:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         connections = settings.max_connections
         if files != resource.RLIM_INFINITY:
-            # Without files left, the server could not accept connections, and so could close no other for them.
+            # Without files left, the server could not accept connections, nor close others for them.
             connections = min(connections, max(16, files - OTHER_FILES))
         return cls(
             head_bytes=settings.max_head_bytes,

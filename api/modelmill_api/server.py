@@ -1,7 +1,7 @@
 """The HTTP protocol with which uvicorn serves the API: uvicorn's own, with bounds.
 
-uvicorn with httptools bounds neither the head of a request, nor the requests that wait behind another one, nor
-how long a client may take. All of this happens before a key is checked, so it is bounded here.
+uvicorn with httptools bounds neither the head of a request, nor the requests that wait behind another one,
+nor how long a client may take. All of this happens before a key is checked, so it is bounded here.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ HELD_BYTES = 64 * 1024
 """The size of what came too early at which reading pauses."""
 MAX_HELD_BYTES = 1024 * 1024
 LINGER_S = 2.0
-"""How long a refused client may go on sending. If the connection were closed at once, its answer would be
-lost."""
+LINGER_BYTES = 8 * 1024 * 1024
+"""How long a refused client may go on sending, and how much. If the connection were closed at once, it
+could lose its answer."""
 UNREAD_S = 300.0
 """How long a client may neither read its answer nor send anything."""
 QUIET_BODY_S = 300.0
@@ -108,7 +109,8 @@ class ApiProtocol(HttpToolsProtocol):
         self._body_since = 0.0
         """The body's bytes since this time, for its rate."""
         self._over_since: float | None = None
-        """Since when nothing more is read from this client, if it was refused."""
+        """Since when nothing of this client is parsed any longer, if it was refused."""
+        self._ignored_bytes = 0
         self._problem: ModelmillError | None = None
         """Why the parser must stop."""
         self.stalled_since: float | None = None
@@ -138,8 +140,10 @@ class ApiProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._over_since is not None:
-            return
-        if self._held:
+            self._ignored_bytes += len(data)
+            if self._ignored_bytes > LINGER_BYTES:
+                self.drop()
+        elif self._held:
             self._hold(data)
         else:
             self._feed(data)
@@ -282,44 +286,53 @@ class ApiProtocol(HttpToolsProtocol):
 
     def check(self, now: float) -> None:
         """Ends the connection if its client is too slow."""
-        bounds, current = self._bounds, self._answered
-        has_sent = self._body_bytes > 0
+        current, has_sent = self._answered, self._body_bytes > 0
         if self._over_since is not None or self.transport.is_closing():
             self._over_since = self._over_since or now
             if now - self._over_since > LINGER_S:
-                self.transport.abort()
-        elif current is None or current.response_complete:
-            waited_s = now - self._since
-            if self._in_body:
-                # The answer did not need the body, which goes on.
-                if waited_s > bounds.body_s:
-                    self.drop()
-            elif self._in_head and waited_s > bounds.head_s:
-                self.refuse(
-                    ErrorCode.REQUEST_TIMEOUT, f"The head of the request took longer than {bounds.head_s:g} s."
-                )
-            elif waited_s > bounds.idle_s:
                 self.drop()
+        elif current is None or current.response_complete:
+            self._check_silence(now - self._since)
         elif not self._in_body or self.flow.read_paused or current.waiting_for_100_continue:
             self._body_since, self._body_bytes = now, 0
-        elif current.response_started:
-            if self._body_bytes:
-                self._body_since, self._body_bytes = now, 0
-            elif now - self._body_since > QUIET_BODY_S:
-                self.drop()
-        elif (waited_s := now - self._body_since) > bounds.body_s:
-            if self._body_bytes < waited_s * bounds.body_bytes_per_s:
-                self.refuse(
-                    ErrorCode.REQUEST_TIMEOUT,
-                    f"In {bounds.body_s:g} s, less than {bounds.body_bytes_per_s} bytes of the body came a "
-                    "second.",
-                )
-            self._body_since, self._body_bytes = now, 0
+        else:
+            self._check_body(current, now)
         if self.stalled_since is not None:
             if has_sent:
                 self.stalled_since = now
             elif now - self.stalled_since > UNREAD_S:
                 self.drop()
+
+    def _check_silence(self, waited_s: float) -> None:
+        """Checks a connection without a request that is being answered."""
+        bounds = self._bounds
+        if self._in_body:
+            # The answer did not need the body, which goes on.
+            if waited_s > bounds.body_s:
+                self.drop()
+        elif self._in_head and waited_s > bounds.head_s:
+            message = f"The head of the request took longer than {bounds.head_s:g} s."
+            self.refuse(ErrorCode.REQUEST_TIMEOUT, message)
+        elif waited_s > bounds.idle_s:
+            self.drop()
+
+    def _check_body(self, current: RequestResponseCycle, now: float) -> None:
+        """Checks how fast the body of a request arrives."""
+        bounds, waited_s = self._bounds, now - self._body_since
+        if current.response_started:
+            # As in a bulk submit, whose client may produce its lines slowly.
+            if not self._body_bytes and waited_s > QUIET_BODY_S:
+                self.drop()
+            if not self._body_bytes:
+                return
+        elif waited_s <= bounds.body_s:
+            return
+        elif self._body_bytes < waited_s * bounds.body_bytes_per_s:
+            self.refuse(
+                ErrorCode.REQUEST_TIMEOUT,
+                f"In {bounds.body_s:g} s, less than {bounds.body_bytes_per_s} bytes of the body came per s.",
+            )
+        self._body_since, self._body_bytes = now, 0
 
     def drop(self) -> None:
         """Closes the connection at once."""
@@ -327,7 +340,9 @@ class ApiProtocol(HttpToolsProtocol):
 
     def refuse(self, code: ErrorCode, message: str) -> None:
         """Answers with an error, and closes the connection."""
-        self._refuse(ModelmillError(code, message, retry_after_s=1 if code is ErrorCode.SERVER_BUSY else None))
+        self._refuse(
+            ModelmillError(code, message, retry_after_s=1 if code is ErrorCode.SERVER_BUSY else None)
+        )
 
     def _refuse(self, problem: ModelmillError) -> None:
         self._crowd.refused(problem.code)

@@ -39,8 +39,8 @@ def check_body(body: bytes | str, most_elements: int) -> None:
         ModelmillError: ``invalid_input``.
     """
     data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
-    # A body has at most as many keys as colons, and colons are counted fast. Each unknown key becomes an error
-    # of its own: two million of them took 2 GiB and 13 s.
+    # A body has at most as many keys as colons, and colons are counted fast. Each unknown key becomes an
+    # error of its own: two million of them took 2 GiB and 13 s.
     if data.count(b":") > MAX_KEYS and next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
         raise ModelmillError(
             ErrorCode.INVALID_INPUT, f"The body holds more than {MAX_KEYS} keys; no task needs so many."

@@ -323,7 +323,7 @@ class Task:
         try:
             request = model.model_validate_json(body, context=context)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise _not_utf8(body) or _invalid(error) from None
         if batched:
             self._same_lengths(request)
         return request
@@ -394,6 +394,16 @@ def _listed(value: Any) -> str:
 def _nested(value: Any) -> str:
     # The field itself is a list, so only a list of lists can mean one value per item.
     return EACH if isinstance(value, list) and value and isinstance(value[0], list) else SHARED
+
+
+def _not_utf8(body: bytes | str) -> ModelmillError | None:
+    """The error of a body whose text is in another encoding."""
+    try:
+        body.decode() if isinstance(body, bytes) else body.encode()
+    except UnicodeError as error:
+        message = f"The body is not UTF-8: see byte {error.start}. Encode it as UTF-8."  # type: ignore[attr-defined]
+        return ModelmillError(ErrorCode.INVALID_INPUT, message)
+    return None
 
 
 def _invalid(error: ValidationError) -> ModelmillError:
