@@ -31,6 +31,7 @@ from modelmill_api.openapi import document
 from modelmill_api.openapi.routes import job_routes
 from modelmill_api.room import BodyRoom
 from modelmill_api.routes import (
+    assets,
     bulk,
     collect,
     events,
@@ -83,6 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
     )
+    assets.keep_assets(app)
     problems.install(app)
     document.install(app, job_routes, with_keys=keys_are_on(settings))
     _add_middleware(app, settings, metrics)

@@ -63,17 +63,17 @@ def json_text(body: bytes) -> bytes:
     """
     if body[:1] == b"{":
         # Nearly all bodies.
-        if body[1:2] != b"\0":
+        if b"\0" not in body[:4]:
             return body
     elif body.startswith(_BYTE_ORDER_MARK):
         return body[len(_BYTE_ORDER_MARK) :]
-    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:4]:
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, "The body is UTF-16 or UTF-32. JSON is UTF-8: encode it as that."
-        )
     if body[:2] == b"\x1f\x8b":
         raise ModelmillError(
             ErrorCode.INVALID_INPUT, "The body is gzip data. Say so, with the header Content-Encoding: gzip."
+        )
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:4]:
+        raise ModelmillError(
+            ErrorCode.INVALID_INPUT, "The body is UTF-16 or UTF-32. JSON is UTF-8: encode it as that."
         )
     return body
 

@@ -38,17 +38,17 @@ def encoding_of(request: Request) -> str:
     return encodings[0].removeprefix("x-")
 
 
-async def decoded(request: Request) -> AsyncIterator[bytes]:
+def decoded(request: Request) -> AsyncIterator[bytes]:
     """The pieces of a request's body, without its ``Content-Encoding``. They may be empty.
 
     Raises:
         ModelmillError: ``unsupported_encoding``, or ``invalid_input`` if the body is not encoded so.
     """
     encoding = encoding_of(request)
-    if not encoding:
-        async for chunk in request.stream():
-            yield chunk
-        return
+    return _decoded(request, encoding) if encoding else request.stream()
+
+
+async def _decoded(request: Request, encoding: str) -> AsyncIterator[bytes]:
     decoder = _Decoder(encoding)
     async for chunk in request.stream():
         pieces = decoder.feed(chunk)

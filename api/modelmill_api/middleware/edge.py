@@ -23,8 +23,8 @@ _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 class Edge:
     """Takes a trailing slash from each address, and adds to each answer what browsers and caches must know.
 
-    An address with a slash at its end is the same as the one without. A redirect would not do: many clients do
-    not follow it, and lose the body of a POST.
+    An address with a slash at its end is the same as the one without. A redirect would not do: many clients
+    do not follow it, and lose the body of a POST.
     """
 
     def __init__(self, app: ASGIApp) -> None:
