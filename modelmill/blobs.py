@@ -22,6 +22,7 @@ from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.extras import missing_package
 from modelmill.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ class _Folder(BlobStore):
             for name in ("in", "out", "file", "tmp"):
                 (self._root / name).mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise ConfigError(f"blob_url: the folder {self._root} cannot be used: {error.strerror}") from None
+            raise ConfigError(
+                f"MODELMILL_BLOB_URL: the folder {self._root} cannot be used: {error.strerror}"
+            ) from None
 
     def _path(self, name: str) -> Path:
         return self._root / _checked(name)
@@ -293,13 +296,12 @@ def _check_installed(scheme: str) -> None:
 
     known = known_implementations.get(scheme)
     if known is None:
-        raise ConfigError(f"blob_url: there is no store of the kind {scheme!r}. Use a folder or s3://…")
+        raise ConfigError(
+            f"MODELMILL_BLOB_URL: there is no store of the kind {scheme!r}. Use a folder or s3://…"
+        )
     package = known["class"].partition(".")[0]
     if find_spec(package) is None:
-        extra = "modelmill[s3]" if package == "s3fs" else package
-        raise ConfigError(
-            f"blob_url: {scheme}:// needs a package that is not installed: pip install '{extra}'"
-        )
+        raise ConfigError(f"MODELMILL_BLOB_URL: {scheme}:// cannot be used. {missing_package(package)}")
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""Recognises file formats and text encodings by their content. It decodes no media."""
+"""What a file is, by its bytes: signatures, headers and text encodings. It decodes no media."""

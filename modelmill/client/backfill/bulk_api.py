@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 
+from modelmill import http_client
 from modelmill.client.errors import foreign, problem
 from modelmill.client.protocol import growing_pause_s
 from modelmill.client.wire import Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
-from modelmill.formats.names import shown
 from modelmill.ndjson import LineSplitter
 
 COLLECT_IDS = 1000
@@ -90,12 +90,11 @@ class BulkApi:
     """
 
     def __init__(self, connection: Connection, backoff: Backoff) -> None:
-        self._url = _shown(connection.url)
+        self._url = http_client.shown(httpx.URL(connection.url))
         self._backoff = backoff
         # For one request, without the time that the server is asked to wait. A submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
-        _check_url(connection.url, self._url)
-        self._http = httpx.AsyncClient(**connection.arguments)
+        self._http = http_client.make_async_client(**connection.arguments)
 
     async def __aenter__(self) -> BulkApi:
         return self
@@ -195,25 +194,6 @@ class BulkApi:
                     yield _parsed(line)
         except httpx.RequestError as error:
             raise self._no_answer(error) from None
-
-
-def _shown(url: str) -> str:
-    """A URL without its user name and password."""
-    try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL:
-        return shown(url.rpartition("@")[2])
-    return f"{parts.scheme}://{parts.netloc.decode()}{parts.path.rstrip('/')}" if parts.host else shown(url)
-
-
-def _check_url(url: str, shown_url: str) -> None:
-    try:
-        parts = httpx.URL(url)
-        is_url = parts.scheme in ("http", "https") and parts.host and (parts.port or 1) < 65536
-    except httpx.InvalidURL:
-        is_url = False
-    if not is_url:
-        raise ConfigError(f"{shown_url} is not the URL of a server: write http://127.0.0.1:8000")
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
