@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 
 from modelmill.extras import MissingExtraError, naming_extras
@@ -10,13 +9,11 @@ from modelmill.extras import MissingExtraError, naming_extras
 
 def main() -> None:
     """Runs ``modelmill``."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal cannot show must not end a command, such as "cät" where LANG is C.
-            stream.reconfigure(errors="backslashreplace")
     try:
         with naming_extras():
             from modelmill_cli.app import app
+            from modelmill_cli.console import escape_what_cannot_be_shown
     except MissingExtraError as error:
         sys.exit(f"The command line is not complete. {error}")
+    escape_what_cannot_be_shown()
     app()

@@ -127,7 +127,7 @@ def test_letters_and_digits_that_are_left_out_are_told(load: Load, text: str, le
     with collecting(found):
         runner.preprocess(Input(text=text))
 
-    assert found == ([ItemWarning(WarningCode.TEXT_CUT, left_out)] if left_out else [])
+    assert found == ([ItemWarning(WarningCode.TEXT_UNKNOWN, left_out)] if left_out else [])
 
 
 def test_sound_that_is_not_numbers_is_an_error_and_no_silence(load: Load) -> None:

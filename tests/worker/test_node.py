@@ -27,9 +27,10 @@ from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from tests.support.api import documents, submit_at_once, submit_jobs, wait_all
 from tests.support.exhaustive import exhaustive
+from tests.support.jobs import are_complete, submit
 from tests.support.paths import TEST_MODELS
 from tests.support.processes import is_running, wait_until
-from tests.support.servers import environment_of
+from tests.support.servers import Valkey, environment_of
 from tests.support.workers import Workers, live_nodes
 
 StartWorkers = Callable[..., Workers]
@@ -324,6 +325,23 @@ def test_bells_that_no_node_answers_do_not_pile_up(api: httpx.Client, raw_redis:
     submit_jobs(api, "noop", 500)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop") >= 30, what="bells")
     assert raw_redis.llen("modelmill.model.noop") <= 32
+
+
+def test_jobs_end_although_the_broker_takes_no_messages(
+    settings: Settings, store: WorkerStore, start_workers: StartWorkers, own_valkey: Valkey
+) -> None:
+    broker = redis.Redis.from_url(own_valkey.url)
+    workers = start_workers(MODELMILL_BROKER_URL=own_valkey.url)
+    broker.config_set("maxmemory", 1)
+
+    # Two models, and no bell.
+    ids = [*submit(settings, "noop", *["a"] * 20), *submit(settings, "picky", *["a"] * 20)]
+    wait_until(lambda: are_complete(store, ids), what="the ends")
+
+    assert workers.process.poll() is None
+    assert "starting it again" not in workers.log.read_text(), "the node lives"
+    broker.config_set("maxmemory", 0)
+    broker.close()
 
 
 def test_the_plain_celery_command_runs_a_node_too(

@@ -70,7 +70,7 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             raise invalid_field("text", "holds no character that the model can speak")
         if unspoken := self._unspoken(item.text, spoken):
             warn(
-                WarningCode.TEXT_CUT,
+                WarningCode.TEXT_UNKNOWN,
                 f"The model cannot speak {len(unspoken)} of the text's characters and left them out: "
                 f"{' '.join(sorted(set(unspoken))[:SHOWN])}",
             )

@@ -15,6 +15,7 @@ from modelmill_backends.contract import Prepared
 from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config
+from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
 from modelmill_tasks.automatic_speech_recognition import Chunk, Config, Input, Output
 from modelmill_tasks.item_warnings import WarningCode, warn
@@ -109,6 +110,7 @@ class WhisperRecogniser:
         self._sounds = sounds
         self._tokenizer = sounds.loaded.tokenizer
         self._specials = frozenset(self._tokenizer.all_special_ids)
+        self._characters = Characters(self._tokenizer)
         generation = sounds.model.generation_config
         self._generation = generation
         known = getattr(generation, "lang_to_id", None) or {}
@@ -309,7 +311,7 @@ class WhisperRecogniser:
         return len(tokens) > 1 and all(token >= self._first_timestamp for token in tokens)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode([token for token in tokens if self._is_text(token)]))
+        return self._characters.decode([token for token in tokens if self._is_text(token)], whole=True)
 
     def _is_text(self, token: int) -> bool:
         return token < self._first_timestamp and token not in self._specials

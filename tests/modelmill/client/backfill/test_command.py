@@ -205,7 +205,21 @@ def test_progress_is_shown_in_words() -> None:
     with err.capture() as captured:
         err.print(backfill_display._details(stats, with_done=True))
         backfill_display.show_summary(
-            Summary("stopped", "3 rows failed", Path("out"), "id", 903, 900, 3, stats.errors, [], 75.0, 12.3),
+            Summary(
+                "stopped",
+                "3 rows failed",
+                Path("out"),
+                "id",
+                903,
+                900,
+                3,
+                stats.errors,
+                {},
+                {},
+                [],
+                75.0,
+                12.3,
+            ),
             as_json=False,
         )
 
