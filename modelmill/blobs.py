@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.extras import missing_package
+from modelmill.setting_types import masked
 from modelmill.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -202,11 +203,11 @@ class _Remote(BlobStore):
         return f"{self._place[1]}/{_checked(name)}"
 
     def put_many(self, blobs: Mapping[str, bytes]) -> None:
-        with _translated():
+        with _translated(self._url):
             self._place[0].pipe({self._path(name): data for name, data in blobs.items()})
 
     def put_file(self, name: str, source: IO[bytes]) -> None:
-        with _translated():
+        with _translated(self._url):
             file = self._place[0].open(self._path(name), "wb", autocommit=False)
             try:
                 for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
@@ -224,7 +225,7 @@ class _Remote(BlobStore):
         if not names:
             return {}
         paths = {self._path(name): name for name in names}
-        with _translated():
+        with _translated(self._url):
             # Always a list, also for one path: then the answer is a mapping that also holds the missing ones.
             found = self._place[0].cat(list(paths), recursive=False, on_error="return")
             answers: dict[str, bytes | None] = {}
@@ -236,7 +237,7 @@ class _Remote(BlobStore):
         return answers
 
     def open(self, name: str) -> BinaryIO | None:
-        with _translated():
+        with _translated(self._url):
             try:
                 return cast(
                     "BinaryIO",
@@ -249,7 +250,7 @@ class _Remote(BlobStore):
 
     def delete(self, names: Iterable[str]) -> None:
         system = self._place[0]
-        with _translated():
+        with _translated(self._url):
             paths = [self._path(name) for name in names]
             try:
                 if paths:
@@ -263,7 +264,7 @@ class _Remote(BlobStore):
     def names(self, older_than_s: float) -> Iterator[str]:
         limit = time.time() - older_than_s
         system, root = self._place
-        with _translated():
+        with _translated(self._url):
             for path, about in system.find(root, detail=True).items():
                 name = path.removeprefix(root + "/")
                 written = _written_at(about)
@@ -305,12 +306,12 @@ def _check_installed(scheme: str) -> None:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turns the errors of each file system into ``BlobError``."""
+def _translated(url: str | None = None) -> Iterator[None]:
+    """Turns the errors of each file system into ``BlobError``. The log shows no password of ``url``."""
     try:
         yield
     except (BlobError, _NoNameError):
         raise
     except Exception as error:
-        logger.warning("the blob store failed: %s: %s", type(error).__name__, error)
+        logger.warning("the blob store failed: %s: %s", type(error).__name__, masked(str(error), url))
         raise BlobError from error

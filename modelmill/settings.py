@@ -98,6 +98,37 @@ class Settings(BaseModel):
     )
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="Largest request body.")
+    max_bodies_bytes: int = Field(
+        128 * MIB,
+        ge=MIB,
+        description="Request bodies that one API process holds at once. A request beyond that waits for a "
+        "moment, and is then refused with 503.",
+    )
+    max_head_bytes: int = Field(
+        64 * 1024, ge=8192, description="Largest head of a request: its first line and its headers."
+    )
+    max_headers: int = Field(128, ge=16, description="Headers of one request.")
+    max_url_bytes: int = Field(
+        16 * 1024, ge=1024, description="Longest address of a request, with its query."
+    )
+    max_connections: int = Field(
+        4096,
+        ge=16,
+        description="Connections of one API process. If all are taken, a new one closes the one that has "
+        "been without a request for longest.",
+    )
+    head_timeout_s: float = Field(
+        10.0, gt=0, description="How long a client may take for the head of a request."
+    )
+    keep_alive_s: int = Field(
+        5, ge=1, description="How long a connection may stay open between two requests."
+    )
+    body_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="A request ends if its body is slower than `min_body_bytes_per_s` for this long.",
+    )
+    min_body_bytes_per_s: int = Field(1024, ge=1, description="The slowest that a request body may arrive.")
     max_image_pixels: int = Field(
         100_000_000, ge=1, description="Largest image, width times height, before decoding."
     )

@@ -30,11 +30,14 @@ from modelmill_api.checks import check_settings
 from modelmill_api.directory import Directory
 from modelmill_api.media import make_media_guard
 from modelmill_api.middleware.auth import Authenticate, add_cors, keys_are_on
+from modelmill_api.middleware.edge import Edge
 from modelmill_api.middleware.head import AnswerHead
 from modelmill_api.middleware.metrics import CountRequests, RequestMetrics
 from modelmill_api.openapi import document
 from modelmill_api.openapi.routes import job_routes
+from modelmill_api.room import BodyRoom
 from modelmill_api.routes import (
+    assets,
     bulk,
     collect,
     events,
@@ -100,9 +103,11 @@ def _make_app(settings: Settings) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
     )
+    assets.keep_assets(app)
     problems.install(app)
     document.install(app, job_routes, with_keys=keys_are_on(settings))
     _add_middleware(app, settings, metrics)
@@ -144,6 +149,7 @@ def _make_state(settings: Settings, catalogue: Catalogue, metrics: RequestMetric
         settings=settings,
         media_limits=MediaLimits.from_settings(settings),
         store=store,
+        room=BodyRoom(settings),
         bells=AsyncBells(settings, store),
         directory=Directory(catalogue, store),
         news=JobNews(settings, store),
@@ -164,11 +170,13 @@ def _start_background(stopping: asyncio.Event, state: ApiState) -> Sequence[asyn
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: RequestMetrics) -> None:
-    # The last one added is the outermost: preflights pass without a key, and refused requests are counted.
+    # The last one added is the outermost: preflights pass without a key, refused requests are counted, and
+    # no layer sees an address with a slash at its end.
     app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, settings=settings)
     add_cors(app, settings)
     app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(Edge)
 
 
 def _add_routes(app: FastAPI) -> None:

@@ -49,7 +49,7 @@ class AudioClassificationRunner(Runner[Input, Sounds]):
         if length_s >= heard_s + BARELY_S:
             warn(
                 WarningCode.SOUND_CUT,
-                f"The model heard the first {heard_s:.3g} s of {length_s:.1f} s of sound.",
+                f"The model heard the first {heard_s:.3g} s of {length_s:.1f} s.",
             )
         samples = samples[: MAX_S * rate]
         cost = 1 + samples.size // (15 * rate)

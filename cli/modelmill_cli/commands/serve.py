@@ -86,7 +86,9 @@ def api(
         server_header=False,
         timeout_graceful_shutdown=10,
         workers=settings.api_workers,
-        http="modelmill_api.server:OnePacketProtocol",
+        timeout_keep_alive=settings.keep_alive_s,
+        http="modelmill_api.server:ApiProtocol",
+        ws="none",
     )
 
 
