@@ -209,8 +209,8 @@ class Engine:
             self._is_exhausted = True
             if self._rows_to_redo:
                 raise ConfigError("the input has fewer rows than it had when this run began")
-        for row, error in chunk.failed:
-            self._fail(row, error)
+        for row, problem in chunk.failed:
+            self._fail(row, problem)
         return chunk
 
     async def _submit(self, chunk: Chunk) -> None:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from modelmill.errors import ConfigError
+from modelmill.extras import MissingExtraError, missing_package
 
 GROUP_BYTES = 16 * 1024 * 1024
 """Bytes of JSON in one group of rows. One group is in memory at a time."""
@@ -22,12 +22,12 @@ def pyarrow_parquet() -> Any:
     """The module ``pyarrow.parquet``, which an extra installs.
 
     Raises:
-        ConfigError: it is not installed.
+        MissingExtraError: it is not installed.
     """
     try:
         return import_module("pyarrow.parquet")
     except ImportError:
-        raise ConfigError("Parquet files need pyarrow: pip install 'modelmill[parquet]'") from None
+        raise MissingExtraError(missing_package("pyarrow")) from None
 
 
 def write_parquet(source: Path, target: Path, result_schema: Mapping[str, Any]) -> None:

@@ -263,6 +263,7 @@ def test_the_text_encoding_may_be_said(tmp_path: Path) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    for options in ({"encoding": "nope"}, {"delimiter": "ab"}, {"input_format": "xml"}):
+    refused: list[dict[str, Any]] = [{"encoding": "nope"}, {"delimiter": "ab"}, {"input_format": "xml"}]
+    for options in refused:
         with pytest.raises(ConfigError):
             BackfillOptions(**options)

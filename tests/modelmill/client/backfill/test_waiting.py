@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_a_url_that_cannot_work_is_refused_at_once(tmp_path: Path, url: str) -> 
     ],
 )
 def test_a_refusal_at_the_start_ends_the_run_at_once(
-    stub: Stub, tmp_path: Path, answer: Any, message: str
+    stub: Stub, tmp_path: Path, answer: Callable[[], Response], message: str
 ) -> None:
     asked: list[str] = []
 
