@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import soundfile
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.item_warnings import InputWarning
 from modelmill_tasks.shared.sources import source_bytes
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 from tests.support.models import OpenModel, folder_entry
@@ -133,3 +135,11 @@ def test_a_model_without_a_voice_does_not_load(open_model: OpenModel, tmp_path: 
         open_model(folder_entry(tiny_whisper(tmp_path), TASK))
 
     assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED
+
+
+def test_letters_and_digits_that_are_not_spoken_are_told(load: Load) -> None:
+    with pytest.warns(InputWarning, match="does not know 4 of the text's 13 letters and digits"):
+        said(load(), "The mill of 1984.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InputWarning)
+        said(load(), "The mill, again!")
