@@ -35,4 +35,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'modelmill' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_MODULES[name]), name)
+    from modelmill.extras import naming_extras
+
+    with naming_extras():
+        return getattr(import_module(_MODULES[name]), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import soundfile
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
-from modelmill_tasks.item_warnings import InputWarning
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from modelmill_tasks.shared.sources import source_bytes
+from modelmill_tasks.text_to_speech import Input
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 from tests.support.models import OpenModel, folder_entry
 
@@ -111,6 +111,35 @@ def test_capitals_and_what_cannot_be_spoken_make_no_difference(load: Load) -> No
     assert said(load(), "The Mill, turns (again)!") == said(load(), TEXT)
 
 
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        (TEXT, None),
+        ("The Mill, turns (again)!", None),
+        ("go forward 10 meters", "The model cannot speak 2 of the text's characters and left them out: 0 1"),
+        ("a 漢 b", "The model cannot speak 1 of the text's characters and left them out: 漢"),
+    ],
+)
+def test_letters_and_digits_that_are_left_out_are_told(load: Load, text: str, left_out: str | None) -> None:
+    runner = load().runner(TASK)
+    found: list[ItemWarning] = []
+
+    with collecting(found):
+        runner.preprocess(Input(text=text))
+
+    assert found == ([ItemWarning(WarningCode.TEXT_UNKNOWN, left_out)] if left_out else [])
+
+
+def test_sound_that_is_not_numbers_is_an_error_and_no_silence(load: Load) -> None:
+    runner = load().runner(TASK)
+    prepared = runner.preprocess(Input(text=TEXT))
+
+    with pytest.raises(ModelmillError) as raised:
+        runner.postprocess(prepared, np.array([0.0, np.nan], np.float32))
+
+    assert raised.value.code == ErrorCode.INFERENCE_FAILED
+
+
 @pytest.mark.parametrize("text", ["123", "…", " ", "漢字"])
 def test_a_text_without_anything_to_say_is_refused(load: Load, text: str) -> None:
     code, _, fields = refusal(load(), text)
@@ -135,11 +164,3 @@ def test_a_model_without_a_voice_does_not_load(open_model: OpenModel, tmp_path: 
         open_model(folder_entry(tiny_whisper(tmp_path), TASK))
 
     assert raised.value.code == ErrorCode.MODEL_LOAD_FAILED
-
-
-def test_letters_and_digits_that_are_not_spoken_are_told(load: Load) -> None:
-    with pytest.warns(InputWarning, match="does not know 4 of the text's 13 letters and digits"):
-        said(load(), "The mill of 1984.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", InputWarning)
-        said(load(), "The mill, again!")

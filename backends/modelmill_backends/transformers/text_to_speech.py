@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from modelmill.errors import invalid_field
+from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.audio import require_codecs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SHOWN = 20
+"""So many of the characters that are left out are named."""
 CHARACTERS_PER_COST = 200
 """So many characters of text count as one item of a batch's capacity."""
 
@@ -65,7 +68,12 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             ids = self.weights.tokenizer(item.text, return_tensors="np")["input_ids"] if spoken else None
         if ids is None:
             raise invalid_field("text", "holds no character that the model can speak")
-        self._warn(item.text)
+        if unspoken := self._unspoken(item.text, spoken):
+            warn(
+                WarningCode.TEXT_UNKNOWN,
+                f"The model cannot speak {len(unspoken)} of the text's characters and left them out: "
+                f"{' '.join(sorted(set(unspoken))[:SHOWN])}",
+            )
         return Prepared(item, ids, cost=1 + len(item.text) // CHARACTERS_PER_COST)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -79,6 +87,14 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         return found
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        import numpy as np
+
+        if not np.isfinite(raw).all():
+            raise ModelmillError(
+                ErrorCode.INFERENCE_FAILED,
+                "The model's sound holds values that are not numbers. This can happen in half "
+                "precision: leave options.dtype out of its catalogue entry.",
+            )
         rate = int(self.weights.model.config.sampling_rate)
         return Output(
             audio=wav_url(raw, rate),
@@ -87,20 +103,22 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             created=int(time.time()),
         )
 
-    def _warn(self, text: str) -> None:
-        """Warns the caller of letters and digits that the tokenizer leaves out, such as those of numbers."""
+    def _unspoken(self, text: str, spoken: str) -> list[str]:
+        """The letters and digits of the text that the tokenizer leaves out."""
         tokenizer = self.weights.tokenizer
-        if tokenizer.is_uroman or tokenizer.phonemize:
-            # These turn any letters into those that the model knows.
-            return
-        spoken = [letter for letter in text if letter.isalnum()]
-        unknown = sum(not {letter, letter.lower()} & tokenizer.encoder.keys() for letter in spoken)
-        if unknown:
-            warn(
-                WarningCode.TEXT_UNKNOWN,
-                f"The model does not know {unknown:,} of the text's {len(spoken):,} letters and digits and "
-                "leaves them out. Write numbers as words.",
-            )
+        if tokenizer.phonemize:
+            return []  # it writes digits as words
+        left = Counter(spoken.lower())
+        missing = []
+        for each in text.lower():
+            # Letters of other alphabets become Latin ones if the model wants it so.
+            if not each.isalnum() or (tokenizer.is_uroman and not each.isascii()):
+                continue
+            if left[each]:
+                left[each] -= 1
+            else:
+                missing.append(each)
+        return missing
 
     def _spoken(self, prepared: Prepared[Input]) -> NDArray[np.float32]:
         """``[samples]``, −1 to 1."""
@@ -122,8 +140,7 @@ def wav_url(samples: NDArray[np.float32], rate: int) -> str:
     import numpy as np
     import soundfile
 
-    # A model in half precision may overflow. Silence is better than noise.
-    clean = np.clip(np.nan_to_num(samples), -1.0, 1.0)
+    clean = np.clip(samples, -1.0, 1.0)
     buffer = io.BytesIO()
     soundfile.write(buffer, clean, rate, format="WAV", subtype="PCM_16")
     return f"data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"
