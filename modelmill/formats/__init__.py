@@ -1,1 +1,1 @@
-"""What a file is, by its content. Standard library only."""
+"""What a file is, by its bytes: signatures and headers. Only the standard library is used."""

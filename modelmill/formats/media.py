@@ -1,7 +1,7 @@
 """Recognises images, and files that people send in place of images, by their first bytes.
 
-Nothing is parsed here beyond a signature. A format that is taken has the kind ``image``; each other format has
-a name and a hint, so that a refusal can say what the file is and what to do.
+Nothing is parsed here beyond a signature. A format that is taken has the kind ``image``; each other format
+has a name and a hint, so that a refusal can say what the file is and what to do.
 """
 
 from __future__ import annotations

@@ -23,8 +23,10 @@ from PIL.Image import Image
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image, open_image
+from modelmill_tasks.shared.images import check_image, open_image
 from modelmill_tasks.shared.sources import source_bytes
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF")
 
 ORIENTATION, XMP_ORIENTATION = (
     0x0112,
@@ -200,7 +202,7 @@ class TestFormats:
         error = refusal(data)
 
         assert error.code is ErrorCode.INVALID_MEDIA
-        assert "JPEG, PNG, WEBP, GIF, TIFF, BMP" in error.message
+        assert "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC" in error.message
 
     def test_of_an_animation_the_first_frame_counts(self) -> None:
         frames = [plain((8, 8), color) for color in ("red", "lime", "blue")]
