@@ -259,11 +259,16 @@ def _check_coded(meta: _Meta, max_pixels: int) -> None:
             check_hevc_settings(data[body:end], max_pixels)
     for item in meta.items.values():
         check = CODED.get(item.kind)
-        if check is not None and len(item.extents) == 1:
+        if check is None:
+            continue
+        if len(item.extents) == 1:
             start, length = item.extents[0]
             check(data, start, min(start + length, len(data)), max_pixels)
-        elif check is not None and len(item.extents) > 1:
-            raise refused(f"The {form} image has a picture in several pieces; save it anew.")
+        elif sum(length for _, length in item.extents) > len(data):
+            raise refused(f"The {form} image has a picture in several pieces that lie upon each other.")
+        else:
+            piece = b"".join(data[start : start + length] for start, length in item.extents)
+            check(piece, 0, len(piece), max_pixels)
 
 
 def _track_sizes(boxes: _Boxes, start: int, end: int) -> list[tuple[int, int]]:

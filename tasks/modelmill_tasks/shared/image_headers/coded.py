@@ -1,4 +1,4 @@
-"""Pictures that are coded as AV1 or HEVC: how many there are in one piece, and how large HEVC says it is.
+"""Pictures that are coded as AV1 or HEVC: how many there are in one piece, and how large they say they are.
 
 One piece of an image file holds one picture. A decoder works through all that it holds, so a small piece with
 thousands of pictures, or one with a size of its own, costs as much as a film.
@@ -13,12 +13,16 @@ MAX_UNITS = 10_000
 MAX_PICTURES = 8
 """A picture may come in layers."""
 
-OBU_FRAME_HEADER, OBU_FRAME = 3, 6
+MAX_SETTINGS_BYTES = 256
+"""Width and height stand at the beginning."""
+BLOCK = 128
+
+OBU_SEQUENCE_HEADER, OBU_FRAME_HEADER, OBU_FRAME = 1, 3, 6
 NAL_SPS, NAL_SLICES = 33, range(32)
 
 
-def check_av1(data: Data, start: int, end: int, _max_pixels: int) -> None:
-    """Refuses a piece of AV1 that holds many frames.
+def check_av1(data: Data, start: int, end: int, max_pixels: int) -> None:
+    """Refuses a piece of AV1 that holds many frames, or frames that are too large.
 
     Raises:
         MediaError: it does.
@@ -28,15 +32,20 @@ def check_av1(data: Data, start: int, end: int, _max_pixels: int) -> None:
         if start >= end:
             return
         head = data[start]
-        pictures += (head >> 3 & 15) in (OBU_FRAME_HEADER, OBU_FRAME)
+        kind = head >> 3 & 15
         start += 2 if head & 4 else 1
-        if not head & 2:
-            # Without a size, the unit goes to the end.
-            start = end
-        else:
+        size = end - start
+        if head & 2:
             size, start = _leb128(data, start)
-            start += size
+        if kind == OBU_SEQUENCE_HEADER:
+            _check_size(
+                "AVIF",
+                _av1_size(data[start : min(start + size, end, start + MAX_SETTINGS_BYTES)]),
+                max_pixels,
+            )
+        pictures += kind in (OBU_FRAME_HEADER, OBU_FRAME)
         _check_pictures("AVIF", pictures)
+        start += size
     raise too_large(f"A picture of the AVIF image has more than {MAX_UNITS} units.")
 
 
@@ -64,7 +73,7 @@ def check_hevc(data: Data, start: int, end: int, max_pixels: int) -> None:
         size, start = int.from_bytes(data[start : start + 4], "big"), start + 4
         kind = data[start] >> 1 & 63
         if kind == NAL_SPS:
-            _check_settings(data[start : start + min(size, 256)], max_pixels)
+            _check_size("HEIC", _hevc_size(data[start : start + min(size, MAX_SETTINGS_BYTES)]), max_pixels)
         # The first bit of a slice says that a picture begins.
         pictures += kind in NAL_SLICES and data[start + 2] >> 7
         _check_pictures("HEIC", pictures)
@@ -85,7 +94,7 @@ def check_hevc_settings(record: bytes, max_pixels: int) -> None:
             size, at = int.from_bytes(record[at : at + 2], "big"), at + 2
             unit = record[at : at + size]
             if unit and unit[0] >> 1 & 63 == NAL_SPS:
-                _check_settings(unit[:256], max_pixels)
+                _check_size("HEIC", _hevc_size(unit[:MAX_SETTINGS_BYTES]), max_pixels)
             at += size
 
 
@@ -94,12 +103,12 @@ def _check_pictures(form: str, pictures: int) -> None:
         raise too_large(f"A piece of the {form} image holds more than {MAX_PICTURES} pictures.")
 
 
-def _check_settings(unit: bytes, max_pixels: int) -> None:
-    width, height = _size(unit)
+def _check_size(form: str, size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
     # Coded pictures are filled up to whole blocks.
-    if width * height > max_pixels + 64 * (width + height):
+    if width * height > max_pixels + BLOCK * (width + height):
         raise too_large(
-            f"The HEIC image is coded with {width} × {height} pixels; at most {max_pixels} are accepted."
+            f"The {form} image is coded with {width} × {height} pixels; at most {max_pixels} are accepted."
         )
 
 
@@ -122,7 +131,7 @@ class _Bits:
         return (1 << zeros) - 1 + self.take(zeros)
 
 
-def _size(unit: bytes) -> tuple[int, int]:
+def _hevc_size(unit: bytes) -> tuple[int, int]:
     """Width and height that a sequence parameter set gives."""
     # A byte 3 after two zeros only keeps the data from looking like the start of a unit.
     bits = _Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))
@@ -138,3 +147,31 @@ def _size(unit: bytes) -> tuple[int, int]:
     if bits.golomb() == 3:
         bits.take(1)
     return bits.golomb(), bits.golomb()
+
+
+def _av1_size(unit: bytes) -> tuple[int, int]:
+    """Width and height that a sequence header gives."""
+    bits = _Bits(unit)
+    bits.take(4)
+    if bits.take(1):
+        bits.take(5)
+    else:
+        delay_bits = 0
+        if bits.take(1):
+            bits.take(64)
+            if bits.take(1):
+                bits.golomb()
+            if bits.take(1):
+                delay_bits = bits.take(5) + 1
+                bits.take(42)
+        has_delay = bits.take(1)
+        for _ in range(bits.take(5) + 1):
+            bits.take(12)
+            if bits.take(5) > 7:
+                bits.take(1)
+            if delay_bits and bits.take(1):
+                bits.take(2 * delay_bits + 1)
+            if has_delay and bits.take(1):
+                bits.take(4)
+    width_bits, height_bits = bits.take(4) + 1, bits.take(4) + 1
+    return bits.take(width_bits) + 1, bits.take(height_bits) + 1
