@@ -23,7 +23,7 @@ class MediaFormat:
 
     Attributes:
         name: As people write it: ``JPEG``, ``PDF``.
-        media_type: ``image/jpeg``; ``application/octet-stream`` for formats that a browser might run.
+        media_type: ``image/jpeg``; ``application/octet-stream`` for formats that are not taken.
         kind: ``image`` for the formats of ``IMAGES``, and ``other``.
         hint: For other formats: what the sender can do. A sentence without its full stop.
     """
@@ -49,14 +49,13 @@ def _image(name: str) -> MediaFormat:
 
 JPEG, PNG, WEBP, GIF, TIFF, BMP, AVIF, HEIC = map(_image, IMAGES)
 
-_OCTETS = "application/octet-stream"
 _CONVERT = "convert it to PNG or JPEG"
 _DEVELOP = "develop it to JPEG or PNG"
 _FRAMES = "take its frames as images, or its sound as WAV or MP3"
 
 
-def _other(name: str, hint: str = _CONVERT, media_type: str = _OCTETS) -> MediaFormat:
-    return MediaFormat(name, media_type, "other", hint)
+def _other(name: str, hint: str = _CONVERT) -> MediaFormat:
+    return MediaFormat(name, "application/octet-stream", "other", hint)
 
 
 SVG = _other("SVG drawing", "render it as PNG")
@@ -66,7 +65,7 @@ HTML = _other(
 )
 JSON = _other("JSON text", "send the bytes of the file itself")
 RAW = _other("RAW photo of a camera", _DEVELOP)
-PDF = _other("PDF", "render its pages as images", "application/pdf")
+PDF = _other("PDF", "render its pages as images")
 POSTSCRIPT = _other("PostScript file", "render its pages as images")
 JPEG_2000, JPEG_XL = _other("JPEG 2000 image"), _other("JPEG XL image")
 MP4, MATROSKA = _other("MP4 or QuickTime video", _FRAMES), _other("WebM or Matroska video", _FRAMES)

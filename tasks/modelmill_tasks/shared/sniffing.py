@@ -22,17 +22,17 @@ def sniff(file: BinaryIO, limits: MediaLimits) -> tuple[str, MediaError | None]:
     """
     file.seek(0)
     form = recognise(file.read(HEAD_BYTES))
-    media_type: str | None = form.media_type if form is not None else None
+    media_type: str | None = None
     try:
         if form is not None and form.kind == "image":
+            media_type = form.media_type
             check_image_file(file, limits)
         else:
-            sound = audio_type(file)
-            media_type = sound or media_type
-            if sound is not None:
+            media_type = audio_type(file)
+            if media_type is not None:
                 check_audio(file, limits)
             elif form is not None:
-                return media_type or ANYTHING, no_image(form)
+                return ANYTHING, no_image(form)
     except MediaError as error:
         return media_type or ANYTHING, error
     return media_type or ANYTHING, None

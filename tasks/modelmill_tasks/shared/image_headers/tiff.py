@@ -89,6 +89,8 @@ def read(data: Data, max_pixels: int) -> ImageHeader:
     """
     order = "<" if data[:2] == b"II" else ">"
     layout = _Layout(order, is_big=data[2:4] in (b"+\0", b"\0+"))
+    if layout.is_big and order == ">":
+        raise refused("This is a BigTIFF image in big-endian order, which cannot be decoded. Save it anew.")
     first = layout.unpack(layout.word, data, 8 if layout.is_big else 4)
     entries = _directory(data, layout, first)
     subfile = _number(data, layout, entries, SUBFILE, 0)
