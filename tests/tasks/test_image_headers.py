@@ -36,6 +36,7 @@ from tests.fixtures.image_files import (
 
 MIB = 2**20
 GREY_ROW = b"\0\x4d"
+TRACK = (b"stbl", b"minf", b"mdia", b"trak", b"moov")
 PAGE = {"t256": 1, "t257": 1, "t278": 1}
 
 
@@ -294,12 +295,12 @@ class TestBoxes:
     @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
     def test_a_size_that_the_boxes_hide_is_found(self, kind: str) -> None:
         """The boxes say 64 × 64, and what is coded is larger."""
-        data = bytearray(encoded(plain((2000, 1504)), kind))
+        data = bytearray(encoded(plain((640, 640)), kind))
         place = -1
         while (place := data.find(b"ispe", place + 1)) >= 0:
             data[place + 8 : place + 16] = struct.pack(">II", 64, 64)
 
-        assert "is coded with 2000 × 1504" in refusal(bytes(data), 1_000_000).message
+        assert "is coded with 640 × 640" in refusal(bytes(data), 100_000).message
 
     @pytest.mark.parametrize(
         ("brand", "kind", "unit"),
@@ -321,10 +322,7 @@ class TestBoxes:
             (box(b"free") * 10_001, "boxes"),
             (meta(box(b"iloc", struct.pack(">IHH", 0, 0x4400, 65535))), "items"),
             (meta(box(b"iloc", struct.pack(">IHHHHH", 0, 0x4400, 1, 1, 0, 65535))), "extents"),
-            (
-                nested(box(b"stsz", bytes(8), b"\xff" * 4), b"stbl", b"minf", b"mdia", b"trak", b"moov"),
-                "frames",
-            ),
+            (nested(box(b"stsz", bytes(8), b"\xff" * 4), *TRACK), "frames"),
             (box(b"moov", box(b"trak") * 17), "tracks"),
             (b"\xff\xff\xff\xffmeta", "damaged"),
             (struct.pack(">I4sQ", 1, b"meta", 2**63), "damaged"),
@@ -367,7 +365,7 @@ TEXT_OF_A_MIB = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(MIB)))
 MANY_TAGS = [f"t{number}" for number in range(40_000, 43_000)]
 
 BOMBS: dict[str, Callable[[], bytes]] = {
-    "TIFF strips": lambda: tiff(b"a", **PAGE, t273=("I", [8] * 2_000_000)),
+    "TIFF strips": lambda: tiff(b"a", **PAGE, t273=("I", [8] * 500_000)),
     "JPEG scans": lambda: jpeg_with_scans((1000, 1000), 3000),
     "JPEG fill": lambda: b"\xff\xd8" + b"\xff" * 8_000_000,
     "JPEG EXIF": lambda: (
@@ -376,15 +374,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "JPEG comments among scans": lambda: (
         encoded(plain(), "JPEG", progressive=True)[:-2] + b"\xff\xfe\0\2" * 2_000_000 + b"\xff\xd9"
     ),
-    "PNG texts": lambda: png(1, 1, 8, 0, GREY_ROW, TEXT_OF_A_MIB * 8000),
-    "PNG pixels": lambda: png(1, 1, 8, 0, bytes(200_000_000)),
+    "PNG texts": lambda: png(1, 1, 8, 0, GREY_ROW, TEXT_OF_A_MIB * 2000),
+    "PNG pixels": lambda: png(1, 1, 8, 0, bytes(50_000_000)),
     "GIF blocks": lambda: gif_header(1, 1, 0)[:-5] + b"\x02" + b"\1\x04" * 4_000_000 + b"\0;",
     "WebP EXIF": lambda: riff(
         encoded(plain(), "WEBP")[12:] + b"EXIF" + struct.pack("<I", 8_000_000) + overlapping_tags(8_000_000)
     ),
     "PNG EXIF": lambda: png(1, 1, 8, 0, GREY_ROW, chunk(b"eXIf", overlapping_tags(8_000_000))),
     "TIFF tags": lambda: tiff(b"a", **PAGE, **dict.fromkeys(MANY_TAGS, b"x" * 4000)),
-    "TIFF pages": lambda: tiff(b"a", pages=50_000, **PAGE),
+    "TIFF pages": lambda: tiff(b"a", pages=10_000, **PAGE),
     "AVIF hidden size": lambda: encoded(plain((4000, 4000)), "AVIF", speed=10).replace(
         struct.pack(">II", 4000, 4000), struct.pack(">II", 64, 64)
     ),
