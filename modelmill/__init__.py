@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from modelmill.client import Client as Client
     from modelmill_backends.loader import list_models as list_models
     from modelmill_backends.loader import load as load
+    from modelmill_tasks.item_warnings import InputWarning as InputWarning
 
 _MODULES = {
     "AsyncClient": "modelmill.client",
     "Client": "modelmill.client",
+    "InputWarning": "modelmill_tasks.item_warnings",
     "list_models": "modelmill_backends.loader",
     "load": "modelmill_backends.loader",
 }
 
-__all__ = ["AsyncClient", "Client", "__version__", "list_models", "load"]
+__all__ = ["AsyncClient", "Client", "InputWarning", "__version__", "list_models", "load"]
 
 try:
     __version__ = version("modelmill")
@@ -33,4 +35,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'modelmill' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_MODULES[name]), name)
+    from modelmill.extras import naming_extras
+
+    with naming_extras():
+        return getattr(import_module(_MODULES[name]), name)

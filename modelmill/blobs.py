@@ -22,6 +22,8 @@ from typing import IO, Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.extras import missing_package
+from modelmill.setting_types import masked
 from modelmill.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -113,7 +115,9 @@ class _Folder(BlobStore):
             for name in ("in", "out", "file", "tmp"):
                 (self._root / name).mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise ConfigError(f"blob_url: the folder {self._root} cannot be used: {error.strerror}") from None
+            raise ConfigError(
+                f"MODELMILL_BLOB_URL: the folder {self._root} cannot be used: {error.strerror}"
+            ) from None
 
     def _path(self, name: str) -> Path:
         return self._root / _checked(name)
@@ -199,11 +203,11 @@ class _Remote(BlobStore):
         return f"{self._place[1]}/{_checked(name)}"
 
     def put_many(self, blobs: Mapping[str, bytes]) -> None:
-        with _translated():
+        with _translated(self._url):
             self._place[0].pipe({self._path(name): data for name, data in blobs.items()})
 
     def put_file(self, name: str, source: IO[bytes]) -> None:
-        with _translated():
+        with _translated(self._url):
             file = self._place[0].open(self._path(name), "wb", autocommit=False)
             try:
                 for chunk in iter(lambda: source.read(CHUNK_BYTES), b""):
@@ -221,7 +225,7 @@ class _Remote(BlobStore):
         if not names:
             return {}
         paths = {self._path(name): name for name in names}
-        with _translated():
+        with _translated(self._url):
             # Always a list, also for one path: then the answer is a mapping that also holds the missing ones.
             found = self._place[0].cat(list(paths), recursive=False, on_error="return")
             answers: dict[str, bytes | None] = {}
@@ -233,7 +237,7 @@ class _Remote(BlobStore):
         return answers
 
     def open(self, name: str) -> BinaryIO | None:
-        with _translated():
+        with _translated(self._url):
             try:
                 return cast(
                     "BinaryIO",
@@ -246,7 +250,7 @@ class _Remote(BlobStore):
 
     def delete(self, names: Iterable[str]) -> None:
         system = self._place[0]
-        with _translated():
+        with _translated(self._url):
             paths = [self._path(name) for name in names]
             try:
                 if paths:
@@ -260,7 +264,7 @@ class _Remote(BlobStore):
     def names(self, older_than_s: float) -> Iterator[str]:
         limit = time.time() - older_than_s
         system, root = self._place
-        with _translated():
+        with _translated(self._url):
             for path, about in system.find(root, detail=True).items():
                 name = path.removeprefix(root + "/")
                 written = _written_at(about)
@@ -293,22 +297,21 @@ def _check_installed(scheme: str) -> None:
 
     known = known_implementations.get(scheme)
     if known is None:
-        raise ConfigError(f"blob_url: there is no store of the kind {scheme!r}. Use a folder or s3://…")
+        raise ConfigError(
+            f"MODELMILL_BLOB_URL: there is no store of the kind {scheme!r}. Use a folder or s3://…"
+        )
     package = known["class"].partition(".")[0]
     if find_spec(package) is None:
-        extra = "modelmill[s3]" if package == "s3fs" else package
-        raise ConfigError(
-            f"blob_url: {scheme}:// needs a package that is not installed: pip install '{extra}'"
-        )
+        raise ConfigError(f"MODELMILL_BLOB_URL: {scheme}:// cannot be used. {missing_package(package)}")
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turns the errors of each file system into ``BlobError``."""
+def _translated(url: str | None = None) -> Iterator[None]:
+    """Turns the errors of each file system into ``BlobError``. The log shows no password of ``url``."""
     try:
         yield
     except (BlobError, _NoNameError):
         raise
     except Exception as error:
-        logger.warning("the blob store failed: %s: %s", type(error).__name__, error)
+        logger.warning("the blob store failed: %s: %s", type(error).__name__, masked(str(error), url))
         raise BlobError from error

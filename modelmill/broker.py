@@ -75,6 +75,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_proc_alive_timeout=60,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis at its memory limit refuses Celery's messages. A node must live through that.
+        broker_channel_error_retry=True,
         broker_transport_options={
             # One list for each queue instead of four.
             "priority_steps": [0],

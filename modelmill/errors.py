@@ -22,6 +22,11 @@ class ErrorCode(StrEnum):
     MEDIA_TOO_LARGE = "media_too_large"
     MEDIA_SOURCE_REFUSED = "media_source_refused"
     BODY_TOO_LARGE = "body_too_large"
+    UNSUPPORTED_ENCODING = "unsupported_encoding"
+    MALFORMED_REQUEST = "malformed_request"
+    HEAD_TOO_LARGE = "head_too_large"
+    URL_TOO_LONG = "url_too_long"
+    REQUEST_TIMEOUT = "request_timeout"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     MEDIA_NOT_FOUND = "media_not_found"
     MEDIA_FETCH_FAILED = "media_fetch_failed"
@@ -49,6 +54,7 @@ class ErrorCode(StrEnum):
     STORE_FULL = "store_full"
     STORE_UNAVAILABLE = "store_unavailable"
     NO_LIVE_WORKER = "no_live_worker"
+    SERVER_BUSY = "server_busy"
     INTERNAL = "internal"
     # The end of an accepted job.
     MODEL_LOAD_FAILED = "model_load_failed"
@@ -57,6 +63,8 @@ class ErrorCode(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     DELIVERY_LIMIT = "delivery_limit"
     EXPIRED = "expired"
+    RESULT_TOO_LARGE = "result_too_large"
+    RESULT_NOT_STORED = "result_not_stored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,11 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.MEDIA_TOO_LARGE: ErrorSpec(422, "The image, audio or video is too large"),
     ErrorCode.MEDIA_SOURCE_REFUSED: ErrorSpec(422, "Media from this source are not accepted"),
     ErrorCode.BODY_TOO_LARGE: ErrorSpec(413, "The request body is over the limit"),
+    ErrorCode.UNSUPPORTED_ENCODING: ErrorSpec(415, "The request body has an encoding that is not taken"),
+    ErrorCode.MALFORMED_REQUEST: ErrorSpec(400, "The request is not valid HTTP"),
+    ErrorCode.HEAD_TOO_LARGE: ErrorSpec(431, "The head of the request is over the limit"),
+    ErrorCode.URL_TOO_LONG: ErrorSpec(414, "The address of the request is too long"),
+    ErrorCode.REQUEST_TIMEOUT: ErrorSpec(408, "The request arrives too slowly", retryable=True),
     ErrorCode.IDEMPOTENCY_CONFLICT: ErrorSpec(422, "The Idempotency-Key was used with another request body"),
     ErrorCode.MEDIA_NOT_FOUND: ErrorSpec(422, "No such file was uploaded"),
     ErrorCode.MEDIA_FETCH_FAILED: ErrorSpec(422, "The media could not be fetched"),
@@ -98,6 +111,7 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
     ErrorCode.STORE_FULL: ErrorSpec(503, "The job store is nearly out of memory", retryable=True),
     ErrorCode.STORE_UNAVAILABLE: ErrorSpec(503, "The job store does not answer", retryable=True),
     ErrorCode.NO_LIVE_WORKER: ErrorSpec(503, "No live worker serves this model", retryable=True),
+    ErrorCode.SERVER_BUSY: ErrorSpec(503, "The server is at its limit", retryable=True),
     ErrorCode.INTERNAL: ErrorSpec(500, "An error inside the server"),
     ErrorCode.MODEL_LOAD_FAILED: ErrorSpec(503, "The model could not be loaded", retryable=True),
     ErrorCode.INFERENCE_FAILED: ErrorSpec(500, "The model failed on this input"),
@@ -107,6 +121,8 @@ ERRORS: dict[ErrorCode, ErrorSpec] = {
         500, "The job was handed out too often without ending", retryable=True
     ),
     ErrorCode.EXPIRED: ErrorSpec(504, "The job's deadline passed before it ran"),
+    ErrorCode.RESULT_TOO_LARGE: ErrorSpec(500, "The job's result is over the limit"),
+    ErrorCode.RESULT_NOT_STORED: ErrorSpec(503, "The job's result could not be stored", retryable=True),
 }
 
 

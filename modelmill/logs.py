@@ -18,3 +18,5 @@ def configure_logging(level: str) -> None:
     root.setLevel(level)
     for name in ("celery.worker.strategy", "celery.app.trace", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    # It has a warning for each upload that is malformed, and the client gets that as its answer.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -21,6 +21,11 @@ class LineSplitter:
         self._begun = bytearray()
         self._too_long = False
 
+    @property
+    def begun_bytes(self) -> int:
+        """The size of the line that has begun."""
+        return len(self._begun)
+
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
         """The lines that end in ``chunk``."""
         *ended, rest = chunk.split(b"\n")

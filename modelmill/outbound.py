@@ -8,6 +8,7 @@ resolves to another address the second time does not help an attacker.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,12 @@ import httpcore
 import httpx
 
 from modelmill import __version__
-from modelmill.errors import ErrorCode, MediaError
+from modelmill.errors import ConfigError, ErrorCode, MediaError
 from modelmill.hosts import Hosts, Networks, Target, is_literal, parse_url
+from modelmill.http_client import no_authorities, tls_context
 from modelmill.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 3
 MAX_DIALLED = 4
@@ -105,14 +109,14 @@ class Guard:
     """Sends requests for callers, and only to allowed hosts and addresses.
 
     It uses httpcore, not httpx: httpcore has no proxies, cookies, passwords, redirects or compression,
-    so none of these must be switched off.
+    so none of these must be switched off. A proxy would resolve names itself, behind the guard.
 
     Args:
         hosts: The allowed hosts.
         networks: The allowed addresses.
         refusal: The code of a refusal.
         resolve: Replaces the system's resolver.
-        tls: Replaces the usual certificate authorities (which include ``SSL_CERT_FILE``).
+        tls: Replaces the certificate authorities of the environment.
         concurrency: Most requests at once. Further ones wait; this counts as part of their time.
     """
 
@@ -133,7 +137,7 @@ class Guard:
         self._threads = ThreadPoolExecutor(RESOLVING_THREADS, thread_name_prefix="resolver")
         self._slots = asyncio.Semaphore(concurrency)
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=tls or httpx.create_ssl_context(),
+            ssl_context=tls or _authorities(),
             max_connections=concurrency,
             keepalive_expiry=5.0,
             network_backend=_Dialler(networks, resolve or self._look_up, refusal),
@@ -272,6 +276,15 @@ class Guard:
             return [f"{at[0]}%{at[3]}" if len(at) == 4 and at[3] else str(at[0]) for *_, at in found]
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+
+
+def _authorities() -> ssl.SSLContext:
+    try:
+        return tls_context()
+    except ConfigError as error:
+        # Jobs need no certificates, so this must not stop the API. HTTPS fails until it is corrected.
+        logger.warning("media and webhooks cannot use HTTPS: %s", error)
+        return no_authorities()
 
 
 def _is_certificate(error: BaseException | None) -> bool:

@@ -159,7 +159,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'modelmill.plugin' has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    from modelmill.extras import naming_extras
+
+    with naming_extras():
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

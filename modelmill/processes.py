@@ -9,7 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
 from typing import IO
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -28,7 +31,11 @@ def allow_many_files() -> None:
 
 
 def start(
-    command: Sequence[str], environment: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    log: IO[bytes] | None = None,
+    folder: Path | None = None,
+    text: str = "",
 ) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, so that Ctrl-C reaches only this process, which then
     stops the other.
@@ -39,16 +46,30 @@ def start(
         command: Program and arguments.
         environment: Variables that are added to those of this process.
         log: The file for its output; None for the output of this process.
+        folder: Its working directory; None for that of this process.
+        text: The text at its standard input, at most a few kilobytes.
     """
-    return subprocess.Popen(  # noqa: S603 - callers pass programs of this project
+    process = subprocess.Popen(  # noqa: S603 - callers pass programs of this project
         list(command),
+        cwd=folder,
         env=os.environ | dict(environment or {}),
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE if text else subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         start_new_session=True,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
+    if process.stdin is not None:
+        # A process that has ended already reads nothing; its status says why.
+        with process.stdin as standard_input, suppress(BrokenPipeError):
+            standard_input.write(text.encode())
+    return process
+
+
+def on_hangup(act: Callable[[int, FrameType | None], object]) -> None:
+    """Calls ``act`` on SIGHUP, unless this process was told to ignore it, as ``nohup`` does."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, act)
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> bool:

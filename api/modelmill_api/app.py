@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -13,22 +16,28 @@ from fastapi_offline import FastAPIOffline
 
 from modelmill import __version__
 from modelmill.catalogue import Catalogue
+from modelmill.errors import ConfigError
 from modelmill.outbound import Guard
 from modelmill.settings import Settings, get_settings
+from modelmill.start_checks import check_start
 from modelmill.store import ApiStore, JobNews
 from modelmill_api import problems
 from modelmill_api.background.reaper import reap_until
 from modelmill_api.background.sweeper import sweep_until
 from modelmill_api.background.webhooks import deliver_until
 from modelmill_api.bells import AsyncBells
+from modelmill_api.checks import check_settings
 from modelmill_api.directory import Directory
 from modelmill_api.media import make_media_guard
 from modelmill_api.middleware.auth import Authenticate, add_cors, keys_are_on
+from modelmill_api.middleware.edge import Edge
 from modelmill_api.middleware.head import AnswerHead
 from modelmill_api.middleware.metrics import CountRequests, RequestMetrics
 from modelmill_api.openapi import document
 from modelmill_api.openapi.routes import job_routes
+from modelmill_api.room import BodyRoom
 from modelmill_api.routes import (
+    assets,
     bulk,
     collect,
     events,
@@ -52,15 +61,32 @@ DESCRIPTION = (
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Makes the application. It connects to nothing before it starts.
+    """Makes the application.
 
     Args:
-        settings: Those of the environment, if left out.
+        settings: If left out, this is the factory of a server: it reads the environment and checks the job
+            store. If something cannot be used, it prints one sentence and ends the process with status 2.
 
     Raises:
         ConfigError: a setting or the models file cannot be used.
     """
-    settings = settings or get_settings()
+    if settings is not None:
+        return _make_app(settings)
+    try:
+        settings = get_settings()
+        check_settings(settings)
+        app = _make_app(settings)
+        check_start(settings)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
+            # One of several processes of uvicorn, which would start it again for ever.
+            os.kill(parent.pid, signal.SIGTERM)
+        raise SystemExit(2) from None
+    return app
+
+
+def _make_app(settings: Settings) -> FastAPI:
     catalogue = Catalogue.load(settings.models_file)
     metrics = RequestMetrics()
 
@@ -77,9 +103,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
         telemetry={"tracing": traced, "metrics": traced, "logs": traced},
     )
+    assets.keep_assets(app)
     problems.install(app)
     document.install(app, job_routes, with_keys=keys_are_on(settings))
     _add_middleware(app, settings, metrics)
@@ -121,6 +149,7 @@ def _make_state(settings: Settings, catalogue: Catalogue, metrics: RequestMetric
         settings=settings,
         media_limits=MediaLimits.from_settings(settings),
         store=store,
+        room=BodyRoom(settings),
         bells=AsyncBells(settings, store),
         directory=Directory(catalogue, store),
         news=JobNews(settings, store),
@@ -141,11 +170,13 @@ def _start_background(stopping: asyncio.Event, state: ApiState) -> Sequence[asyn
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: RequestMetrics) -> None:
-    # The last one added is the outermost: preflights pass without a key, and refused requests are counted.
+    # The last one added is the outermost: preflights pass without a key, refused requests are counted, and
+    # no layer sees an address with a slash at its end.
     app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, settings=settings)
     add_cors(app, settings)
     app.add_middleware(CountRequests, metrics=metrics)
+    app.add_middleware(Edge)
 
 
 def _add_routes(app: FastAPI) -> None:

@@ -6,6 +6,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill_api.encodings import decoded
+from modelmill_api.room import Place
 from modelmill_tasks.contract import Task, TaskInput
 from modelmill_tasks.limits import MediaLimits
 from modelmill_tasks.shared.sources import WantedSources
@@ -14,23 +16,66 @@ INLINE_PARSE_BYTES = 256 * 1024
 """Larger bodies are parsed in a thread, so that other requests do not wait for them."""
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The body. Reads no more than the limit.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+async def read_body(request: Request, limit_bytes: int, place: Place) -> bytes:
+    """The body, without its ``Content-Encoding``. Reads no more than the limit.
+
+    Args:
+        request: Its body is read.
+        limit_bytes: The largest body, as it came and decoded.
+        place: Takes the room that the body needs.
 
     Raises:
-        ModelmillError: ``body_too_large``, as soon as the size is known.
+        ModelmillError: ``body_too_large``, as soon as the size is known; ``server_busy``;
+            ``unsupported_encoding``.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
+    declared = declared_length(request)
+    if declared > limit_bytes:
         raise too_large(limit_bytes)
+    size, room = 0, declared
+    await place.resize(room)
     chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
+    async for chunk in decoded(request):
         size += len(chunk)
         if size > limit_bytes:
             raise too_large(limit_bytes)
+        if size > room:
+            room = min(limit_bytes, 2 * size)
+            await place.resize(room)
         chunks.append(chunk)
+    await place.resize(size)
     return b"".join(chunks)
+
+
+def declared_length(request: Request) -> int:
+    """The body's size by ``Content-Length``; 0 if it does not say."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() and declared.isascii() and len(declared) < 20 else 0
+
+
+def json_text(body: bytes) -> bytes:
+    """A body or a line of JSON, without the mark at its beginning that some editors write.
+
+    Raises:
+        ModelmillError: ``invalid_input``: the text is not UTF-8, or compressed.
+    """
+    if body[:1] == b"{":
+        # Nearly all bodies.
+        if b"\0" not in body[:4]:
+            return body
+    elif body.startswith(_BYTE_ORDER_MARK):
+        return body[len(_BYTE_ORDER_MARK) :]
+    if body[:2] == b"\x1f\x8b":
+        raise ModelmillError(
+            ErrorCode.INVALID_INPUT, "The body is gzip data. Say so, with the header Content-Encoding: gzip."
+        )
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:4]:
+        raise ModelmillError(
+            ErrorCode.INVALID_INPUT, "The body is UTF-16 or UTF-32. JSON is UTF-8: encode it as that."
+        )
+    return body
 
 
 async def parse_body(

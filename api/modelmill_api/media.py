@@ -11,7 +11,6 @@ import io
 
 from starlette.concurrency import run_in_threadpool
 
-from modelmill.blobs import BlobStore
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill.hosts import Hosts, Networks
 from modelmill.outbound import Guard
@@ -37,13 +36,6 @@ def make_media_guard(settings: Settings) -> Guard | None:
     """The guard that fetches media; None if no host is allowed."""
     hosts = Hosts(settings.fetch_hosts, "fetch_hosts")
     return Guard(hosts, Networks(settings.private_networks), concurrency=FETCHES) if hosts else None
-
-
-def check_media_settings(settings: Settings) -> None:
-    """Raises ``ConfigError`` if a setting of files, blobs or fetching cannot be used."""
-    BlobStore.from_settings(settings)
-    Hosts(settings.fetch_hosts, "fetch_hosts")
-    Networks(settings.private_networks)
 
 
 async def find_media(state: ApiState, caller: Caller, sources: WantedSources) -> dict[str, str]:

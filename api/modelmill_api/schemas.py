@@ -196,12 +196,22 @@ class Worker(BaseModel):
     models: list[WorkerModel]
 
 
+class ReadinessWarning(BaseModel):
+    """Something that does not stop jobs now, and that may lose them later."""
+
+    code: str = Field(description="Stable, for programs.", examples=["no_append_only_file"])
+    message: str = Field(description="What is wrong, and what to do.")
+
+
 class Readiness(BaseModel):
     """Whether jobs are accepted, and how many workers each model has."""
 
-    status: str = Field(description="ready, or unavailable when the job store does not answer.")
+    status: str = Field(description="ready; or unavailable, if the store does not answer or is a replica.")
     redis: str
     models: dict[str, int] = Field(description="Live workers by model.")
+    warnings: list[ReadinessWarning] = Field(
+        [], description="What is wrong with how the job store is set up. It is checked once a minute."
+    )
 
 
 class FileDocument(BaseModel):

@@ -13,6 +13,7 @@ from modelmill.store import ApiStore, JobNews
 from modelmill_api.bells import AsyncBells
 from modelmill_api.directory import Directory
 from modelmill_api.middleware.metrics import RequestMetrics
+from modelmill_api.room import BodyRoom
 from modelmill_tasks.limits import MediaLimits
 
 
@@ -24,6 +25,7 @@ class ApiState:
     media_limits: MediaLimits
     """Those of ``settings``."""
     store: ApiStore
+    room: BodyRoom
     bells: AsyncBells
     directory: Directory
     news: JobNews

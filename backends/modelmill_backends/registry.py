@@ -17,12 +17,13 @@ import pkgutil
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
 
 import modelmill_backends
 from modelmill.catalogue import ModelEntry
+from modelmill.entry_points import usable
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.contract import Runner
 
@@ -34,6 +35,9 @@ CALLING_BACKEND = "custom"
 RunnerClass = type[Runner[Any, Any]]
 Key = tuple[str, str, str]
 """Backend, task and name."""
+
+left_out_plugins: list[str] = []
+"""A sentence for each plugin that could not be imported. A missing runner may be one of theirs."""
 
 
 @cache
@@ -72,7 +76,7 @@ def find_runner(entry: ModelEntry, task: str) -> RunnerClass:
         raise ModelmillError(
             ErrorCode.MODEL_LOAD_FAILED,
             f"Model {entry.name}: no runner {entry.runner!r} of backend {entry.backend!r} answers {task}. "
-            f"There are: {', '.join(known)}.",
+            + " ".join([f"There are: {', '.join(known)}.", *(f"Note: {each}." for each in left_out_plugins)]),
         )
     return runner
 
@@ -99,8 +103,9 @@ def _built_in(backend: str, task: str, name: str) -> RunnerClass | None:
 
 @cache
 def _plugins() -> dict[Key, RunnerClass]:
-    classes = runners_named_by(entry_points(group=ENTRY_POINT_GROUP))
-    return {_key(runner): runner for runner in classes}
+    left_out_plugins.clear()
+    found = usable(ENTRY_POINT_GROUP, lambda point: runners_named_by([point]), left_out_plugins)
+    return {_key(runner): runner for _, classes in found for runner in classes}
 
 
 def runners_named_by(points: Iterable[EntryPoint]) -> list[RunnerClass]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelmill.catalogue import ModelEntry, Source
+from modelmill_backends.containment import check_folder
 from modelmill_backends.failures import load_failed, module_missing
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ def locate(entry: ModelEntry, weights: Sequence[str] = ("*.safetensors",)) -> Pa
         weights: Patterns of the weight files to fetch from a hub repository; empty: configurations only.
 
     Raises:
-        ModelmillError: ``model_load_failed``: no source, a missing package or folder, or an unreachable hub.
+        ModelmillError: ``model_load_failed``: no source, a missing package or folder, an unreachable hub, or
+            a folder that names files outside of itself.
     """
     source = entry.source
     if source is None:
@@ -55,12 +57,16 @@ def locate(entry: ModelEntry, weights: Sequence[str] = ("*.safetensors",)) -> Pa
             fetching.folders.append(folder)
             if source.hub == fetching.hub:
                 raise _LocatedError
+        if weights:
+            check_folder(entry, folder)
         return folder
     if source.package is not None:
         return _from_package(entry, source)
     if source.folder is None or not source.folder.exists():
         logger.error("model %s: %s does not exist", entry.name, source.folder)
         raise load_failed(entry, "the folder that its catalogue entry names as source does not exist")
+    if source.folder.is_dir():
+        check_folder(entry, source.folder)
     return source.folder
 
 

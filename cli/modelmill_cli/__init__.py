@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from modelmill.extras import MissingExtraError, naming_extras
+
 
 def main() -> None:
     """Runs ``modelmill``."""
     try:
-        import rich  # noqa: F401
-        import typer  # noqa: F401
-    except ImportError:
-        sys.exit("The command line is not installed. Install it with: pip install 'modelmill[cli]'")
-    from modelmill_cli.app import app
-
+        with naming_extras():
+            from modelmill_cli.app import app
+            from modelmill_cli.console import escape_what_cannot_be_shown
+    except MissingExtraError as error:
+        sys.exit(f"The command line is not complete. {error}")
+    escape_what_cannot_be_shown()
     app()

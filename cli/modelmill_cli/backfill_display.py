@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from modelmill.client.backfill import Stats, Summary
+from modelmill.formats.names import shown
 from modelmill_cli.console import err, out
 
 LINE_EVERY_S = 10.0
@@ -32,6 +33,8 @@ class Display:
         self._live: Live | None = None
         self._is_quiet = is_quiet
         self._line_at = time.monotonic() + LINE_EVERY_S
+        self._notes = 0
+        self._is_waiting = False
         self.done = 0
 
     def __enter__(self) -> Display:
@@ -47,11 +50,17 @@ class Display:
     def show(self, stats: Stats) -> None:
         """Shows how far the run is. Called a few times per second."""
         self.done = stats.done
+        for note in () if self._is_quiet else stats.notes[self._notes :]:
+            err.say(note)
+            self._notes += 1
+        # A run that begins to wait says so at once.
+        begins_to_wait = bool(stats.trouble) and not self._is_waiting
+        self._is_waiting = bool(stats.trouble)
         if self._live is not None:
             self._progress.update(self._row, completed=stats.done, total=stats.total)
             self._live.update(Group(Text(self._title, style="bold"), self._progress, _details(stats)))
             self._live.refresh()
-        elif not self._is_quiet and time.monotonic() >= self._line_at:
+        elif not self._is_quiet and (begins_to_wait or time.monotonic() >= self._line_at):
             self._line_at = time.monotonic() + LINE_EVERY_S
             err.say(_details(stats, with_done=True))
 
@@ -69,6 +78,9 @@ def _details(stats: Stats, *, with_done: bool = False) -> Text:
     if stats.errors:
         most = sorted(stats.errors.items(), key=lambda item: -item[1])[:5]
         text.append("\nerrors: " + ", ".join(f"{code} {count:,}" for code, count in most), style="red")
+    if stats.warnings:
+        most = sorted(stats.warnings.items(), key=lambda item: -item[1])[:5]
+        text.append("\nwarnings: " + ", ".join(f"{code} {count:,}" for code, count in most), style="yellow")
     if stats.trouble:
         text.append(f"\nwaiting: {stats.trouble}", style="yellow")
     return text
@@ -83,16 +95,22 @@ def show_summary(summary: Summary, *, as_json: bool) -> None:
     if summary.state != "complete":
         err.say(
             ("stopped", "red"),
-            f": {summary.reason}. The finished rows are in {summary.output}. To continue, run the same "
-            "command with --resume; you may change --max-error-rate.",
+            f": {summary.reason}. The finished rows are in {shown(summary.output)}. To continue, run the "
+            "same command with --resume; you may change --max-error-rate.",
         )
     failed = f", {summary.failed:,} failed" if summary.failed else ""
     out.say(
         f"{summary.rows:,} rows{failed}, in {_time(summary.seconds)} ({_rate(summary.rows_per_s)} rows/s): "
-        f"{summary.output}"
+        f"{shown(summary.output)}"
     )
+    if not summary.rows:
+        out.say("  the input has no rows")
     for code, count in sorted(summary.errors.items(), key=lambda item: -item[1]):
         out.say(f"  {code}: {count:,}")
+    for code, count in sorted(summary.warnings.items(), key=lambda item: -item[1]):
+        out.say(f"  rows with the warning {code}: {count:,}")
+    for reason, count in sorted(summary.skipped.items(), key=lambda item: -item[1]):
+        out.say(f"  entries of the folder that were skipped ({reason}): {count:,}")
 
 
 def _rate(rows_per_s: float) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +34,24 @@ def make_table(*headers: str, boxed: bool = True) -> Table:
     for number, header in enumerate(headers):
         table.add_column(header, overflow="fold", no_wrap=number == 0)
     return table
+
+
+def escape_what_cannot_be_shown() -> None:
+    """If the terminal's encoding lacks a character, prints its escape instead of ending the command.
+
+    The escape is that of JSON, so output that is JSON stays so.
+    """
+    codecs.register_error("modelmill_escape", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="modelmill_escape")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)), error.end
 
 
 out = Terminal()

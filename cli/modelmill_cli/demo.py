@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelmill.client import Client, Job
+from modelmill.folders import ensure_temporary_folder
 from modelmill.settings import get_settings
 from modelmill_cli.console import err, out
 from modelmill_cli.jobs import result_table
@@ -29,6 +30,8 @@ def run_demo() -> int:
     def say(line: str) -> None:
         err.say((f"{time.monotonic() - started:6.1f} s", "dim"), f"  {line}")
 
+    ensure_temporary_folder(get_settings().cache_dir)
+    get_settings.cache_clear()  # the next line sets another folder
     with tempfile.TemporaryDirectory(prefix="modelmill-demo-") as folder:
         set_environment(data_dir=folder)
         log_path = Path(folder) / "demo.log"

@@ -71,12 +71,20 @@ def show_document(document: dict[str, Any], classes: Sequence[str], as_json: boo
     if document["status"] != "complete":
         out.print_json(data=document)
         raise typer.Exit(1)
+    show_warnings(document)
     result = document["result"]
     if not as_json and isinstance(result, dict):
         table = result_table(result, classes)
         if table is not None:
             out.print(table)
     out.print_json(data=result)
+
+
+def show_warnings(document: dict[str, Any]) -> None:
+    """Prints the warnings of a job to standard error, each on a line."""
+    for warning in document.get("warnings") or ():
+        item = f"item {warning['item']}: " if document.get("items") and warning["item"] is not None else ""
+        err.say(("warning", "yellow"), f": {item}{warning['message']}")
 
 
 def result_table(result: dict[str, Any], classes: Sequence[str]) -> Table | None:
@@ -99,6 +107,7 @@ def show_job(url: str, job_id: str, timeout_s: float | None) -> None:
         job = client.job(job_id)
         if timeout_s is not None:
             job.wait(timeout_s)
+    show_warnings(job.document)
     out.print_json(data=job.document)
 
 

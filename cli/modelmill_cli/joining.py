@@ -29,7 +29,10 @@ def running_store(redis_url: str | None, data_dir: Path | None) -> tuple[str, Pa
     """
     if redis_url or (data_dir is None and os.environ.get("MODELMILL_REDIS_URL")):
         return None
-    folder = (data_dir or Settings.from_env().data_dir).resolve()
+    named = data_dir or Settings.from_env().data_dir
+    if named is None:
+        return None
+    folder = named.resolve()
     url = running_url(folder)
     if url is None:
         if data_dir is not None:

@@ -90,8 +90,9 @@ def hint_at_first_key(settings: Settings) -> None:
     except redis.RedisError:
         return  # The API reports this error itself.
     option = ""
-    if running_url(settings.data_dir) == settings.redis_url and settings.data_dir != Settings().data_dir:
-        option = f" --data-dir {settings.data_dir}"
+    folder = settings.data_dir
+    if folder and running_url(folder) == settings.redis_url and folder != Settings().data_dir:
+        option = f" --data-dir {folder}"
     err.say(
         "The API asks for API keys, and there is none yet. Make one:\n"
         f"    modelmill keys create NAME --admin{option}"

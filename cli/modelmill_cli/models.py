@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import Any
 
 from modelmill.catalogue import Catalogue, ModelEntry
+from modelmill.extras import install_command
 from modelmill.settings import MIB, get_settings
 from modelmill_backends.device import Device, total_bytes
 from modelmill_backends.loader import list_models, pull
@@ -79,7 +80,7 @@ def state_of(entry: ModelEntry, memory_mib: dict[str, int]) -> State:
         return State("does_not_fit", f"does not fit: takes {needed} MiB, here are {max(usable.values())}")
     missing = [extra for extra in entry.requires if not has_extra(extra)]
     if missing:
-        return State("missing_packages", f"needs pip install '{DISTRIBUTION}[{','.join(missing)}]'")
+        return State("missing_packages", f"needs {install_command(*missing)}")
     if is_at_hand(entry):
         return State("installed", "installed")
     if entry.source and entry.source.hub:

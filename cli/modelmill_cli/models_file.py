@@ -72,15 +72,15 @@ def _runner_problems(entry: ModelEntry) -> Iterator[Problem]:
         try:
             registry.find_runner(entry, task)
         except ModelmillError as error:
+            if registry.left_out_plugins:
+                # One of them may have this runner. The model's load reports the reason.
+                return
             known = {backend: None for backend, _, _ in registry.all_runners()}
             if entry.backend not in known:
                 unknown = unknown_name(ErrorCode.MODEL_LOAD_FAILED, "backend", entry.backend, known)
                 yield ("backend",), unknown.message
                 return
             yield ("tasks",), error.message.removeprefix(f"Model {entry.name}: ")
-        except Exception:
-            # A plugin that cannot be imported may have this runner. The model's load reports that error.
-            return
 
 
 def _folder_problems(entry: ModelEntry) -> Iterator[Problem]:

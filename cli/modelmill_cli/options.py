@@ -11,6 +11,7 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 from modelmill.errors import ConfigError, ModelmillError
+from modelmill.extras import naming_extras
 from modelmill_cli.console import err
 
 P = ParamSpec("P")
@@ -40,7 +41,9 @@ def show_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            _warn_about_names()
+            with naming_extras():
+                return command(*args, **kwargs)
         except ModelmillError as error:
             err.say((error.code.value, "red"), f": {error.message}")
             for field in error.fields[1:]:
@@ -50,6 +53,16 @@ def show_errors(command: Callable[P, R]) -> Callable[P, R]:
         raise typer.Exit(1)
 
     return wrapped
+
+
+def _warn_about_names() -> None:
+    """Says which variables have no effect: a misspelt one must not be ignored in silence."""
+    others = os.environ.keys() - {"MODELMILL_URL", "MODELMILL_API_KEY"}
+    # The full check imports the settings, which is slow. Few users set more than these two.
+    if any("MIL" in name.upper() and name.upper().startswith("M") for name in others):
+        from modelmill.start_checks import warn_about_names
+
+        warn_about_names(lambda sentence: err.say(("warning", "yellow"), f": {sentence}"))
 
 
 def set_environment(**values: object) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,6 +19,7 @@ from modelmill_backends.inputs import media_fields
 from modelmill_backends.loader import load
 from modelmill_cli.console import err, make_table, out
 from modelmill_tasks.contract import Task, TaskInput
+from modelmill_tasks.item_warnings import InputWarning
 from modelmill_tasks.registry import all_tasks, find_task
 
 
@@ -32,7 +35,7 @@ def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
     if sys.stderr.isatty():
         err.say((f"loading {model}", "dim"))
     # Lazy, so that the inputs are checked first: a model may take minutes to load.
-    with load(model, lazy=True) as loaded:
+    with load(model, lazy=True) as loaded, _told_warnings():
         found = loaded.run(task_name, **inputs)
     result = (
         [each.model_dump(mode="json") for each in found]
@@ -40,6 +43,23 @@ def run_task(task_name: str, model: str, arguments: Iterable[str]) -> None:
         else found.model_dump(mode="json")
     )
     typer.echo(json.dumps(result, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+@contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Prints what an input of the block loses as one line on standard error, and other warnings as ever."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=InputWarning)
+        show = warnings.showwarning
+
+        def tell(message: Warning | str, *where: Any, **more: Any) -> None:
+            if isinstance(message, InputWarning):
+                err.say(("warning: ", "yellow"), str(message))
+            else:
+                show(message, *where, **more)
+
+        warnings.showwarning = tell
+        yield
 
 
 def read_fields(task: Task, arguments: Iterable[str]) -> dict[str, Any]:

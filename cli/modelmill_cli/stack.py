@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import signal
-import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
-import psutil
+import httpx
 
-from modelmill import processes
-from modelmill.client import Client
+from modelmill import http_client, processes
 from modelmill.embedded import EmbeddedServer
-from modelmill.errors import ConfigError, ModelmillError
+from modelmill.errors import ConfigError
+from modelmill.folders import make_folder
 from modelmill.settings import Settings, get_settings
-from modelmill_api.media import check_media_settings
-from modelmill_api.middleware.auth import keys_are_on
+from modelmill_api.checks import check_settings
+from modelmill_cli.addresses import free_port_of, listens, url_of
 from modelmill_cli.console import err, out
 from modelmill_cli.joining import BLOB_FOLDER
 from modelmill_cli.models_file import check_models_file
+from modelmill_worker.checks import check_settings as check_worker_settings
 
 START_TIMEOUT_S = 120.0
 READY_TIMEOUT_S = 2.0
@@ -74,6 +73,7 @@ class Stack:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Stack:
+        data_dir = self._settings.needed_data_dir
         # Checked first: another program at this port would answer instead of our API.
         self._port = free_port_of(self._host, self._port)
         self.url = url_of(self._host, self._port)
@@ -83,9 +83,9 @@ class Stack:
         }
         with ExitStack() as cleanup:
             self._say("starting the job store (embedded Valkey)")
-            server = cleanup.enter_context(EmbeddedServer(self._settings.data_dir))
+            server = cleanup.enter_context(_store_in(data_dir, self._stopping))
             cleanup.callback(self._say, "stopping the job store")
-            blobs = self._settings.blob_url or str(self._settings.data_dir / BLOB_FOLDER)
+            blobs = self._settings.blob_url or str(data_dir / BLOB_FOLDER)
             for name, arguments in commands.items():
                 if self._stopping.is_set():
                     break
@@ -116,7 +116,7 @@ class Stack:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        with Client(self.url, timeout_s=READY_TIMEOUT_S, max_retries=0) as client:
+        with http_client.make_client(self.url, direct=True, timeout=READY_TIMEOUT_S) as client:
             while time.monotonic() < deadline:
                 if self._stopping.wait(0.1):
                     return
@@ -126,12 +126,15 @@ class Stack:
                     return
         raise ConfigError(f"API and worker were not ready after {START_TIMEOUT_S:.0f} s.")
 
-    def _is_ready(self, client: Client) -> bool:
-        try:
-            # Another program may have taken the port since the check, and would answer there.
-            return listens(self._running["API"].pid, self._port) and bool(client.ready()["models"])
-        except ModelmillError:
+    def _is_ready(self, client: httpx.Client) -> bool:
+        # Another program may have taken the port since the check, and would answer there.
+        if not listens(self._running["API"].pid, self._port):
             return False
+        try:
+            answer = client.get("/health/ready")
+        except httpx.TransportError:
+            return False
+        return answer.is_success and bool(answer.json()["models"])
 
     def _stop(self, name: str, process: subprocess.Popen[bytes]) -> None:
         self._say(f"stopping the {name}")
@@ -139,46 +142,23 @@ class Stack:
             self._say(f"the {name} did not stop in time and was killed")
 
 
-def url_of(host: str, port: int) -> str:
-    """The URL of an API that listens at this address and port."""
-    # A server can listen at an unspecified address, but a client cannot connect to one.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 # nosec B104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def free_port_of(host: str, port: int) -> int:
-    """The port, if a server can listen there; a free port for 0.
-
-    Raises:
-        ConfigError: the port is taken, or the address does not belong to this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listener:
-            # As servers do, so that closing connections of an earlier server do not count as a taken port.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            return int(listener.getsockname()[1])
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(f"Port {port} is taken. Choose another with --port.") from None
-        reason = error.strerror or error
-        raise ConfigError(f"The API cannot listen at {host}, port {port}: {reason}.") from None
-
-
-def listens(pid: int, port: int) -> bool:
-    """Whether this process, or one that it started, listens on the port."""
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        found = [connection for each in family for connection in each.net_connections("tcp")]
-    except psutil.Error:
-        return False
-    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+@contextmanager
+def _store_in(data_dir: Path, stopping: threading.Event) -> Iterator[EmbeddedServer]:
+    setting = "--data-dir or MODELMILL_DATA_DIR"
+    make_folder(data_dir, setting)
+    with ExitStack() as cleanup:
+        try:
+            server = cleanup.enter_context(EmbeddedServer(data_dir, stopping))
+        except OSError as error:
+            place = error.filename or data_dir
+            raise ConfigError(
+                f"{place} cannot be written: {error.strerror}. Name another folder with {setting}."
+            ) from None
+        yield server
 
 
 def run_stack(devices: str, preload: str) -> int:
-    """`modelmill up`: runs until Ctrl-C or SIGTERM. Returns 1 if a part ended by itself, otherwise 0.
+    """`modelmill up`: runs until Ctrl-C, SIGTERM or SIGHUP. Returns 1 if a part ended by itself, otherwise 0.
 
     Raises:
         ConfigError: API or worker would refuse a setting. Nothing was started.
@@ -190,9 +170,10 @@ def run_stack(devices: str, preload: str) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    processes.on_hangup(on_signal)
     settings = get_settings()
-    keys_are_on(settings)
-    check_media_settings(settings)
+    check_settings(settings)
+    check_worker_settings(settings)
     check_models_file(settings.models_file, has_runners=True, loads=True)
     with Stack(
         settings, settings.host, settings.port, devices, preload,

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
+from modelmill.http_client import proxy_for, shown
 
 
 class ApiError(ModelmillError):
@@ -128,7 +129,7 @@ def foreign(response: httpx.Response) -> ApiError:
     """The exception for an answer that does not come from a Modelmill server, but perhaps from a proxy."""
     return _kind(response.status_code)(
         ErrorCode.INTERNAL,
-        f"{_shown(response.request.url)} answered {response.status_code} {response.reason_phrase}, "
+        f"{shown(response.request.url)} answered {response.status_code} {response.reason_phrase}, "
         "but not as a Modelmill server does",
         retry_after_s=retry_after_s(response),
         status=response.status_code,
@@ -149,9 +150,12 @@ def refused_line(error: Mapping[str, Any]) -> ApiError:
 def unreachable(url: httpx.URL, error: httpx.TransportError) -> ConnectionFailedError:
     """The exception for a request that got no answer."""
     reason = str(error) or type(error).__name__
+    proxy = proxy_for(url)
+    # The path to it, since a proxy that is away looks like a server that is away.
+    way = f" through the proxy that {proxy.variable} names" if proxy else ""
     return ConnectionFailedError(
         ErrorCode.STORE_UNAVAILABLE,
-        f"{_shown(url)} does not answer ({reason}). Start a server with: modelmill up",
+        f"{shown(url)} does not answer{way} ({reason}). Start a server with: modelmill up",
     )
 
 
@@ -175,11 +179,6 @@ def retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _shown(url: httpx.URL) -> str:
-    """A URL without its user name and password."""
-    return f"{url.scheme}://{url.netloc.decode()}{url.path}"
 
 
 def _kind(status: int) -> type[ApiError]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import httpx
 from httpx_sse import EventSource
 
-from modelmill import __version__
+from modelmill import __version__, http_client
 from modelmill.client.events import Event
 from modelmill.client.protocol import (
     Call,
@@ -25,6 +25,7 @@ from modelmill.client.protocol import (
     Send,
     Step,
 )
+from modelmill.errors import ConfigError
 from modelmill.ndjson import LineSplitter
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -37,7 +38,7 @@ T = TypeVar("T")
 class Connection:
     """The arguments of a client, completed from the environment."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     api_key: str | None = field(repr=False)
     timeout_s: float
     max_retries: int
@@ -53,19 +54,32 @@ class Connection:
         max_retries: int = 0,
         upload_over_bytes: int = 0,
     ) -> Connection:
+        """Reads what is left out from the environment.
+
+        Raises:
+            ConfigError: the URL, or the key of the environment, cannot be used.
+            ValueError: the key that was given cannot be used.
+        """
         key = (os.environ.get("MODELMILL_API_KEY") if api_key is None else api_key) or ""
         key = key.strip()
         if not all(33 <= ord(character) < 127 for character in key):
-            raise ValueError("The API key holds a character that is not allowed in a key.")
-        where = url or os.environ.get("MODELMILL_URL") or DEFAULT_URL
+            if api_key is not None:
+                raise ValueError("The API key holds a character that is not allowed in a key.")
+            raise ConfigError("MODELMILL_API_KEY holds a character that is not allowed in a key.")
+        if (url or "").strip():
+            where = http_client.checked_url(str(url), "The URL of the server")
+        else:
+            where = http_client.checked_url(
+                os.environ.get("MODELMILL_URL", "").strip() or DEFAULT_URL, "MODELMILL_URL"
+            )
         return cls(where, key or None, timeout_s, max(0, max_retries), upload_over_bytes)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of both kinds of httpx client."""
+        """The arguments of ``http_client.make_client`` and ``make_async_client``."""
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
         return {
-            "base_url": self.url,
+            "url": self.url,
             "headers": {"User-Agent": f"modelmill-python/{__version__}", **key},
             "timeout": self.timeout_s,
             # The caller chooses how many requests run at once. With a limit, waiting requests would time out.
@@ -81,7 +95,7 @@ class Wire:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.http = httpx.Client(**connection.arguments)
+        self.http = http_client.make_client(**connection.arguments)
         self.policy = connection.policy(self.http.base_url)
 
     def run(self, flow: Flow[T]) -> T:
@@ -156,7 +170,7 @@ class AsyncWire:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.http = httpx.AsyncClient(**connection.arguments)
+        self.http = http_client.make_async_client(**connection.arguments)
         self.policy = connection.policy(self.http.base_url)
 
     async def run(self, flow: Flow[T]) -> T:

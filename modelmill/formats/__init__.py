@@ -1,1 +1,1 @@
-"""What a file is, by its bytes: signatures and headers. Only the standard library is used."""
+"""What a file is, by its bytes: signatures, headers and text encodings. It decodes no media."""

@@ -29,6 +29,7 @@ from modelmill.store.records import (
     Verdict,
     Wake,
 )
+from modelmill.store.server_checks import StoreWarning, StoreWarningCode
 from modelmill.store.worker_store import WorkerStore
 
 __all__ = [
@@ -56,6 +57,8 @@ __all__ = [
     "Settlement",
     "Snapshot",
     "Standing",
+    "StoreWarning",
+    "StoreWarningCode",
     "Submission",
     "SubmitReply",
     "UnreportedEnd",

@@ -33,6 +33,7 @@ from modelmill.store.records import (
     SubmitReply,
     Wake,
 )
+from modelmill.store.server_checks import ServerWatch
 from modelmill.store.webhooks import WebhookStore
 
 SHARED_BYTES = 1024 * 1024
@@ -92,6 +93,7 @@ class ApiStore:
         self.listing = JobListing(self._connection, self.get)
         self.keys = KeyStore(self._connection)
         self.events = EventStore(self._connection)
+        self.server = ServerWatch(self._connection)
 
     async def close(self) -> None:
         await self._connection.close()

@@ -69,6 +69,7 @@ SIGNATURES = {
     "hook_settle": Signature(
         ("id", "event", "leased_until_ms: number", "verdict", "delay_ms: number", "attempt")
     ),
+    "layout": Signature(("version: number",)),
     "parts": Signature(("id",)),
     "reap": Signature(("lease_ms: number", "result_ttl_ms: number", "at_most: number")),
     "settle": Signature(
@@ -87,7 +88,7 @@ SIGNATURES = {
             "caller",
             "idempotency_key",
             "body_hash",
-            "idempotency_ttl_ms",
+            "idempotency_ttl_ms: number",
             "expires_in_ms: number",
             "bell_every: number",
             "max_depth: number",

@@ -18,6 +18,7 @@ from modelmill.store import scripts
 from modelmill.store.arguments import Argument
 from modelmill.store.end_log import log_unreported_ends
 from modelmill.store.multiplex import Command, Multiplexer
+from modelmill.store.server_errors import is_temporary
 
 
 class StoreConnection:
@@ -47,7 +48,7 @@ class StoreConnection:
             protocol=3,
             socket_timeout=None,
             socket_connect_timeout=2,
-            socket_keepalive=True,
+            **keepalive(settings.redis_url),
         )
         self.shared = Multiplexer(plain, retry, answer_s=5.0)
         """For the commands that each job costs."""
@@ -90,6 +91,11 @@ class StoreConnection:
         return reply
 
 
+def keepalive(redis_url: str) -> dict[str, Any]:
+    """The option that finds a dead network. A connection to a Unix socket does not take it."""
+    return {} if redis_url.startswith("unix:") else {"socket_keepalive": True}
+
+
 @asynccontextmanager
 async def translated() -> AsyncIterator[None]:
     """Turns errors of redis-py into errors that a caller of the API can act on."""
@@ -109,8 +115,8 @@ async def translated() -> AsyncIterator[None]:
             retry_after_s=2,
         ) from error
     except ResponseError as error:
-        # LOADING, MISCONF and the like: the server answers, but cannot serve.
-        if str(error).split(" ", 1)[0] in {"LOADING", "MISCONF", "BUSY", "MASTERDOWN", "NOREPLICAS"}:
+        # MISCONF and the like: the server answers, but cannot serve.
+        if is_temporary(error):
             raise ModelmillError(
                 ErrorCode.STORE_UNAVAILABLE, "The job store is not ready. Try again shortly.", retry_after_s=2
             ) from error

@@ -13,9 +13,10 @@ import re
 PREFIX = "mm:"
 
 LAYOUT = PREFIX + "layout"
-"""String: the version of this layout. Written at start by the first API or worker, and never expires."""
-LAYOUT_VERSION = 1
-"""The version that this release reads and writes."""
+"""String: the version of this layout. At start, each API and worker raises it to its own. Never expires."""
+LAYOUT_VERSION = 2
+"""The version that this release writes. It also reads version 1, in which a finished item has no warnings,
+and an idempotency key has its time from the start."""
 
 JOB = PREFIX + "job:"
 """``job:{id}``: hash, the record: small fields, and the result if it has at most ``INLINE_BYTES``."""
@@ -26,7 +27,8 @@ OUT = PREFIX + "out:"
 a worker which lost its lease cannot overwrite the result of the next one. Expires, until ``settle``
 takes it."""
 PARTS = PREFIX + "parts:"
-"""``parts:{id}``: hash of a batched job's finished items, index → JSON. A retry does not run them again."""
+"""``parts:{id}``: hash of a batched job's finished items, index → JSON, and after a line end the item's
+warnings, if it has some. A retry does not run these items again."""
 READY = PREFIX + "ready:"
 """``ready:{model}``: sorted set of job ids; score = lane rank × ``LANE_SPAN`` + sequence number."""
 LEASES = PREFIX + "leases"
@@ -36,7 +38,8 @@ DEADLINES = PREFIX + "deadlines"
 CLAIM = PREFIX + "claim:"
 """``claim:{fence}``: list of the ids that one claim took, so that a replayed claim returns the same ids."""
 IDEMPOTENCY = PREFIX + "idem:"
-"""``idem:{caller}:{key}``: string, ``{id} {body hash}``. Void when the job is gone."""
+"""``idem:{caller}:{key}``: string, ``{id} {body hash}``. It expires with the job's record, and not before the
+setting's time is over. Void when the job is gone."""
 BELL_SENT = PREFIX + "rung:"
 """``rung:{model}``: string that expires: a bell is on its way. The process that sets it sends the bell;
 the drain deletes it when it starts."""

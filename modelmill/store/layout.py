@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import cast
 
 import redis
 
 from modelmill.errors import ConfigError
 from modelmill.store import keys
+from modelmill.store.arguments import pack
+from modelmill.store.scripts import script
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +18,7 @@ TIMEOUT_S = 2.0
 
 
 def check_layout(redis_url: str) -> None:
-    """Writes the version of this release into Redis, if Redis holds none. API and worker call it once,
-    at start.
+    """Raises the version in Redis to that of this release. API and worker call it once, at start.
 
     If Redis does not answer, nothing is checked: the process starts and waits for Redis, as it always does.
 
@@ -42,7 +42,9 @@ def _version_in(redis_url: str) -> bytes | None:
     with redis.Redis.from_url(
         redis_url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=None
     ) as client:
-        # A full server refuses to write, but can still be read.
-        with suppress(redis.ResponseError):
-            client.set(keys.LAYOUT, keys.LAYOUT_VERSION, nx=True)
-        return cast("bytes | None", client.get(keys.LAYOUT))
+        try:
+            arguments = cast("list[str]", pack("layout", version=keys.LAYOUT_VERSION))
+            return cast("bytes", client.eval(script("layout").source, 0, *arguments))
+        except redis.ResponseError:
+            # A server that refuses to write can still be read.
+            return cast("bytes | None", client.get(keys.LAYOUT))

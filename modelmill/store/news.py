@@ -20,6 +20,7 @@ from modelmill.errors import ModelmillError
 from modelmill.settings import Settings
 from modelmill.store import keys
 from modelmill.store.api_store import ApiStore
+from modelmill.store.connection import keepalive
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class JobNews:
             protocol=2,
             socket_timeout=ANSWER_S,
             socket_connect_timeout=2,
-            socket_keepalive=True,
+            **keepalive(settings.redis_url),
             retry=Retry(NoBackoff(), 0),
         )
         self._waiting: dict[bytes, set[asyncio.Future[None]]] = {}

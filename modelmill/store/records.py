@@ -239,9 +239,14 @@ class Settlement(StrEnum):
     """The lease has another fence by now. The result is dropped; that of the other claim counts."""
     MISSING = "missing"
     """The large result that was written before is gone. Settle again."""
-    NO_ROOM = "no_room"
-    """The server is at its memory limit and refused a result of this size. The job is unchanged: keep
-    its result and its lease, and settle again."""
+    NOT_NOW = "not_now"
+    """The server has no memory for a result of this size, or the blob store fails. The job is unchanged:
+    keep its result and its lease, and settle again later."""
+    TOO_LARGE = "too_large"
+    """The server takes no value of this size, now or later. The job is unchanged: settle it without this
+    result."""
+    UNWRITABLE = "unwritable"
+    """The server refuses this very outcome, and it says that it is well. The job is unchanged."""
 
 
 @dataclass(frozen=True, slots=True)

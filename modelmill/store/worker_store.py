@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import NoScriptError, OutOfMemoryError
+from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
 from modelmill.blobs import BlobError, BlobStore
@@ -30,6 +31,8 @@ from modelmill.store.records import (
     Settlement,
     Wake,
 )
+from modelmill.store.results import ResultWriter, Storing
+from modelmill.store.server_errors import is_temporary
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ class WorkerStore:
             health_check_interval=30,
             retry=Retry(ExponentialBackoff(cap=1, base=0.05), retries=5),
         )
+        self._results = ResultWriter(settings, self._redis, self._blobs)
 
     def close(self) -> None:
         self._redis.close()
@@ -119,70 +123,56 @@ class WorkerStore:
             self._run("beat", scripts.pack_beat(claimed, progress or {}, self._settings))
         )
 
-    def settle(self, outcomes: Sequence[Outcome | Released]) -> list[Settlement]:
+    def settle(
+        self, outcomes: Sequence[Outcome | Released], *, spill: bool = False, storing: Storing = nullcontext
+    ) -> list[Settlement]:
         """Ends jobs or gives them back. Large results are written first, into keys of their own or blobs.
 
+        One outcome that cannot be written does not affect the others.
+
+        Args:
+            outcomes: Ends of jobs, and releases.
+            spill: Results for the blob store go to Redis instead.
+            storing: Open while a call of the blob store is under way.
+
         Returns:
-            A verdict for each. If the server has no memory for a large result, its verdict is
-            ``NO_ROOM``; the other jobs are settled all the same.
+            A verdict for each.
+
+        Raises:
+            RedisError: the server does not answer, or refuses all commands for now. Nothing is known of the
+                outcomes: settle them again.
         """
         if not outcomes:
             return []
-        blobs = self._large_results(outcomes)
-        if self._blobs is not None and blobs:
-            self._blobs.put_many(blobs)
-        has_room = [self._write_large(outcome, blobs) for outcome in outcomes]
-        written = [outcome for outcome, fits in zip(outcomes, has_room, strict=True) if fits]
-        settled: Iterator[Settlement] = iter(())
-        if written:
-            arguments = scripts.pack_settle(written, self._settings, blobs)
-            settled = iter(scripts.read_settle(self._run_and_log("settle", arguments)))
-        verdicts = [next(settled) if fits else Settlement.NO_ROOM for fits in has_room]
-        self._drop_refused(outcomes, verdicts, blobs)
+        written = self._results.write(outcomes, spill=spill, storing=storing)
+        if not written.refused:
+            verdicts = self._settle_written(outcomes, written.blobs)
+        else:
+            ready = [outcome for index, outcome in enumerate(outcomes) if index not in written.refused]
+            settled = iter(self._settle_written(ready, written.blobs) if ready else ())
+            verdicts = [written.refused.get(index) or next(settled) for index in range(len(outcomes))]
+        if written.blobs:
+            self._results.drop_refused(outcomes, verdicts, written.blobs, storing)
         return verdicts
 
-    def _write_large(self, outcome: Outcome | Released, blobs: Collection[str]) -> bool:
-        """Writes a large result into a key of its own. False if the server has no room for it."""
-        large = scripts.large_result(outcome)
-        if not isinstance(outcome, Outcome) or not large or scripts.out_blob(outcome) in blobs:
-            return True
-        try:
-            # `NX`: a retry after a lost reply must not overwrite the result of an ended job and reset
-            # its TTL.
-            self._redis.set(keys.out(outcome.id, outcome.fence), large, ex=scripts.ORPHAN_TTL_S, nx=True)
-        except OutOfMemoryError:
-            return False
-        return True
+    def is_for_blobs(self, outcome: Outcome | Released) -> bool:
+        """Whether the outcome's result goes to the blob store."""
+        return self._results.is_for_blobs(outcome)
 
-    def _large_results(self, outcomes: Sequence[Outcome | Released]) -> dict[str, bytes]:
-        """Results that go to the blob store, by their name there."""
-        if self._blobs is None:
-            return {}
-        return {
-            scripts.out_blob(outcome): outcome.result
-            for outcome in outcomes
-            if isinstance(outcome, Outcome)
-            and outcome.result
-            and len(outcome.result) >= self._settings.blob_min_bytes
-        }
-
-    def _drop_refused(
-        self,
-        outcomes: Sequence[Outcome | Released],
-        verdicts: Sequence[Settlement],
-        blobs: Mapping[str, bytes],
-    ) -> None:
-        refused = {
-            scripts.out_blob(outcome)
-            for outcome, verdict in zip(outcomes, verdicts, strict=True)
-            if isinstance(outcome, Outcome) and verdict is not Settlement.OK
-        }.intersection(blobs)
-        if self._blobs is None or not refused:
-            return
+    def _settle_written(
+        self, outcomes: Sequence[Outcome | Released], blobs: Collection[str]
+    ) -> list[Settlement]:
         try:
-            self._blobs.delete(refused)
-        except BlobError as error:
-            logger.warning("refused results stay until the next sweep for orphans: %s", error)
+            arguments = scripts.pack_settle(outcomes, self._settings, blobs)
+            return scripts.read_settle(self._run_and_log("settle", arguments))
+        except RedisError as error:
+            if is_temporary(error):
+                raise
+            if len(outcomes) == 1:
+                logger.error("job %s: its end is refused: %s", outcomes[0].id, error)
+                return [Settlement.UNWRITABLE]
+        # One of them may be the reason. A job that the script has ended by then gets the same verdict again.
+        return [verdict for outcome in outcomes for verdict in self._settle_written([outcome], blobs)]
 
     def reap(self) -> Reaped:
         """Returns jobs of expired leases to the queue, ends jobs at their deadline, and says which
@@ -220,6 +210,11 @@ class WorkerStore:
     def depth(self, model: str) -> int:
         """Jobs that wait for ``model``."""
         return self._redis.zcard(keys.READY + model)
+
+    def waiting(self, models: Collection[str]) -> list[str]:
+        """Those of ``models`` that have waiting jobs."""
+        found = {name.decode() for name in cast("set[bytes]", self._redis.smembers(keys.MODELS))}
+        return [model for model in models if model in found and self.depth(model)]
 
     def nodes(self) -> list[NodeRecord]:
         """The live worker nodes."""

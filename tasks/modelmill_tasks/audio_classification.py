@@ -8,7 +8,7 @@ from pydantic import Field
 
 from modelmill_tasks.contract import Batched, Example, Task, TaskConfig, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.image_classification import Class
-from modelmill_tasks.shared.audio import Audio
+from modelmill_tasks.shared.audio import DESCRIPTION, Audio
 from modelmill_tasks.shared.examples import SPEECH
 from modelmill_tasks.shared.fields import TopK
 
@@ -21,9 +21,8 @@ class Config(TaskConfig):
 
 class Input(TaskInput):
     audio: Annotated[Audio, Batched] = Field(
-        description="Audio (WAV, FLAC, OGG or MP3) as a data URL or base64; or the id of an uploaded file, "
-        "or its URL, if the server fetches from that host. The model hears no more than its window, and at "
-        "most the first minute."
+        description=f"{DESCRIPTION} The model hears no more than its window, and at most the first minute; "
+        "a warning says so."
     )
     config: Config = Field(default_factory=Config, description="Options of the model.")
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
-from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, get_args, get_origin
 
 from pydantic import (
@@ -34,6 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError, invalid_field
 from modelmill.states import Lane
+from modelmill_tasks.body_limits import MAX_ELEMENTS, check_body, json_size, most_elements
 from modelmill_tasks.limits import MediaLimits
 
 MAX_ITEMS = 1024
@@ -50,8 +49,8 @@ JobEvent = Literal["started", "progress", "ended"]
 
 _CODES = frozenset(code.value for code in ErrorCode)
 
-MAX_KEYS = 50_000
-"""Keys that a request body may hold, on all levels together."""
+MAX_ERRORS = 60_000
+"""Wrong values of a body up to which the first ones are named."""
 
 SHARED, EACH = "one value for all", "one value per item"
 
@@ -157,7 +156,13 @@ class TaskInput(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and len(json.dumps(value, separators=(",", ":")).encode()) > MAX_METADATA_BYTES:
+        if value is None:
+            return None
+        # Most that is too large is found without the text of all of it.
+        if (
+            json_size(value, MAX_METADATA_BYTES) > MAX_METADATA_BYTES
+            or len(json.dumps(value, separators=(",", ":")).encode()) > MAX_METADATA_BYTES
+        ):
             raise ValueError(f"is more than {MAX_METADATA_BYTES} bytes as JSON")
         return value
 
@@ -279,6 +284,17 @@ class Task:
             f"Batched{self.input.__name__}", __base__=TaskInput, __module__=self.input.__module__, **fields
         )
 
+    @cached_property
+    def _most_elements(self) -> tuple[int, int]:
+        """Values that the body of a plain and of a batched job can hold."""
+        job = frozenset(TaskInput.model_fields)
+        # The fields of `TaskInput` are small: `metadata` is the largest of them.
+        plain, batched = (
+            min(MAX_ELEMENTS, most_elements(model.model_json_schema(), without=job) + MAX_METADATA_BYTES)
+            for model in (self.input, self.batched_input)
+        )
+        return plain, batched
+
     def parse(
         self,
         body: bytes | str,
@@ -300,14 +316,14 @@ class Task:
         Raises:
             ModelmillError: ``invalid_input`` or a media code. It names the fields and holds no values.
         """
-        if not trusted:
-            _limit_keys(body)
         model = self.batched_input if batched else self.input
+        if not trusted:
+            check_body(body, self._most_elements[batched])
         context = {"trusted": trusted, "sources": sources, "limits": limits}
         try:
             request = model.model_validate_json(body, context=context)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise _not_utf8(body) or _invalid(error) from None
         if batched:
             self._same_lengths(request)
         return request
@@ -348,22 +364,6 @@ class Task:
                 raise invalid_field(name, message)
 
 
-_KEY = re.compile(rb'"[ \t\r\n]*:')
-
-
-def _limit_keys(body: bytes | str) -> None:
-    """Refuses a body with too many keys before it is parsed.
-
-    Each unknown key becomes an error of its own: two million of them took 2 GiB and 13 s.
-    """
-    data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
-    # A body has at most as many keys as colons, and colons are counted fast.
-    if data.count(b":") > MAX_KEYS and next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, f"The body holds more than {MAX_KEYS} keys; no task needs so many."
-        )
-
-
 def _marks_batched(mark: object) -> bool:
     return mark is Batched or isinstance(mark, Batched)
 
@@ -396,8 +396,22 @@ def _nested(value: Any) -> str:
     return EACH if isinstance(value, list) and value and isinstance(value[0], list) else SHARED
 
 
+def _not_utf8(body: bytes | str) -> ModelmillError | None:
+    """The error of a body whose text is in another encoding."""
+    try:
+        body.decode() if isinstance(body, bytes) else body.encode()
+    except UnicodeError as error:
+        message = f"The body is not UTF-8: see byte {error.start}. Encode it as UTF-8."  # type: ignore[attr-defined]
+        return ModelmillError(ErrorCode.INVALID_INPUT, message)
+    return None
+
+
 def _invalid(error: ValidationError) -> ModelmillError:
     """Makes one error of pydantic's report: field paths and messages, never the input."""
+    if error.error_count() > MAX_ERRORS:
+        # pydantic would list all of them, at half a kilobyte each.
+        message = f"The body holds {error.error_count()} values that are not valid for this task. Send fewer."
+        return ModelmillError(ErrorCode.INVALID_INPUT, message)
     fields: list[FieldError] = []
     code = ErrorCode.INVALID_INPUT
     problems: Sequence[Any] = error.errors(include_input=False, include_url=False)

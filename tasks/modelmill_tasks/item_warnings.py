@@ -8,6 +8,7 @@ the model was trained with is no warning.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,10 @@ class WarningCode(StrEnum):
     """The model did not read the end, or another part, of a text."""
     OUTPUT_CUT = "output_cut"
     """The answer ends because a limit was reached, not because the model was done."""
+    OUTPUT_EMPTY = "output_empty"
+    """The model ended its answer before its first character."""
+    TEXT_UNKNOWN = "text_unknown"
+    """The model does not know some characters or words of a text."""
     SOUND_CUT = "sound_cut"
     """The model did not hear a part of the recording."""
     CHANNELS_MIXED = "channels_mixed"
@@ -47,6 +52,25 @@ class ItemWarning:
     code: WarningCode
     message: str
 
+
+class InputWarning(UserWarning):
+    """A model that runs in this process lost something of an input, although it answered.
+
+    Attributes:
+        item: Index of the item; None if the call had only one.
+        code: What was lost.
+        message: A sentence for the caller.
+    """
+
+    def __init__(self, item: int | None, warning: ItemWarning) -> None:
+        super().__init__(f"{'' if item is None else f'item {item}: '}{warning.message}")
+        self.item = item
+        self.code = warning.code
+        self.message = warning.message
+
+
+# Python shows an equal warning once. Each input counts; a filter of the user's own comes before this one.
+warnings.filterwarnings("always", category=InputWarning, append=True)
 
 _collected: ContextVar[list[ItemWarning] | None] = ContextVar("collected", default=None)
 

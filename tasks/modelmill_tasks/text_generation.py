@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelmill_tasks.contract import Batched, Example, Task, TaskGroup, TaskInput, TaskOutput
 from modelmill_tasks.shared.fields import MAX_TEXT, Created, Part, Text
@@ -14,20 +14,41 @@ from modelmill_tasks.shared.generation import FinishReason, GenerationConfig, Us
 class Config(GenerationConfig):
     """Options of the model."""
 
-    return_full_text: bool = Field(False, description="Put the prompt before each text of the answer.")
+    chat_template: bool | None = Field(
+        None,
+        description="true: answer the text as a user's message, in the form of the model's chat template; a "
+        "model without a template refuses it. false: continue the text as it is. If not set: true if the "
+        "model has a template, unless return_full_text or special_tokens is true.",
+    )
+    return_full_text: bool = Field(
+        False, description="Put the prompt before each text of the answer. It asks for a continuation."
+    )
+    special_tokens: bool = Field(
+        False,
+        description="Read the names of special tokens in the text as these tokens, such as <|fim_prefix|>, "
+        "and continue it as it is. Set it only for a text that you wrote yourself.",
+    )
     system_message: str | None = Field(
         None,
         min_length=1,
         max_length=MAX_TEXT,
         description="How the model must behave. The text then follows it as a user's message, in the form "
-        "of the model's chat template; a model without a template refuses it. If it is not set, the model "
-        "continues the text as it is.",
+        "of the model's chat template; a model without a template refuses it.",
     )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Config:
+        if self.chat_template is False and self.system_message is not None:
+            raise ValueError("system_message needs the chat template; leave chat_template out")
+        if self.special_tokens and (self.chat_template or self.system_message is not None):
+            raise ValueError("special_tokens takes the text as it is; leave the chat template out")
+        return self
 
 
 class Input(TaskInput):
     text: Annotated[Text, Batched] = Field(
-        description="The prompt. A prompt that fills the model's window is refused."
+        description="The prompt. A model with a chat template answers it, others continue it: see "
+        "config.chat_template. A prompt that fills the model's window is refused."
     )
     config: Config = Field(default_factory=Config, description="Options of the model.")
 
@@ -52,12 +73,12 @@ TASK = Task(
     output=Output,
     example=Example(
         input={
-            "text": "The capital of France is",
-            "config": {"max_new_tokens": 10, "stop": ["\n"], "do_sample": False},
+            "text": "What is the capital of France?",
+            "config": {"max_new_tokens": 20, "do_sample": False},
         },
         output={
-            "choices": [{"index": 0, "text": " Paris.", "finish_reason": "stop"}],
-            "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+            "choices": [{"index": 0, "text": "The capital of France is Paris.", "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 37, "completion_tokens": 8, "total_tokens": 45},
             "created": 1763717262,
         },
         model="smollm2",

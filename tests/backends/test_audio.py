@@ -63,12 +63,6 @@ def test_other_rates_become_the_models(rate: int) -> None:
     assert np.abs(found[inside] - tone(5)[inside]).max() < 1e-3
 
 
-def test_channels_are_averaged() -> None:
-    stereo = np.stack([tone(0.2), np.zeros_like(tone(0.2))], axis=1)
-
-    assert np.allclose(open_audio(encoded(stereo, RATE, "WAV", "FLOAT"), RATE), tone(0.2) / 2, atol=1e-6)
-
-
 def test_a_data_url_is_as_good_as_bytes() -> None:
     assert np.array_equal(open_audio(sound_url(tone(0.2)), RATE), open_audio(encoded(tone(0.2)), RATE))
 
@@ -100,18 +94,10 @@ def test_an_mp3_that_does_not_tell_its_length_is_read_to_its_end(
     assert np.abs(found[-RATE:-4000]).max() > 0.4
 
 
-def test_two_mp3s_in_one_file_are_not_taken_for_the_first() -> None:
+def test_of_two_mp3s_in_one_file_both_are_heard() -> None:
     data = encoded(tone(20), RATE, "MP3")
 
-    assert refusal(data + data) == ErrorCode.INVALID_MEDIA
-
-
-@pytest.mark.parametrize("size", [0x7FFF_FFFF, 0xFFFF_FFFF])
-def test_a_wav_that_was_streamed_is_read_to_its_end(size: int) -> None:
-    data = bytearray(encoded(tone(0.5)))
-    data[40:44] = size.to_bytes(4, "little")
-
-    assert open_audio(bytes(data), RATE).size == RATE // 2
+    assert open_audio(data + data, RATE).size == pytest.approx(40 * RATE, rel=0.01)
 
 
 def test_a_flac_that_was_streamed_is_read_to_its_end() -> None:
@@ -140,10 +126,17 @@ def test_what_is_no_number_is_refused(value: float) -> None:
     assert refusal(encoded(np.full(1000, value, np.float32), RATE, "WAV", "FLOAT")) == ErrorCode.INVALID_MEDIA
 
 
-def test_floats_beyond_full_scale_are_clipped() -> None:
-    found = open_audio(encoded(tone(0.1) * 100, RATE, "WAV", "FLOAT"), RATE)
+def test_floats_of_another_scale_keep_their_shape() -> None:
+    found = open_audio(encoded(tone(0.1) * 32_768, RATE, "WAV", "FLOAT"), RATE)
 
     assert np.abs(found).max() == 1.0
+    assert np.allclose(found, tone(0.1) / np.abs(tone(0.1)).max(), atol=1e-5)
+
+
+def test_floats_a_little_beyond_full_scale_are_clipped() -> None:
+    loud = tone(0.1) * 2.2
+
+    assert np.array_equal(open_audio(encoded(loud, RATE, "WAV", "FLOAT"), RATE), np.clip(loud, -1, 1))
 
 
 def test_no_samples_are_no_audio() -> None:

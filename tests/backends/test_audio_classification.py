@@ -11,6 +11,8 @@ import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.audio_classification import Input
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from modelmill_tasks.shared.examples import SPEECH
 from tests.fixtures.sounds import RATE, sound_url, speech, tone
 from tests.fixtures.tiny.audio import LABELS, tiny_ast, tiny_wav2vec2_classifier
@@ -68,6 +70,38 @@ def test_only_the_first_minute_is_heard(load: Callable[..., LoadedModel]) -> Non
     alone, longer = scores(model, minute, np.concatenate([minute, tone(5)]))
 
     assert longer == alone
+
+
+@pytest.mark.parametrize(
+    ("length_s", "message"), [(60, None), (65, "The model heard the first 60 s of 65.0 s.")]
+)
+def test_what_is_longer_than_a_minute_is_told(
+    load: Callable[..., LoadedModel], length_s: float, message: str | None
+) -> None:
+    runner = load(tiny_wav2vec2_classifier, masked=False).runner(TASK)
+    found: list[ItemWarning] = []
+
+    with collecting(found):
+        runner.preprocess(Input(audio=sound_url(tone(length_s))))
+
+    assert found == ([ItemWarning(WarningCode.SOUND_CUT, message)] if message else [])
+
+
+def test_what_is_longer_than_a_spectrogram_models_window_is_told(load: Callable[..., LoadedModel]) -> None:
+    runner = load(tiny_ast).runner(TASK)
+    window_s = runner.weights.extractor.max_length / 100
+    found: list[ItemWarning] = []
+
+    with collecting(found):
+        runner.preprocess(Input(audio=sound_url(tone(window_s + 3))))
+
+    assert [each.message for each in found] == [
+        f"The model heard the first {window_s:.3g} s of {window_s + 3:.1f} s."
+    ]
+    inside, longer = scores(
+        load(tiny_ast), tone(window_s + 1), np.concatenate([tone(window_s + 1), speech()])
+    )
+    assert longer == inside
 
 
 def test_many_recordings_take_several_passes(load: Callable[..., LoadedModel]) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from modelmill.errors import ErrorCode
 from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import SPEECH
+from tests.fixtures.containers import contained
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
-from tests.fixtures.sounds import RATE, sound_url, speech
+from tests.fixtures.sounds import RATE, as_url, sound_url, speech
 from tests.support.exhaustive import exhaustive
 from tests.support.models import OpenModel
 
@@ -51,6 +53,51 @@ def test_real_speech_is_understood_in_any_form(
         assert found.startswith("go forward")
     else:
         assert found == SAID
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        contained("webm", "libopus", rate=48_000),
+        contained("ipod", "aac", rate=44_100),
+        contained("mp4", "aac", rate=48_000, video=True),
+    ],
+    ids=["WebM", "M4A", "a video"],
+)
+def test_recordings_of_browsers_and_phones_are_understood(sphinx: LoadedModel, data: bytes) -> None:
+    assert heard(sphinx, as_url(data))["text"] == SAID
+
+
+@pytest.mark.parametrize(
+    "channels",
+    [
+        (speech(), -speech()),
+        exhaustive((speech() + 0.1, 0.1 - speech())),
+        (speech() * 0, speech() * 0, speech()),
+    ],
+)
+def test_a_channel_that_holds_speech_is_heard(sphinx: LoadedModel, channels: Any) -> None:
+    assert heard(sphinx, np.stack(channels, axis=1))["text"] == SAID
+
+
+def test_another_scale_or_a_constant_does_not_change_the_words(sphinx: LoadedModel) -> None:
+    for samples in (speech() * 32_768, speech() + 0.3):
+        assert heard(sphinx, sound_url(samples, RATE, "WAV", "FLOAT"))["text"] == SAID
+
+
+def test_a_constant_says_nothing(sphinx: LoadedModel) -> None:
+    assert heard(sphinx, np.full(RATE, 0.3, np.float32))["text"] == ""
+
+
+def test_a_recording_that_is_taken_for_silence_is_told(sphinx: LoadedModel) -> None:
+    codes = []
+    for samples in (speech(), speech() * 0, speech() * 0.002):
+        found: list[ItemWarning] = []
+        with collecting(found):
+            heard(sphinx, sound_url(samples, RATE, "WAV", "FLOAT"))
+        codes.append([each.code for each in found])
+
+    assert codes == [[], [], [WarningCode.SOUND_CUT]]
 
 
 def test_the_example_is_what_it_answers(sphinx: LoadedModel) -> None:

@@ -12,6 +12,7 @@ import pytest
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.audio import pieces
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from modelmill_tasks.shared.examples import SPEECH
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, speech, tone
@@ -130,6 +131,24 @@ def test_times_go_on_over_the_pieces(tiny: Tiny, kind: Any) -> None:
     starts = [chunk["start"] for chunk in chunks]
     assert starts == sorted(starts)
     assert tiny_audio.WINDOW_S < starts[-1] <= samples.size / RATE
+
+
+def test_an_answer_that_reaches_the_limit_of_tokens_is_told(tiny: Tiny) -> None:
+    model = tiny("whisper", timed=False)
+    generation = model.runner(TASK).weights.model.generation_config
+    codes = []
+    for limit in (generation.max_length, 6):
+        before, generation.max_length = generation.max_length, limit
+        found: list[ItemWarning] = []
+        try:
+            with collecting(found):
+                text = heard(model, tone(1), language="en")["text"]
+        finally:
+            generation.max_length = before
+        codes.append((len(text), [each.code for each in found]))
+
+    assert codes[1][0] < codes[0][0]
+    assert codes[1][1] == [WarningCode.OUTPUT_CUT]
 
 
 def test_language_and_task_change_what_is_heard(tiny: Tiny) -> None:

@@ -13,7 +13,9 @@ import soundfile
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
+from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from modelmill_tasks.shared.sources import source_bytes
+from modelmill_tasks.text_to_speech import Input
 from tests.fixtures.tiny.audio import tiny_vits, tiny_whisper
 from tests.support.models import OpenModel, folder_entry
 
@@ -107,6 +109,35 @@ def test_a_single_voice_is_number_0(load: Load) -> None:
 
 def test_capitals_and_what_cannot_be_spoken_make_no_difference(load: Load) -> None:
     assert said(load(), "The Mill, turns (again)!") == said(load(), TEXT)
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        (TEXT, None),
+        ("The Mill, turns (again)!", None),
+        ("go forward 10 meters", "The model cannot speak 2 of the text's characters and left them out: 0 1"),
+        ("a 漢 b", "The model cannot speak 1 of the text's characters and left them out: 漢"),
+    ],
+)
+def test_letters_and_digits_that_are_left_out_are_told(load: Load, text: str, left_out: str | None) -> None:
+    runner = load().runner(TASK)
+    found: list[ItemWarning] = []
+
+    with collecting(found):
+        runner.preprocess(Input(text=text))
+
+    assert found == ([ItemWarning(WarningCode.TEXT_UNKNOWN, left_out)] if left_out else [])
+
+
+def test_sound_that_is_not_numbers_is_an_error_and_no_silence(load: Load) -> None:
+    runner = load().runner(TASK)
+    prepared = runner.preprocess(Input(text=TEXT))
+
+    with pytest.raises(ModelmillError) as raised:
+        runner.postprocess(prepared, np.array([0.0, np.nan], np.float32))
+
+    assert raised.value.code == ErrorCode.INFERENCE_FAILED
 
 
 @pytest.mark.parametrize("text", ["123", "…", " ", "漢字"])

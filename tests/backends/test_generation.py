@@ -60,7 +60,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory, load: Load) -> LoadedModel:
 
 
 def asked(text: str, **config: Any) -> dict[str, Any]:
-    return {"text": text, "config": config}
+    return {"text": text, "config": {"chat_template": False, **config}}
 
 
 def ask(model: LoadedModel, *items: dict[str, Any]) -> list[dict[str, Any]]:

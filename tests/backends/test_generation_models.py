@@ -93,7 +93,7 @@ def test_a_chat_is_the_text_that_the_template_writes(load: Load) -> None:
         model, CHAT, messages=[{"role": "system", "content": "You are brief."}, user("Hello")], config=SHORT
     )
     system = ask(model, TEXT, text="Hello", config={**SHORT, "system_message": "You are brief."})
-    plain = ask(model, TEXT, text=prompt, config=SHORT)
+    plain = ask(model, TEXT, text=prompt, config={**SHORT, "special_tokens": True})
 
     assert chat["choices"][0]["message"] == {"role": "assistant", "content": plain["choices"][0]["text"]}
     assert system == plain

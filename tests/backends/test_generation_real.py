@@ -16,6 +16,7 @@ from modelmill_backends.loader import LoadedModel
 from modelmill_tasks.registry import find_task
 
 TEXT, CHAT = "text-generation", "chat-completion"
+CONTINUED = {"chat_template": False}
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 
 
@@ -64,7 +65,8 @@ def test_it_goes_on_with_a_text(smollm2: LoadedModel) -> None:
     one, two = ask(
         smollm2,
         TEXT,
-        {"text": "The capital of France is", "config": {"max_new_tokens": 3, "stop": ["."]}},
+        {"text": "The capital of France is", "config": {**CONTINUED, "max_new_tokens": 3, "stop": ["."]}},
+        # return_full_text asks for a continuation, too.
         {"text": "One, two, three, four,", "config": {"max_new_tokens": 4, "return_full_text": True}},
     )
 

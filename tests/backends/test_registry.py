@@ -49,7 +49,7 @@ def plug_in(forgetful: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(*values: str) -> None:
         points = [EntryPoint(value, value, registry.ENTRY_POINT_GROUP) for value in values]
-        monkeypatch.setattr(registry, "entry_points", lambda **_: points)
+        monkeypatch.setattr("modelmill.entry_points.entry_points", lambda **_: points)
 
     return install
 
@@ -164,8 +164,16 @@ def test_a_broken_plugin_does_not_disturb_models_that_do_not_need_it(plug_in: An
 
     assert find_runner(an_entry("onnx", task="text-embedding"), "text-embedding") is TextEmbeddingRunner
     prepare([an_entry("third-party"), an_entry("noop", "no_such_module:Runner")])
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModelmillError) as caught:
         find_runner(an_entry("third-party"), ZERO_SHOT)
+    assert caught.value.code is ErrorCode.MODEL_LOAD_FAILED
+    assert "(no_such_module:Runner) is left out: ModuleNotFoundError: No module named" in caught.value.message
+
+
+def test_one_broken_plugin_leaves_out_no_other(plug_in: Any) -> None:
+    plug_in("no_such_module:Runner", f"{__name__}:PluginRunner", "json:no_such_name")
+
+    assert find_runner(an_entry("third-party"), ZERO_SHOT) is PluginRunner
 
 
 def test_a_runner_that_is_not_there_is_answered_with_those_that_are(catalogue: Catalogue) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -25,10 +26,15 @@ from modelmill.broker import model_queue
 from modelmill.states import Lane
 from modelmill.store import keys
 from tests.chaos.harness import DOT, PLACES, TASK, TERMINAL, System, Worker, kill_group, signal_all
+from tests.support.blobs import unwritable
 
 DRAIN_WITHIN_S = 15.0
 SUBMITTERS = 12
-MODELS = ("echo", "noop", "echo-slow")
+MODELS = ("echo", "noop", "echo-slow", "sized")
+LIMITS = {"blob_min_bytes": 100_000, "max_result_bytes": 200_000}
+"""The settings that go with the numbers below."""
+IN_REDIS, IN_BLOB, TOO_LARGE = 20_000, 30_000, 60_000
+"""Numbers in a result, 4 bytes each: a key of its own in Redis, a blob, or more than the setting allows."""
 NODE_KILLS_A_WORKER = 3
 """The supervisor waits longer each time before it starts a node again. If it is killed itself, this starts
 anew."""
@@ -43,6 +49,8 @@ class Pace:
     redis_kill_s: float = 18.0
     broker_flush_s: float = 14.0
     bell_theft_s: float = 0.5
+    full_redis_s: float = 19.0
+    full_blobs_s: float = 17.0
     jobs_per_s: float = 150.0
 
 
@@ -53,6 +61,8 @@ class Sent:
     path: str
     body: dict[str, Any]
     expected: Any
+    code: str | None = None
+    """The error that must come instead."""
 
 
 @dataclass
@@ -71,6 +81,7 @@ class Report:
     wrongly_failed: list[str] = field(default_factory=list)
     wrong_results: list[str] = field(default_factory=list)
     redelivered: int = 0
+    too_large: int = 0
     retries: int = 0
     drain_s: float = float("inf")
 
@@ -88,6 +99,9 @@ class Report:
             ("Redis kills (appendfsync always)", kills["redis"]),
             ("broker flushes", kills["flush"]),
             ("bells stolen", kills["bells"]),
+            ("Redis at maxmemory", kills["full redis"]),
+            ("blob folder full", kills["full blobs"]),
+            ("jobs that failed because their result is too large, as they must", self.too_large),
             ("jobs handed out more than once", self.redelivered),
             ("atomic samples of all open jobs", self.samples),
             ("lost", len(self.lost)),
@@ -114,6 +128,7 @@ class Soak:
         self._seconds = seconds
         self._random = random.Random(seed)
         self._over = asyncio.Event()
+        self._blobs = Path(system.settings.blob_url or "")
         self._sent: dict[str, Sent] = {}
         """Accepted jobs, by id."""
         self._open: set[str] = set()
@@ -136,6 +151,8 @@ class Soak:
                     (self._pace.redis_kill_s, self._kill_redis),
                     (self._pace.broker_flush_s, self._flush_broker),
                     (self._pace.bell_theft_s, self._steal_bells),
+                    (self._pace.full_redis_s, self._fill_redis),
+                    (self._pace.full_blobs_s, self._fill_blobs),
                 )
             ]
             sampler = asyncio.create_task(self._sample())
@@ -242,6 +259,20 @@ class Soak:
 
         self.report.attacks["bells"] += self._ask(steal) or 0
 
+    async def _fill_redis(self) -> None:
+        """Redis refuses large values for a while. If it is killed meanwhile, it starts with room."""
+        if self._ask(lambda: self._probe.config_set("maxmemory", 1)):
+            self.report.attacks["full redis"] += 1
+        await asyncio.sleep(self._random.uniform(0.3, 2))
+        while not self._ask(lambda: self._probe.config_set("maxmemory", 0)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+    async def _fill_blobs(self) -> None:
+        """The blob folder refuses new blobs for a while."""
+        self.report.attacks["full blobs"] += 1
+        with unwritable(self._blobs):
+            await asyncio.sleep(self._random.uniform(0.3, 2))
+
     async def _kill_all(self) -> None:
         """The last attack: kills every process at once, while jobs are in progress."""
         for worker in self._system.workers:
@@ -328,10 +359,20 @@ class Soak:
         if record["ends"] != "1":
             report.ended_twice.append(f"{job_id}: {record['ends']} ends")
         report.redelivered += int(record["deliveries"]) > 1
-        if record["status"] != "complete":
+        sent = self._sent[job_id]
+        if sent.code is not None and json.loads(record.get("error", "{}")).get("code") == sent.code:
+            report.too_large += 1
+        elif record["status"] != "complete":
             report.wrongly_failed.append(f"{job_id}: {record['status']} {record.get('error', '')}")
-        elif json.loads(record["result"]) != self._sent[job_id].expected:
-            report.wrong_results.append(f"{job_id}: {record['result'][:200]}")
+        elif sent.code is not None or json.loads(result := self._result(record)) != sent.expected:
+            report.wrong_results.append(f"{job_id}: {result[:200]}")
+
+    def _result(self, record: dict[str, str]) -> str:
+        if "out_blob" in record:
+            return (self._blobs / record["out_blob"]).read_text()
+        if "out" in record:
+            return (cast("bytes | None", self._probe.get(record["out"])) or b"null").decode()
+        return record["result"]
 
 
 def make_job(choice: random.Random, index: int, count: int) -> Sent:
@@ -342,6 +383,11 @@ def make_job(choice: random.Random, index: int, count: int) -> Sent:
         classes = [f"{n}" for n in range(choice.randint(2, 6))]
         expected = {"probabilities": [1 / len(classes)] * len(classes)}
         return Sent(path("noop"), {"image": DOT, "classes": classes, "lane": lane}, expected)
+    if choice.random() < 0.06:
+        number = choice.choice((IN_REDIS, IN_BLOB, TOO_LARGE)) + count % 1000
+        code = "result_too_large" if number >= TOO_LARGE else None
+        sized = {"image": DOT, "classes": [str(number)], "lane": lane}
+        return Sent(path("sized"), sized, {"probabilities": [0.5] * number}, code)
     model = "echo-slow" if choice.random() < 0.5 else "echo"
     if choice.random() < 0.1:
         rows = [[mark, n / 10] for n in range(choice.randint(1, 24))]

@@ -10,17 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.harness import System
-from tests.chaos.soak import DRAIN_WITHIN_S, Pace, Report, Soak
+from tests.chaos.soak import DRAIN_WITHIN_S, LIMITS, Pace, Report, Soak
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "300"))
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
 
-SHORT = Pace(worker_kill_s=2.5, api_kill_s=3.5, redis_kill_s=3.5, broker_flush_s=2.5)
+SHORT = Pace(
+    worker_kill_s=2.5,
+    api_kill_s=3.5,
+    redis_kill_s=3.5,
+    broker_flush_s=2.5,
+    full_redis_s=4.0,
+    full_blobs_s=4.0,
+)
 
 
 def soak(folder: Path, seconds: float, pace: Pace) -> Report:
     print(f"\nCHAOS_SEED={SEED}, {seconds:.0f} s, {os.cpu_count()} cores")
-    settings = {"lease_s": 3.0, "beat_s": 0.6, "reap_s": 0.3}
+    blobs = folder / "blobs"
+    settings = {"lease_s": 3.0, "beat_s": 0.6, "reap_s": 0.3, "blob_url": str(blobs), **LIMITS}
     with System(folder, settings, apis=2, workers=("cpu", "cpu")) as system:
 
         async def attack() -> Report:
@@ -57,4 +65,6 @@ def test_a_long_soak(tmp_path: Path) -> None:
     share = min(1.0, SECONDS / 300)
     assert report.accepted >= 10_000 * share
     assert report.worker_kills >= 50 * share
-    assert min(report.attacks[kind] for kind in ("api", "redis", "flush")) >= int(10 * share)
+    kinds = ("api", "redis", "flush", "full redis", "full blobs")
+    assert min(report.attacks[kind] for kind in kinds) >= int(10 * share)
+    assert report.too_large >= int(100 * share)

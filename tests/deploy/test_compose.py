@@ -18,7 +18,12 @@ from modelmill_api.middleware.auth import keys_are_on
 
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
-ONLY_FOR_COMPOSE = {"MODELMILL_REDIS_PASSWORD", "MODELMILL_MODELS_DIR", "MODELMILL_PUBLISH"}
+ONLY_FOR_COMPOSE = {
+    "MODELMILL_REDIS_PASSWORD",
+    "MODELMILL_REDIS_MAXMEMORY",
+    "MODELMILL_MODELS_DIR",
+    "MODELMILL_PUBLISH",
+}
 """Variables of the compose file itself. No process of ours reads them."""
 TORCH_CARRYING = {"torch", "torchvision", "transformers", "diffusers", "accelerate", "sentence-transformers"}
 

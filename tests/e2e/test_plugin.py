@@ -342,15 +342,72 @@ def test_a_plugin_adds_models_and_replaces_none(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert lines[-1] == "more-one noop"
     assert "minilm onnx sentence-transformers/all-MiniLM-L6-v2" in lines
-    assert "model minilm is ignored: there already is a model of this name" in done.stderr
+    assert "its model minilm is left out: there already is a model of this name" in done.stderr
 
 
-@pytest.mark.parametrize("value", ["more_models:models.toml", "no_such_package", "more_models.deep:x.toml"])
-def test_a_plugin_whose_models_are_not_there_is_named(tmp_path: Path, value: str) -> None:
+BROKEN_MODELS = {
+    "more_models:models.toml": "there is no such file",
+    "no_such_package": "there is no such file",
+    "more_models.deep:x.toml": "there is no such file",
+    "more_models:text.toml": "not valid TOML",
+    "more_models:wrong.toml": "line 2: model 'wrong': backendd",
+    "more_models:twins.toml": "both have the alias 'twin'",
+}
+LISTS_TASKS_AND_MODELS = (
+    "from modelmill.catalogue import Catalogue\n"
+    "from modelmill_backends.registry import all_runners\n"
+    "from modelmill_tasks.registry import all_tasks\n"
+    "print('minilm' in Catalogue.load(), 'text-embedding' in all_tasks(), len(all_runners()) > 30)\n"
+)
+
+
+@pytest.mark.parametrize("value", BROKEN_MODELS)
+def test_a_plugin_whose_models_cannot_be_read_is_left_out_with_the_reason(tmp_path: Path, value: str) -> None:
     site = a_package(tmp_path, "more", f"[modelmill.models]\nours = {value}\n")
     (site / "more_models").mkdir()
+    (site / "more_models" / "text.toml").write_text("no table")
+    (site / "more_models" / "wrong.toml").write_text("[models.wrong]\nbackendd = 1\n")
+    (site / "more_models" / "twins.toml").write_text(
+        MODELS.format("one-twin", "twin") + MODELS.format("two-twin", "twin")
+    )
 
     done = modelmill(site, "models", "--url", "http://127.0.0.1:1")
 
-    assert done.returncode == 1
-    assert f"The entry point 'ours' of more in the group modelmill.models names '{value}'" in said(done)
+    assert done.returncode == 0, done.stderr
+    assert "minilm" in done.stdout
+    text = said(done)
+    assert f"the entry point 'ours' of more in the group modelmill.models ({value}) is left out: " in text
+    assert BROKEN_MODELS[value] in text
+
+
+def test_plugins_whose_code_cannot_be_imported_are_left_out_each_with_the_reason(tmp_path: Path) -> None:
+    points = (
+        "[modelmill.tasks]\ngone = no_such_module:TASK\nlist = broken_code:NUMBERS\n"
+        "mine = broken_code:TEXT_EMBEDDING\n"
+        "[modelmill.runners]\nexits = broken_code:missing\n"
+    )
+    site = a_package(
+        tmp_path,
+        "broken",
+        points,
+        broken_code="from modelmill_tasks.text_embedding import TASK\n"
+        "from dataclasses import replace\nNUMBERS = [1]\n"
+        "TEXT_EMBEDDING = replace(TASK, summary='another')\n",
+    )
+
+    done = subprocess.run(
+        processes.python("-c", LISTS_TASKS_AND_MODELS),
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "True True True\n"), done.stderr
+    for reason in (
+        "'gone' of broken in the group modelmill.tasks (no_such_module:TASK) is left out: ModuleNotFound",
+        "'list' of broken in the group modelmill.tasks (broken_code:NUMBERS) is left out: TypeError",
+        "(broken_code:TEXT_EMBEDDING) is left out: there already is a task of the name text-embedding",
+        "'exits' of broken in the group modelmill.runners (broken_code:missing) is left out: AttributeError",
+    ):
+        assert reason in done.stderr

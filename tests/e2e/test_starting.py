@@ -10,18 +10,22 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from modelmill import processes
 from modelmill.client import Client, data_url
+from tests.support.cli import modelmill_here
 from tests.support.paths import NOOP_MODELS, REPOSITORY
 from tests.support.processes import is_running, wait_until
-from tests.support.system import Up, start_up, up_to_end
+from tests.support.system import AWKWARD, Up, start_up, up_to_end
 
 CAT_PHOTO = REPOSITORY / "modelmill" / "data" / "chelsea.jpg"
 TASK = "zero-shot-image-classification"
 
 
-def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path) -> None:
+def test_up_stops_all_three_and_keeps_its_jobs_also_in_an_awkward_environment(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ("--devices", "cpu", "--models-file", str(NOOP_MODELS))
     body = {"image": data_url(CAT_PHOTO), "classes": ["cat"]}
     first = start_up(tmp_path, cache_dir, *options)
@@ -30,8 +34,14 @@ def test_up_stops_all_three_and_keeps_its_jobs(tmp_path: Path, cache_dir: Path) 
         assert done.status == "complete"
 
     stop_and_check(first, signal.SIGINT)
+    for name, value in AWKWARD.items():
+        monkeypatch.setenv(name, value)
     second = start_up(tmp_path, cache_dir, *options)
 
+    fields = ("--image", str(CAT_PHOTO), "--classes", "cat", "--wait", "--url", second.url)
+    submitted = modelmill_here("submit", TASK, "noop", *fields)
+    assert submitted.returncode == 0, submitted.stderr
+    assert '"probabilities"' in submitted.stdout
     with Client(second.url) as client:
         assert client.job(done.id).result == {"probabilities": [1.0]}
         assert client.submit(TASK, "noop", body).wait(30).status == "complete"

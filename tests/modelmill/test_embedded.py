@@ -5,6 +5,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,8 +56,13 @@ def orphan(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         url = first.url
         with connected(url) as client:
             client.set("kept", "no")
-    config = tmp_path / "valkey" / "valkey.conf"
-    process = subprocess.Popen([str(get_binary_path()), str(config)], stdout=subprocess.DEVNULL)
+    password, address = url.removeprefix("redis://:").split("@")
+    settings = ("--port", address.split(":")[1].removesuffix("/0"), "--requirepass", password)
+    process = subprocess.Popen(
+        [str(get_binary_path()), *settings, "--appendonly", "yes", "--save", ""],
+        cwd=tmp_path / "valkey",
+        stdout=subprocess.DEVNULL,
+    )
     with ExitStack() as cleanup:
         cleanup.callback(processes.stop, process, 10)
         cleanup.callback(process.send_signal, signal.SIGCONT)
@@ -102,7 +108,7 @@ def test_the_password_is_not_where_other_users_can_read_it(server: EmbeddedServe
     holding = [
         path for path in folder.rglob("*") if path.is_file() and password.encode() in path.read_bytes()
     ]
-    assert {path.name for path in holding} == {"valkey.conf", "server.json"}
+    assert {path.name for path in holding} == {"server.json"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in holding} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -143,11 +149,31 @@ def test_one_server_can_be_entered_again(tmp_path: Path) -> None:
             assert client.getset("count", "1") == expected
 
 
-@pytest.mark.parametrize("name", ["with space", 'quo"ted', "naïve # 100%"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quo\"ted 'twice'",
+        "naïve # 100%",
+        "photos [2024] *?",
+        "[",
+        "{a,b} \\ $HOME ~",
+        "two\nlines",
+        "not UTF-8 \udcff",
+    ],
+)
 def test_the_data_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     with EmbeddedServer(tmp_path / name / "new") as running, connected(running.url) as client:
-        assert client.ping()
+        assert client.config_get("requirepass")["requirepass"] in running.url
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert (tmp_path / name / "new" / "valkey" / "appendonlydir").is_dir()
+
+
+def test_a_start_that_is_told_to_stop_does_not_wait(tmp_path: Path) -> None:
+    stopping = threading.Event()
+    stopping.set()
+
+    with EmbeddedServer(tmp_path, stopping) as second:
+        assert second.pid
 
 
 def test_a_second_one_on_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:

@@ -422,3 +422,23 @@ def test_certificates_must_be_for_the_name_and_from_a_trusted_authority(
 
     run(main())
     assert network.dialled == [PUBLIC] * 4
+
+
+def test_authorities_that_are_gone_stop_https_and_nothing_else(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cert, key = certificate(tmp_path, "images.example.com")
+    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving.load_cert_chain(cert, key)
+    monkeypatch.setenv("SSL_CERT_FILE", "/gone")
+    guard = Guard(Hosts("*", "fetch_hosts"), Networks(""), resolve=network.resolver([PUBLIC]))
+
+    async def main() -> None:
+        async with network.serving(replying(b"picture")):
+            assert await fetched(guard, "http://images.example.com/") == b"picture"
+        async with network.serving(replying(b"picture"), serving):
+            with pytest.raises(UnreachableError, match="certificate was refused"):
+                await fetched(guard, "https://images.example.com/")
+
+    run(main())
+    assert "cannot use HTTPS: SSL_CERT_FILE names /gone" in caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from modelmill.errors import ConfigError
+from modelmill.setting_types import masked
 from modelmill.settings import GIB, MIB, Settings, get_settings
 
 
@@ -90,6 +92,165 @@ def test_the_broker_is_the_job_store_unless_it_is_set() -> None:
     assert Settings(redis_url=store, broker_url="redis://broker/1").effective_broker_url == "redis://broker/1"
 
 
+ENCODE = "percent-encode the password: write # as %23"
+REDIS_FAULTS = [
+    ("redis://:pa#ss@host:6379/0", ENCODE),
+    ("redis://:pa/ss@host:6379/0", ENCODE),
+    ("redis://:pa?ss@host:6379/0", ENCODE),
+    ("redis://:pa[ss@host:6379/0", r"percent-encode|write \[ in a password as %5B"),
+    ("redis://:pa ss@host:6379/0", "holds a space; in a password, write it as %20"),
+    ("localhost:6379", "needs a scheme before the host, such as redis://"),
+    ("//localhost:6379", "needs a scheme before the host"),
+    ("host", "needs a scheme before the host"),
+    ("http://host:6379", "has a scheme that is not known here"),
+    ("REDIS://host", "has a scheme that is not known here"),
+    ("sentinel://host:26379", "has a scheme that is not known here"),
+    ("redis://host:63790000/0", "has a port that is not a number from 1 to 65535"),
+    ("redis://host:port/0", "has a port that is not a number"),
+    ("redis://host:0/0", "has a port that is not a number from 1 to 65535"),
+    ("redis://[::1/0", "has a host that is no address or name"),
+    ("redis:///0", "names no host"),
+    ("redis://:hunter2@:6379/0", "names no host"),
+    ("redis://", "names no host"),
+    ("redis://host/zero", "names a database that is not a number"),
+    ("redis://host/0/1", "names a database that is not a number"),
+    ("redis://host?db=zero", "names a database that is not a number"),
+    ("redis://host?password=hunter2", "has a password behind the question mark"),
+    ("redis://host?databse=1", "has an unknown option behind the question mark"),
+    ("redis://host?ssl_cert_reqs=none", "write rediss:// to use TLS"),
+    ("rediss://host?ssl_ca_certs=/gone", "names a file in ssl_ca_certs that is not there"),
+    ("unix://", "names no socket"),
+    ("unix://host", "names no socket"),
+    ("'redis://host'", "stands in quotes that the program sees"),
+]
+
+
+@pytest.mark.parametrize(("url", "advice"), REDIS_FAULTS)
+def test_a_store_that_cannot_be_named_so_is_told_with_the_way_out(url: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=rf"MODELMILL_REDIS_URL: it .*({advice})") as caught:
+        Settings.from_env({"MODELMILL_REDIS_URL": url})
+
+    assert not re.search(r"hunter2|\bpa\b|\bss\b", str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "for_celery"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://host", "redis://host"),
+        ("redis://[::1]:6379", "redis://[::1]:6379"),
+        ("redis://:pa%23ss@host/1", "redis://:pa%23ss@host/1"),
+        ("redis://user:p@ss@host/1", "redis://user:p@ss@host/1"),
+        ("redis://:p;q@host/1", "redis://:p%3Bq@host:6379/1"),
+        ("redis://host?db=2", "redis://host:6379/2"),
+        ("rediss://u:p@host:6380/2", "rediss://u:p@host:6380/2?ssl_cert_reqs=required"),
+        ("rediss://host?ssl_cert_reqs=none", "rediss://host:6379/0?ssl_cert_reqs=none"),
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix://:pw@/run/redis.sock?db=3", "redis+socket://:pw@/run/redis.sock?virtual_host=3"),
+    ],
+)
+def test_a_store_is_named_to_celery_in_its_own_way(url: str, for_celery: str) -> None:
+    assert Settings.from_env({"MODELMILL_REDIS_URL": f" {url}\n"}).effective_broker_url == for_celery
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://guest:guest@rabbit:5672//", "redis://a/0;redis://b/1", "memory://", "sqs://"]
+)
+def test_other_brokers_stay_as_they_are(url: str) -> None:
+    assert Settings.from_env({"MODELMILL_BROKER_URL": url}).effective_broker_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("amqp://guest:guest@rabbit:port//", "has a port that is not a number"),
+        ("rabbit:5672", "needs a scheme before the host"),
+        ("carrier-pigeon://coop", "has a scheme that Celery does not know"),
+        (
+            "confluentkafka://host",
+            r"needs a package .*: pip install 'celery\[confluentkafka\]'",
+        ),
+        ("redis://a;redis://b:x", "has a port that is not a number"),
+    ],
+)
+def test_a_broker_that_cannot_be_named_so_is_told(url: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f"MODELMILL_BROKER_URL: it {advice}"):
+        Settings.from_env({"MODELMILL_BROKER_URL": url})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("MODELMILL_LEASE_S", "5s", "it must be a number of seconds without a unit, such as 30"),
+        ("MODELMILL_RESULT_TTL_S", "1.5", "it must be a whole number of seconds"),
+        ("MODELMILL_MAX_BODY_BYTES", "64MB", "it must be a whole number of bytes without a unit"),
+        ("MODELMILL_MAX_DELIVERIES", "many", "it must be a whole number"),
+        ("MODELMILL_MAX_DELIVERIES", "-1", "it must be greater than or equal to 1"),
+        ("MODELMILL_LEASE_S", "nan", "it must be a finite number"),
+        ("MODELMILL_LEASE_S", "inf", "it must be a finite number"),
+        ("MODELMILL_RESULT_TTL_S", "10000000000", "it must be at most 1000000000"),
+        ("MODELMILL_MAX_QUEUED_BYTES", "1" + "0" * 40, "it must be at most"),
+        ("MODELMILL_ALLOW_NO_AUTH", "maybe", "it must be true or false"),
+        ("MODELMILL_AUTH", "maybe", "it must be 'on' or 'off'"),
+        ("MODELMILL_HOST", "http://127.0.0.1", "it must be an address or a name alone"),
+        ("MODELMILL_HOST", "127.0.0.1:8000", "the port is MODELMILL_PORT"),
+        ("MODELMILL_HOST", "two words", "it must be an address or a name of a host"),
+        ("MODELMILL_BLOB_URL", "s3:/bucket", "it is neither a folder nor a URL"),
+        ("MODELMILL_BLOB_URL", "s3://", "it names no place behind ://"),
+        ("MODELMILL_BLOB_URL", "file://data/blobs", "write file:///"),
+        ("MODELMILL_FETCH_HOSTS", "http://example.com/", "'http://example.com/' is not a host"),
+        ("MODELMILL_WEBHOOK_HOSTS", "a b", "'a b' is not a host"),
+        ("MODELMILL_PRIVATE_NETWORKS", "10.0.0.0/99", "'10.0.0.0/99' does not appear to be"),
+        ("MODELMILL_LEASE_S", "2", "MODELMILL_LEASE_S must be longer than MODELMILL_BEAT_S"),
+        ("MODELMILL_BEAT_S", "60", "MODELMILL_LEASE_S must be longer than MODELMILL_BEAT_S"),
+    ],
+)
+def test_a_wrong_value_is_told_with_the_way_out(variable: str, value: str, advice: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env({variable: value})
+
+    assert variable in str(caught.value)
+    assert advice in str(caught.value)
+
+
+def test_values_are_taken_as_people_write_them() -> None:
+    settings = Settings.from_env(
+        {
+            "MODELMILL_REDIS_URL": "redis://:pw@store/1\n",
+            "MODELMILL_PORT": " 8080\r\n",
+            "MODELMILL_LOG_LEVEL": "debug",
+            "MODELMILL_AUTH": "True",
+            "MODELMILL_HOST": "[::1]",
+            "MODELMILL_CACHE_DIR": "~/models\n",
+            "MODELMILL_BLOB_URL": "~/blobs",
+            "MODELMILL_BROKER_URL": "\n",
+        }
+    )
+
+    assert settings.redis_url == "redis://:pw@store/1"
+    assert (settings.port, settings.log_level, settings.auth, settings.host) == (8080, "DEBUG", "on", "::1")
+    assert settings.cache_dir == Path("~/models").expanduser()
+    assert settings.blob_url == str(Path("~/blobs").expanduser())
+    assert settings.broker_url is None
+
+
+def test_no_password_is_shown_with_the_settings_or_in_a_log() -> None:
+    settings = Settings(
+        redis_url="redis://:hunter2@store/0",
+        broker_url="redis://me:hunter%232@store/0",
+        blob_url="ftp://me:hunter2@files/x",
+    )
+
+    with pytest.raises(ValidationError) as caught:
+        Settings(redis_url="redis://:hunter#2@store/0")
+
+    assert "hunter" not in repr(settings) + str(settings) + str(caught.value)
+    said = "no answer from me:hunter2@files, hunter%232, hunter#2"
+    hidden = masked(said, settings.redis_url, settings.broker_url, settings.blob_url)
+    assert hidden == "no answer from me:***@files, ***, ***"
+
+
 def test_data_and_cache_follow_the_users_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", "")
@@ -97,7 +258,7 @@ def test_data_and_cache_follow_the_users_folders(monkeypatch: pytest.MonkeyPatch
 
     settings = Settings()
 
-    assert settings.data_dir == tmp_path / "data" / "modelmill"
+    assert settings.needed_data_dir == tmp_path / "data" / "modelmill"
     assert settings.cache_dir == tmp_path / "home" / ".cache" / "modelmill"
 
 

@@ -17,6 +17,7 @@ import uvicorn
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill_api.app import create_app
+from modelmill_api.server import protocol_for
 from tests.support.processes import wait_until
 
 
@@ -89,7 +90,15 @@ class ApiServer:
 
     def __init__(self, settings: Settings) -> None:
         config = uvicorn.Config(
-            create_app(settings), host="127.0.0.1", port=0, log_config=None, access_log=False, lifespan="on"
+            create_app(settings),
+            host="127.0.0.1",
+            port=0,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_keep_alive=settings.keep_alive_s,
+            http=protocol_for(settings),
+            ws="none",
         )
         self._server = QuickServer(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)

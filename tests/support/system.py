@@ -9,6 +9,19 @@ from pathlib import Path
 from modelmill import processes
 from tests.support.processes import wait_until
 
+PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+AWKWARD = {
+    **PROXY,
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "NO_PROXY": "localhost,::1/128",
+    "SSL_CERT_FILE": "/gone",
+    "HOME": "/gone/home",
+    "TMPDIR": "/gone/tmp",
+    "LC_ALL": "POSIX",
+    "PYTHONIOENCODING": "ascii",
+}
+"""An environment that stops other programs: `modelmill up` and the commands work in it."""
+
 
 @dataclass
 class Up:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import io
 import json
+import struct
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.settings import get_settings
+from modelmill_tasks.limits import process_limits
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT, SPEECH
+from modelmill_tasks.shared.sniffing import sniff, unfit
+from tests.fixtures.containers import contained
 from tests.fixtures.sounds import RATE, as_url, encoded, sound_url, speech, tone
 
 LISTENING = ["automatic-speech-recognition", "audio-classification"]
@@ -39,7 +44,7 @@ def test_the_examples_keep_their_contract(task: str) -> None:
         ("not base64 at all!", ErrorCode.INVALID_MEDIA),
         (as_url(b"neither sound nor picture, only words"), ErrorCode.INVALID_MEDIA),
         (CAT, ErrorCode.INVALID_MEDIA),
-        (as_url(encoded(tone(0.1), kind="AIFF")), ErrorCode.INVALID_MEDIA),
+        (as_url(encoded(tone(0.1), kind="W64")), ErrorCode.INVALID_MEDIA),
         (sound_url(np.zeros(0, np.float32)), ErrorCode.INVALID_MEDIA),
         (sound_url(tone(0.1, 500), 500), ErrorCode.INVALID_MEDIA),
         (sound_url(np.zeros((100, 64), np.float32)), ErrorCode.MEDIA_TOO_LARGE),
@@ -54,7 +59,7 @@ def test_the_examples_keep_their_contract(task: str) -> None:
         "no base64",
         "text",
         "a photo",
-        "AIFF",
+        "Wave64",
         "no samples",
         "500 Hz",
         "64 channels",
@@ -102,6 +107,9 @@ def test_many_channels_at_a_high_rate_shorten_what_is_accepted() -> None:
         ("OGG", "VORBIS"),
         ("OGG", "OPUS"),
         ("MP3", "MPEG_LAYER_III"),
+        ("AIFF", "PCM_16"),
+        ("CAF", "PCM_16"),
+        ("AU", "ULAW"),
     ],
 )
 def test_the_formats_are_accepted(kind: str, subtype: str) -> None:
@@ -109,6 +117,56 @@ def test_the_formats_are_accepted(kind: str, subtype: str) -> None:
 
     for task in LISTENING:
         find_task(task).parse(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "media_type"),
+    [
+        ("webm", "libopus", "audio/webm"),
+        ("matroska", "flac", "audio/x-matroska"),
+        ("ipod", "aac", "audio/mp4"),
+        ("adts", "aac", "audio/aac"),
+        ("3gp", "libopencore_amrnb", "audio/mp4"),
+        ("amr", "libopencore_amrnb", "audio/amr"),
+    ],
+)
+def test_what_browsers_and_phones_record_is_accepted_by_its_header(
+    form: str, codec: str, media_type: str
+) -> None:
+    rate = {"libopus": 48_000, "libopencore_amrnb": 8000}.get(codec, RATE)
+    data = contained(form, codec, tone(0.3), rate=rate)
+
+    find_task(LISTENING[0]).parse(json.dumps({"audio": as_url(data)}))
+
+    assert sniff(io.BytesIO(data), process_limits()) == (media_type, None)
+
+
+@pytest.mark.parametrize(
+    ("form", "media_type"),
+    [("matroska", "video/x-matroska"), ("mp4", "video/mp4"), ("mov", "video/quicktime")],
+)
+def test_a_video_is_accepted_for_its_sound_only(form: str, media_type: str) -> None:
+    data = contained(form, "aac", tone(0.3), video=True)
+    mute = contained(form, "aac", video=True, sound=False)
+
+    assert sniff(io.BytesIO(data), process_limits()) == (media_type, None)
+    assert unfit(media_type, "audio") is None
+    assert unfit(media_type, "image") is not None
+    assert refusal(LISTENING[0], {"audio": as_url(mute)}) == (ErrorCode.INVALID_MEDIA, ["audio"])
+
+
+@pytest.mark.parametrize("form", ["matroska", "ipod"])
+def test_a_container_that_states_too_long_a_sound_is_refused_by_its_header(form: str) -> None:
+    data = contained(form, "flac" if form == "matroska" else "alac", tone(0.3))
+    if form == "matroska":
+        # Duration is a double, in milliseconds.
+        at = data.index(b"\x44\x89\x88") + 3
+        data = data[:at] + struct.pack(">d", (LIMIT_S + 1) * 1000) + data[at + 8 :]
+    else:
+        at = data.index(b"mvhd") + 20
+        data = data[:at] + struct.pack(">I", int(LIMIT_S + 1) * 1000) + data[at + 4 :]
+
+    assert refusal(LISTENING[0], {"audio": as_url(data)}) == (ErrorCode.MEDIA_TOO_LARGE, ["audio"])
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,47 @@ def test_settled_claims_are_forgotten(recorder: Recorder) -> None:
     assert state.fences == ()
 
 
+def test_the_claims_of_held_results_outlive_their_run(recorder: Recorder) -> None:
+    recorder.note_claim("f1")
+    recorder.note_claim("f2")
+    recorder.note_held(["f1"])
+    recorder.note_idle()
+    state = recorder.read()
+    assert state is not None
+    assert state.fences == ("f1",)
+    recorder.note_held([])
+    recorder.note_settled("f1")
+    recorder.note_draining("m")
+    state = recorder.read()
+    assert state is not None
+    assert state.fences == ()
+
+
+def test_the_parent_sees_since_when_the_oldest_call_of_the_blob_store_lasts(recorder: Recorder) -> None:
+    def seen() -> float:
+        state = recorder.read()
+        assert state is not None
+        return state.storing_since
+
+    with recorder.storing():
+        first = seen()
+        thread = threading.Thread(target=lambda: store_and_look(recorder, during))
+        during: list[float] = []
+        thread.start()
+        thread.join()
+        recorder.note_forward("m", ())
+        assert seen() == first > 0
+    assert during == [first]
+    assert seen() == 0
+
+
+def store_and_look(recorder: Recorder, during: list[float]) -> None:
+    with recorder.storing():
+        state = recorder.read()
+        assert state is not None
+        during.append(state.storing_since)
+
+
 def test_a_new_child_keeps_its_predecessors_last_state_for_the_parent(
     recorder: Recorder, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from modelmill.catalogue import Catalogue
@@ -54,4 +56,14 @@ def test_a_node_that_could_serve_nothing_says_why(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
+        NodeConfig.from_env(catalogue)
+
+
+def test_the_device_is_one_of_two(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELMILL_DEVICE", " CUDA\n")
+    NodeConfig.from_env(catalogue)
+    assert os.environ["MODELMILL_DEVICE"] == "cuda"
+
+    monkeypatch.setenv("MODELMILL_DEVICE", "gpu")
+    with pytest.raises(ConfigError, match=r"MODELMILL_DEVICE must be cpu or cuda\."):
         NodeConfig.from_env(catalogue)

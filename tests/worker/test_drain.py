@@ -266,9 +266,10 @@ def test_a_large_result_is_kept_while_the_store_has_no_room_and_small_ones_go_on
     worker.start()
     wait_until(lambda: are_complete(store, small), what="the small results")
     assert [record.status for record in records(store, [large])] == [Status.RUNNING]
-    raw.config_set("maxmemory", 0)
     worker.join(timeout=20)
-    assert are_complete(store, [large])
+    assert not worker.is_alive(), "the run does not wait for the large result"
+    raw.config_set("maxmemory", 0)
+    wait_until(lambda: are_complete(store, [large]), what="the large result")
     drain.close()
     store.close()
     raw.close()

@@ -182,12 +182,12 @@ def test_a_result_that_cannot_be_written_is_kept_until_it_can(
     out.rmdir()
     runs = threading.Thread(target=drain.run, args=(image_sizes, threading.Event()))
     runs.start()
-    wait_until(lambda: looked(api, job_id)["status"] == "running", what="the worker")
-    runs.join(0.3)
-    assert runs.is_alive()
+    runs.join(20)
+    assert not runs.is_alive(), "other jobs do not wait for it"
+    assert looked(api, job_id)["status"] == "running"
     assert looked(api, job_id)["status"] == "running"
     out.mkdir()
-    runs.join(10)
+    wait_until(lambda: looked(api, job_id)["status"] == "complete", what="the result")
     assert looked(api, job_id)["result"]["probabilities"] == [*SIZE, *[0.0] * 40_000]
     assert len(list(out.iterdir())) == 1
 

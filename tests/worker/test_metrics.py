@@ -96,7 +96,8 @@ def test_a_killed_child_loses_no_count(node: Node) -> None:
         child.wait()
         before = node.scrape()
         metrics.child_died(child.pid)
-        assert node.scrape() == before
+        gauges = {("modelmill_held_results", ""): 0.0, ("modelmill_held_result_bytes", ""): 0.0}
+        assert node.scrape() | gauges == before
         assert before["modelmill_node_jobs_total", "complete"] == number
         assert before["modelmill_queue_wait_seconds_bucket", "+Inf"] == 2 * number
     # However many die, one set of files is left.
@@ -112,6 +113,18 @@ def test_a_child_that_was_killed_while_it_made_its_files_breaks_nothing(node: No
     metrics.child_died(999999)
     assert node.scrape() == before
     assert not list(node.folder.glob("*_999999.db"))
+
+
+def test_held_results_are_counted_while_their_process_lives(node: Node) -> None:
+    child = node.child(COUNT + "metrics.results_held(3, 700)\n")
+    alive = node.scrape()
+    child.kill()
+    child.wait()
+    metrics.child_died(child.pid)
+
+    assert alive["modelmill_held_results", ""] == 3
+    assert alive["modelmill_held_result_bytes", ""] == 700
+    assert ("modelmill_held_results", "") not in node.scrape()
 
 
 def test_memory_of_a_dead_child_is_not_in_use(node: Node) -> None:

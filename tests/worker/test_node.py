@@ -27,9 +27,10 @@ from modelmill_worker.drain.drain import Drain
 from modelmill_worker.drain.leases import Leases
 from tests.support.api import documents, submit_at_once, submit_jobs, wait_all
 from tests.support.exhaustive import exhaustive
+from tests.support.jobs import are_complete, submit
 from tests.support.paths import TEST_MODELS
 from tests.support.processes import is_running, wait_until
-from tests.support.servers import environment_of
+from tests.support.servers import Valkey, environment_of
 from tests.support.workers import Workers, live_nodes
 
 StartWorkers = Callable[..., Workers]
@@ -121,6 +122,28 @@ def test_sigterm_finishes_the_running_batch_and_releases_the_rest(
     os.kill(workers.process.pid, signal.SIGCONT)
     done = wait_all(api, ids)
     assert {(each["status"], each["deliveries"]) for each in done} == {("complete", 1)}
+
+
+def test_a_hangup_stops_no_node_and_the_supervisor_starts_each_again(
+    api: httpx.Client, start_workers: StartWorkers, raw_redis: redis.Redis
+) -> None:
+    workers = start_workers()
+    before = only_node(raw_redis, workers)
+    for part in ("child", "parent"):
+        os.kill(before[part]["pid"], signal.SIGHUP)
+    done = wait_all(api, submit_jobs(api, "slow", 4))
+    assert {each["status"] for each in done} == {"complete"}
+    same = only_node(raw_redis, workers)
+    assert [same[part]["pid"] for part in ("child", "parent")] == [
+        before[part]["pid"] for part in ("child", "parent")
+    ]
+
+    ids = submit_jobs(api, "slow", 12)
+    os.kill(workers.process.pid, signal.SIGHUP)
+    wait_until(lambda: not is_running(before["parent"]["pid"]), what="the end of the first node")
+
+    assert {(each["status"], each["deliveries"]) for each in wait_all(api, ids)} == {("complete", 1)}
+    assert workers.stop() == 0
 
 
 def test_a_killed_child_is_replaced_and_its_jobs_run_again(
@@ -302,6 +325,23 @@ def test_bells_that_no_node_answers_do_not_pile_up(api: httpx.Client, raw_redis:
     submit_jobs(api, "noop", 500)
     wait_until(lambda: raw_redis.llen("modelmill.model.noop") >= 30, what="bells")
     assert raw_redis.llen("modelmill.model.noop") <= 32
+
+
+def test_jobs_end_although_the_broker_takes_no_messages(
+    settings: Settings, store: WorkerStore, start_workers: StartWorkers, own_valkey: Valkey
+) -> None:
+    broker = redis.Redis.from_url(own_valkey.url)
+    workers = start_workers(MODELMILL_BROKER_URL=own_valkey.url)
+    broker.config_set("maxmemory", 1)
+
+    # Two models, and no bell.
+    ids = [*submit(settings, "noop", *["a"] * 20), *submit(settings, "picky", *["a"] * 20)]
+    wait_until(lambda: are_complete(store, ids), what="the ends")
+
+    assert workers.process.poll() is None
+    assert "starting it again" not in workers.log.read_text(), "the node lives"
+    broker.config_set("maxmemory", 0)
+    broker.close()
 
 
 def test_the_plain_celery_command_runs_a_node_too(

@@ -21,9 +21,17 @@ from tests.support.processes import is_running, wait_until
 from tests.support.store import read_job
 
 CHILD = """
-import sys, time
+import sys, threading, time
 from pathlib import Path
 from modelmill_worker.child_state import Recorder
+
+def keep_running(items):
+    # Short batches, one after another.
+    def run():
+        while True:
+            recorder.note_forward("noop", items)
+            time.sleep(0.02)
+    threading.Thread(target=run, daemon=True).start()
 
 recorder = Recorder(Path(sys.argv[1]))
 recorder.start_file()
@@ -146,6 +154,35 @@ def test_a_child_that_waits_for_the_store_is_left_alone(watchdog: Watchdog, tmp_
     assert is_running(child.pid)
     child.kill()
     child.wait()
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["in a run", "between two runs"])
+def test_a_child_that_hangs_in_the_blob_store_is_killed_and_no_job_is_blamed(
+    settings: Settings,
+    store: WorkerStore,
+    watchdog: Watchdog,
+    raw_redis: redis.Redis,
+    tmp_path: Path,
+    held: bool,
+) -> None:
+    submit(settings, "noop", *["a"] * 2)
+    jobs = claim(store, 2)
+    noted = notes(jobs)
+    if held:
+        noted += f"; recorder.note_held([{jobs[0].fence!r}]); recorder.note_idle()"
+    else:
+        noted += f"; keep_running([({jobs[0].id!r}, {jobs[0].fence!r}, 0)])"
+    child = start_child(tmp_path, f"{noted}; call = recorder.storing(); call.__enter__()", hang_s=60)
+
+    def is_ended() -> bool:
+        watchdog.check()
+        return not is_running(child.pid)
+
+    wait_until(is_ended, what="the end of a child that hangs")
+    watchdog.check()
+    assert child.wait() == -9
+    assert fate(raw_redis, jobs) == ["untouched"] * 2
+    assert len(claim(store, 2)) == 2, "both are in the queue again"
 
 
 def test_three_deaths_while_loading_give_a_model_rest_and_a_load_forgets_them(

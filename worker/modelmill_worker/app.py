@@ -9,14 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 from functools import partial
+from types import FrameType
 from typing import Any
 
+from celery.apps.worker import Worker
 from celery.signals import (
     setup_logging,
     worker_init,
     worker_process_init,
+    worker_process_shutdown,
     worker_ready,
     worker_shutdown,
     worker_shutting_down,
@@ -26,27 +30,64 @@ from modelmill.broker import DRAIN, LOAD, UNLOAD, make_celery, queues_for
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ConfigError
 from modelmill.logs import configure_logging
-from modelmill.settings import get_settings
-from modelmill.store.layout import check_layout
+from modelmill.settings import Settings, get_settings
+from modelmill.start_checks import check_start
 from modelmill_worker import metrics
+from modelmill_worker.checks import check_settings
 from modelmill_worker.config import STATE_VARIABLE, NodeConfig, state_folder
-from modelmill_worker.processes.child import the_child
+from modelmill_worker.processes.child import child_leaves, the_child
 from modelmill_worker.processes.parent import Parent
 
 logger = logging.getLogger(__name__)
 
-_settings = get_settings()
-_config = NodeConfig.from_env(Catalogue.load(_settings.models_file))
+
+def _configure() -> tuple[Settings, NodeConfig]:
+    """Reads the environment. If something cannot be used, prints one sentence and ends the process.
+
+    Status 2 tells the supervisor that a restart cannot help.
+    """
+    try:
+        settings = get_settings()
+        config = NodeConfig.from_env(Catalogue.load(settings.models_file))
+        if not os.environ.get(STATE_VARIABLE):
+            # This is the parent. It makes both folders before the child starts, and the environment names
+            # them to it.
+            check_settings(settings)
+            state_folder()
+            if settings.metrics_port is not None:
+                metrics.prepare_directory()
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    return settings, config
+
+
+_settings, _config = _configure()
 _parent: Parent | None = None
 
-if not os.environ.get(STATE_VARIABLE):
-    # This is the parent. It makes both folders before the child starts, and the environment names them to it.
-    state_folder()
-    if _settings.metrics_port is not None:
-        metrics.prepare_directory()
-
 app = make_celery(_settings)
+app.conf.worker_consumer = "modelmill_worker.processes.consumer:PatientConsumer"
 app.conf.task_queues = queues_for(list(_config.models), _config.name)
+
+
+class _Worker(Worker):
+    """Celery's worker, without its restart on SIGHUP.
+
+    Celery would replace the process by a new one in the same environment. That names a folder which the old
+    process has removed: the new node would be announced, and would end no job.
+    """
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        super().install_platform_tweaks(worker)
+        signal.signal(signal.SIGHUP, _on_hangup)
+
+
+def _on_hangup(_number: int, _frame: FrameType | None) -> None:
+    # Not by a logger: the signal may come while this thread holds its lock.
+    os.write(2, b"SIGHUP is ignored. The supervisor, `modelmill worker`, starts its nodes again on SIGHUP.\n")
+
+
+vars(app)["Worker"] = app.subclass_with_self(_Worker)  # in place of the cached property
 
 
 def node_name() -> str:
@@ -86,18 +127,24 @@ def _set_up_logging(**_: Any) -> None:
 
 
 @worker_init.connect
-def _check_layout(**_: Any) -> None:
+def _check_store(**_: Any) -> None:
     try:
-        check_layout(_settings.redis_url)
+        check_start(_settings)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"error: {error}\n")
         # Celery would only log a ConfigError. Status 2 tells the supervisor that a restart cannot help.
         raise SystemExit(2) from None
 
 
 @worker_process_init.connect
 def _child_started(**_: Any) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     the_child(app)
+
+
+@worker_process_shutdown.connect
+def _child_leaves(**_: Any) -> None:
+    child_leaves(app)
 
 
 @worker_ready.connect

@@ -17,8 +17,8 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +55,7 @@ class ChildState:
         forward: The items in ``forward``.
         preparing: The items that are opened or prepared. An item may be in both places.
         preparing_since: When one of these items was last finished.
+        storing_since: When the oldest call of the blob store began that is under way; 0 if there is none.
     """
 
     pid: int
@@ -65,6 +66,7 @@ class ChildState:
     forward: tuple[Member, ...] = ()
     preparing: tuple[Member, ...] = ()
     preparing_since: float = 0.0
+    storing_since: float = 0.0
 
     @property
     def age_s(self) -> float:
@@ -73,6 +75,10 @@ class ChildState:
     @property
     def preparing_s(self) -> float:
         return time.monotonic() - self.preparing_since if self.preparing else 0.0
+
+    @property
+    def storing_s(self) -> float:
+        return time.monotonic() - self.storing_since if self.storing_since else 0.0
 
 
 @dataclass
@@ -96,6 +102,10 @@ class Recorder:
         self._lock = threading.Lock()
         # Under the lock; the drain thread, the ahead thread and the threads that write outcomes change them.
         self._fences: dict[str, None] = {}
+        self._held: frozenset[str] = frozenset()
+        """The claims of jobs whose results are held."""
+        self._stores: dict[int, float] = {}
+        """When each thread began its call of the blob store."""
         self._last = ChildState(os.getpid())
         self._states: _StateFile | None = None
 
@@ -136,9 +146,9 @@ class Recorder:
             self._write(replace(self._last, preparing=()))
 
     def note_idle(self) -> None:
-        """The child has no claimed jobs."""
+        """The child has no claimed jobs, but those whose results are held."""
         with self._lock:
-            self._fences.clear()
+            self._fences = dict.fromkeys(self._held)
             self._last = replace(self._last, preparing=())
         self._enter(Phase.IDLE)
 
@@ -155,6 +165,29 @@ class Recorder:
         """All jobs of the claim are settled. The next change writes it to the file."""
         with self._lock:
             self._fences.pop(fence, None)
+
+    def note_held(self, fences: Iterable[str]) -> None:
+        """The claims of all jobs whose results are held. They outlive the run that made them."""
+        with self._lock:
+            self._held = frozenset(fences)
+
+    @contextmanager
+    def storing(self) -> Iterator[None]:
+        """The calling thread makes a call of the blob store, which may hang."""
+        thread = threading.get_ident()
+        self._note_store(thread, time.monotonic())
+        try:
+            yield
+        finally:
+            self._note_store(thread, None)
+
+    def _note_store(self, thread: int, since: float | None) -> None:
+        with self._lock:
+            if since is None:
+                del self._stores[thread]
+            else:
+                self._stores[thread] = since
+            self._write(replace(self._last, storing_since=min(self._stores.values(), default=0.0)))
 
     def read(self) -> ChildState | None:
         """The state of the present child, or None if it has written none."""
@@ -215,6 +248,7 @@ class Recorder:
                     forward=forward,
                     preparing=self._last.preparing,
                     preparing_since=self._last.preparing_since,
+                    storing_since=self._last.storing_since,
                 )
             )
 
@@ -287,6 +321,7 @@ def _read(file: Path) -> ChildState | None:
         forward=_members(found["forward"]),
         preparing=_members(found["preparing"]),
         preparing_since=found["preparing_since"],
+        storing_since=found["storing_since"],
     )
 
 

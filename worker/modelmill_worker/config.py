@@ -14,6 +14,7 @@ from pathlib import Path
 
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ConfigError
+from modelmill_backends.device import DEVICE_VARIABLE
 from modelmill_tasks.registry import all_tasks
 
 NODE_VARIABLE = "MODELMILL_NODE"
@@ -46,7 +47,9 @@ class NodeConfig:
                 or the node would serve no model.
         """
         # The child is a fresh interpreter: the environment passes the parent's name on to it.
-        name = os.environ.setdefault(NODE_VARIABLE, f"{socket.gethostname()}-{os.getpid()}")
+        name = os.environ.get(NODE_VARIABLE, "").strip() or f"{socket.gethostname()}-{os.getpid()}"
+        os.environ[NODE_VARIABLE] = name
+        _check_device()
         wanted = _names(MODELS_VARIABLE)
         tasks = _names(TASKS_VARIABLE)
         preload = _names(PRELOAD_VARIABLE)
@@ -71,6 +74,13 @@ def state_folder() -> Path:
     if not os.environ.get(STATE_VARIABLE):
         os.environ[STATE_VARIABLE] = tempfile.mkdtemp(prefix="modelmill-node-")
     return Path(os.environ[STATE_VARIABLE])
+
+
+def _check_device() -> None:
+    kind = os.environ.get(DEVICE_VARIABLE, "").strip().lower() or "cpu"
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"{DEVICE_VARIABLE} must be cpu or cuda.")
+    os.environ[DEVICE_VARIABLE] = kind
 
 
 def _names(variable: str) -> list[str]:

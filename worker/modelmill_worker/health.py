@@ -10,7 +10,7 @@ import asyncio
 import socket
 import sys
 
-from modelmill.errors import ModelmillError
+from modelmill.errors import ConfigError, ModelmillError
 from modelmill.settings import get_settings
 from modelmill.store import ApiStore
 
@@ -27,8 +27,8 @@ async def _nodes_here() -> int:
 def main() -> int:
     try:
         count = asyncio.run(_nodes_here())
-    except ModelmillError as error:
-        sys.stderr.write(f"{error.message}\n")
+    except (ConfigError, ModelmillError) as error:
+        sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{count} live nodes on this host\n")
     return 0 if count else 1

@@ -75,7 +75,7 @@ def start_server(port: int, host: str = "127.0.0.1") -> MetricsServer | None:
     collector: Any = _Children(Path(os.environ[DIRECTORY_VARIABLE]))
     try:
         server, thread = start_http_server(port, host, collector)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         logger.error("metrics cannot be served on %s:%d: %s", host, port, error)
         return None
     logger.info("metrics are served on http://%s:%d/metrics", host, server.server_port)
@@ -150,6 +150,8 @@ class _Instruments:
     load_seconds: Counter
     evictions: Counter
     gpu_memory: Gauge
+    held_results: Gauge
+    held_bytes: Gauge
 
 
 _instruments: _Instruments | None = None
@@ -213,6 +215,18 @@ def _make_instruments() -> _Instruments:
             registry=registry,
             multiprocess_mode="livesum",
         ),
+        held_results=Gauge(
+            "modelmill_held_results",
+            "Results that wait because they cannot be written now.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        ),
+        held_bytes=Gauge(
+            "modelmill_held_result_bytes",
+            "Bytes of these results.",
+            registry=registry,
+            multiprocess_mode="livesum",
+        ),
     )
 
 
@@ -261,6 +275,13 @@ def model_evicted(to: _Instruments, model: str) -> None:
     """A model was unloaded to make room."""
     to.evictions.labels(model).inc()
     _note_gpu_memory(to)
+
+
+@_counting
+def results_held(to: _Instruments, count: int, size_bytes: int) -> None:
+    """So many results wait because they cannot be written now."""
+    to.held_results.set(count)
+    to.held_bytes.set(size_bytes)
 
 
 def _note_gpu_memory(to: _Instruments) -> None:

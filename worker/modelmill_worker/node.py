@@ -12,19 +12,23 @@ import logging
 import sys
 import warnings
 
-from celery.exceptions import SecurityWarning
-
 
 def main() -> int:
-    """Runs the node until SIGTERM. Returns Celery's exit status."""
+    """Runs the node until SIGTERM. Returns Celery's exit status.
+
+    The import of the application ends this process with status 2 if the configuration cannot be used.
+    """
     from modelmill.errors import ConfigError
+    from modelmill.extras import naming_extras
 
     try:
-        from modelmill_worker.app import app
+        with naming_extras():
+            from celery.exceptions import SecurityWarning
+
+            from modelmill_worker.app import app, node_name
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    from modelmill_worker.app import node_name
 
     # Celery warns that root would read pickles. This application accepts JSON only.
     warnings.simplefilter("ignore", SecurityWarning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from modelmill.states import ModelPhase
-from modelmill.store import Snapshot
+from modelmill.store import Snapshot, StoreWarning, StoreWarningCode
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 # A time of creation for each counter would double the number of series, and Prometheus does not use it.
@@ -111,11 +111,14 @@ class CountRequests:
 
 
 class Exposition(Collector):
-    """One scrape: the requests, and the job store's snapshot if there is one."""
+    """One scrape: the requests, and the job store's snapshot and warnings if there are any."""
 
-    def __init__(self, requests: RequestMetrics, snapshot: Snapshot | None) -> None:
+    def __init__(
+        self, requests: RequestMetrics, snapshot: Snapshot | None, warnings: Sequence[StoreWarning] = ()
+    ) -> None:
         self._requests = requests
         self._snapshot = snapshot
+        self._warnings = warnings
 
     def text(self) -> bytes:
         return generate_latest(self)
@@ -124,10 +127,23 @@ class Exposition(Collector):
         up = 0 if self._snapshot is None else 1
         yield GaugeMetricFamily("modelmill_store_up", "Whether the job store answers.", value=up)
         if self._snapshot is not None:
+            yield _store_warnings(self._warnings)
             yield _jobs(self._snapshot)
             yield from _queues(self._snapshot)
             yield from _workers(self._snapshot)
         yield from self._requests.registry.collect()
+
+
+def _store_warnings(warnings: Sequence[StoreWarning]) -> Metric:
+    found = {warning.code for warning in warnings}
+    gauge = GaugeMetricFamily(
+        "modelmill_store_warning",
+        "Whether this is wrong with the job store.",
+        labels=["code"],
+    )
+    for code in StoreWarningCode:
+        gauge.add_metric([code.value], code in found)
+    return gauge
 
 
 def _jobs(snapshot: Snapshot) -> Metric:

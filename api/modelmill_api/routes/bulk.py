@@ -17,10 +17,12 @@ from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.ndjson import LineSplitter
 from modelmill.states import Status
 from modelmill.store import Submission
-from modelmill_api.body import too_large
+from modelmill_api.body import json_text, too_large
 from modelmill_api.callers import Caller, caller_of
+from modelmill_api.encodings import decoded, encoding_of
 from modelmill_api.middleware.metrics import leave_out_of_latency, name_route
 from modelmill_api.paths import bulk_path
+from modelmill_api.room import Place
 from modelmill_api.state import ApiState, state_of
 from modelmill_api.submitting import SubmitRequest, accept_many, prepare
 from modelmill_tasks.contract import Task
@@ -39,6 +41,8 @@ MAX_UNREAD_BYTES = 4 * 1024 * 1024
 """Answers that are kept for a client that does not read them yet. At this size the request is not read on."""
 
 Prepared = Submission | ModelmillError
+_Group = tuple[int, asyncio.Task[list[Prepared]]]
+"""The size of some lines, and the task that prepares them."""
 
 
 def add_routes(app: FastAPI) -> None:
@@ -51,6 +55,7 @@ async def _submit_many(request: Request) -> Response:
     task = find_task(request.path_params["task"])
     name_route(request.scope, bulk_path(task.name))
     await state.directory.check(task, model)
+    encoding_of(request)
     return _BulkResponse(request, state, caller_of(request), task, model)
 
 
@@ -72,7 +77,11 @@ class _BulkResponse(Response):
         self._caller = caller
         self._task = task
         self._model = model
-        self._groups: asyncio.Queue[asyncio.Task[list[Prepared]] | None] = asyncio.Queue(AHEAD)
+        self._groups: asyncio.Queue[_Group | None] = asyncio.Queue(AHEAD)
+        self._splitter = LineSplitter(state.settings.max_body_bytes)
+        self._place = Place(state.room)
+        self._lines_bytes = 0
+        """Lines that are being prepared or wait for the job store."""
         self._is_gone = False
         """Whether the client has hung up. Accepted jobs stay accepted."""
 
@@ -88,7 +97,10 @@ class _BulkResponse(Response):
             with self._state.news.until_shutdown() as stopping:
                 stopping.add_done_callback(lambda _: reading.cancel())
                 while (group := await self._groups.get()) is not None:
-                    answers = await self._accept(await group)
+                    size, prepared = group
+                    answers = await self._accept(await prepared)
+                    self._lines_bytes -= size
+                    self._place.shrink(self._held_bytes)
                     if self._is_gone:
                         return
                     await unread.put(answers)
@@ -99,23 +111,34 @@ class _BulkResponse(Response):
                 await unread.close()
                 await sending
         finally:
+            self._place.leave()
             await self._leave(reading, sending)
 
+    @property
+    def _held_bytes(self) -> int:
+        return self._splitter.begun_bytes + self._lines_bytes
+
     async def _leave(self, *running: asyncio.Task[None]) -> None:
-        groups = [group for group in _take_all(self._groups) if group is not None]
+        groups = [group[1] for group in _take_all(self._groups) if group is not None]
         for task in (*running, *groups):
             task.cancel()
         await asyncio.gather(*running, *groups, return_exceptions=True)
 
     async def _read(self) -> None:
         """Splits the request into groups of lines, and starts to prepare each group."""
-        splitter = LineSplitter(self._state.settings.max_body_bytes)
+        splitter = self._splitter
         try:
-            async for chunk in self._request.stream():
+            async for chunk in decoded(self._request):
+                # The chunk counts twice, as it lies in the lines as well.
+                await self._place.resize(self._held_bytes + 2 * len(chunk))
                 await self._begin(list(splitter.feed(chunk)))
             await self._begin(list(splitter.end()))
         except ClientDisconnect:
             self._is_gone = True
+        except ModelmillError as error:
+            # The encoding is broken, or this process holds too many bodies. The next line gets the error. The
+            # lines after it get no answer, as if the connection had broken.
+            await self._groups.put((0, asyncio.create_task(_only(error))))
         finally:
             await self._groups.put(None)
 
@@ -123,8 +146,10 @@ class _BulkResponse(Response):
         for start in range(0, len(lines), GROUP):
             some = lines[start : start + GROUP]
             group = asyncio.create_task(self._prepare(some))
-            await self._groups.put(group)
-            if sum(len(line or b"") for line in some) > LARGE_BYTES:
+            size = sum(len(line or b"") for line in some)
+            self._lines_bytes += size
+            await self._groups.put((size, group))
+            if size > LARGE_BYTES:
                 await asyncio.wait((group,))
 
     async def _prepare(self, lines: Sequence[bytes | None]) -> list[Prepared]:
@@ -134,7 +159,9 @@ class _BulkResponse(Response):
         if line is None:
             return too_large(self._state.settings.max_body_bytes)
         try:
-            return await prepare(self._state, SubmitRequest(self._caller, self._task, self._model, line))
+            return await prepare(
+                self._state, SubmitRequest(self._caller, self._task, self._model, json_text(line))
+            )
         except ModelmillError as error:
             return error
         except Exception:
@@ -152,6 +179,10 @@ class _BulkResponse(Response):
             else b'{"id":"%b","status":"%b"}\n' % (verdict.id.encode(), Status.STARTING.value.encode())
             for verdict in verdicts
         )
+
+
+async def _only(error: ModelmillError) -> list[Prepared]:
+    return [error]
 
 
 class _Unread:

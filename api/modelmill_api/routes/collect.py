@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from modelmill.errors import ErrorCode, FieldError, ModelmillError
 from modelmill.states import Status
-from modelmill_api.body import read_body
+from modelmill_api.body import json_text, read_body
 from modelmill_api.callers import caller_of
 from modelmill_api.lookup import no_such_job
 from modelmill_api.openapi.document import COLLECT
 from modelmill_api.parameters import Prefer
 from modelmill_api.problems import describe_problems
 from modelmill_api.responses import job_json
+from modelmill_api.room import Place
 from modelmill_api.routes.bulk import MEDIA_TYPE
 from modelmill_api.schemas import CollectInput
 from modelmill_api.state import ApiState, State
@@ -45,7 +46,9 @@ DELETED_AT_ONCE = 100
     openapi_extra=COLLECT,
 )
 async def collect(request: Request, state: State, prefer: Prefer = None) -> Response:
-    wanted = _parse(await read_body(request, min(MAX_BODY_BYTES, state.settings.max_body_bytes)))
+    with Place(state.room) as place:
+        body = await read_body(request, min(MAX_BODY_BYTES, state.settings.max_body_bytes), place)
+        wanted = _parse(json_text(body))
     caller, ids = caller_of(request).id, list(dict.fromkeys(wanted.ids))
     if wanted.delete:
         return JSONResponse({"deleted": await _delete(state, caller, ids)})

@@ -17,8 +17,11 @@ from starlette.concurrency import run_in_threadpool
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.store.files import FileRecord, NewFile, file_gone
+from modelmill_api.body import declared_length
 from modelmill_api.callers import caller_of
+from modelmill_api.encodings import decoded
 from modelmill_api.problems import describe_problems
+from modelmill_api.room import Place
 from modelmill_api.schemas import FileDocument
 from modelmill_api.state import ApiState, State
 from modelmill_tasks.limits import MediaLimits
@@ -27,39 +30,47 @@ from modelmill_tasks.shared.sources import FILE_SCHEME
 
 IN_MEMORY_BYTES = 1024 * 1024
 """Uploads up to this size are not written to disk on their way to the store."""
-AROUND_BYTES = 16 * 1024
+AROUND_BYTES = 64 * 1024
 """Bytes that a multipart body may hold in addition to the file."""
+MAX_PARTS = 64
+"""Parts of one upload. A form of a web page has other fields besides the file; they are left out."""
+FIELDS_BYTES = 32 * 1024
+"""Bytes of these other fields together."""
+PART_HEAD_BYTES = 8 * 1024
+_ONE_FILE = "Send one file in an upload, as multipart/form-data in a part that is named file."
 
 router = APIRouter(tags=["files"])
 
 
 class _Upload:
-    """Writes the one part of a multipart body into ``file``."""
+    """Writes the part ``file`` of a multipart body into a file. Other fields of a form are left out."""
 
     def __init__(self, content_type: str, file: IO[bytes], limit_bytes: int) -> None:
         kind, options = parse_options_header(content_type)
         if kind != b"multipart/form-data" or not options.get(b"boundary"):
-            raise _bad_upload("Send multipart/form-data with one part that is named file.")
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            cast(
-                "Any",
-                {
-                    "on_part_begin": self._begin,
-                    "on_header_field": self._on_field,
-                    "on_header_value": self._on_value,
-                    "on_header_end": self._on_header,
-                    "on_headers_finished": self._on_headers,
-                    "on_part_data": self._on_data,
-                    "on_end": self._on_end,
-                },
-            ),
-        )
+            raise _bad_upload(_ONE_FILE)
+        callbacks: Any = {
+            "on_part_begin": self._begin,
+            "on_header_field": self._on_field,
+            "on_header_value": self._on_value,
+            "on_header_end": self._on_header,
+            "on_headers_finished": self._on_headers,
+            "on_part_data": self._on_data,
+            "on_end": self._on_end,
+        }
+        try:
+            self._parser = MultipartParser(options[b"boundary"], callbacks)
+        except FormParserError:
+            raise _bad_upload(
+                "The boundary in Content-Type cannot be used; RFC 2046 allows 70 characters."
+            ) from None
         self._file = file
         self._limit = limit_bytes
         self._field = self._value = b""
         self._headers: dict[bytes, bytes] = {}
         self._parts = 0
+        self._fields_bytes = 0
+        self._has_file = self._in_file = False
         self._done = False
         self._sha256 = hashlib.sha256()
         self.size = 0
@@ -82,8 +93,9 @@ class _Upload:
         Raises:
             ModelmillError: the body ended too early, or held no file.
         """
-        if not self._done or not self._parts:
-            raise _bad_upload("The body ends too early: it holds no whole part that is named file.")
+        if not self._done or not self._has_file:
+            problem = "holds no part that is named file" if self._done else "ends too early"
+            raise _bad_upload(f"The body {problem}. {_ONE_FILE}")
         if not self.size:
             raise _bad_upload("The file is empty.")
 
@@ -96,26 +108,49 @@ class _Upload:
     def _begin(self) -> None:
         self._parts += 1
         self._headers = {}
-        if self._parts > 1:
-            raise _bad_upload("Send one part only, which is named file.")
+        self._in_file = False
+        if self._parts > MAX_PARTS:
+            raise _bad_upload(f"The form has more than {MAX_PARTS} fields. {_ONE_FILE}")
 
     def _on_field(self, data: bytes, start: int, end: int) -> None:
         self._field += data[start:end]
+        self._check_head()
 
     def _on_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
+        self._check_head()
+
+    def _check_head(self) -> None:
+        size = sum(map(len, self._headers)) + sum(map(len, self._headers.values()))
+        if size + len(self._field) + len(self._value) > PART_HEAD_BYTES:
+            raise _bad_upload(f"The headers of a part are larger than {PART_HEAD_BYTES} bytes.")
 
     def _on_header(self) -> None:
         self._headers[self._field.lower()] = self._value
         self._field = self._value = b""
 
     def _on_headers(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition"))
-        if options.get(b"name") != b"file":
-            raise _bad_upload("Send one part only, which is named file.")
+        kind, options = parse_options_header(self._headers.get(b"content-disposition"))
+        if kind != b"form-data" or b"name" not in options:
+            raise _bad_upload(f"A part has no name. {_ONE_FILE}")
+        if options[b"name"] != b"file":
+            if options.get(b"filename"):
+                raise _bad_upload(f"A part with another name holds a file. {_ONE_FILE}")
+            return
+        if self._has_file:
+            raise _bad_upload(f"The body holds several parts that are named file. {_ONE_FILE}")
+        encoding = self._headers.get(b"content-transfer-encoding", b"binary").strip().lower()
+        if encoding not in (b"binary", b"8bit", b"7bit"):
+            raise _bad_upload("The file has a Content-Transfer-Encoding. Send its bytes as they are.")
+        self._has_file = self._in_file = True
         self.name = _plain_name(options.get(b"filename", b""))
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._in_file:
+            self._fields_bytes += end - start
+            if self._fields_bytes > FIELDS_BYTES:
+                raise _bad_upload(f"The other fields hold more than {FIELDS_BYTES} bytes. {_ONE_FILE}")
+            return
         self.size += end - start
         if self.size > self._limit:
             raise _too_large(self._limit)
@@ -135,7 +170,8 @@ class _Upload:
         ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
     ),
     summary="Upload a file",
-    description="As multipart/form-data with one part, `file`. The answer's `id` can then stand wherever "
+    description="As multipart/form-data with a part that is named `file`; other fields of a form are left "
+    "out. The answer's `id` can then stand wherever "
     "a task takes an image or audio.",
     openapi_extra={
         "requestBody": {
@@ -162,13 +198,14 @@ async def upload(request: Request, response: Response, state: State) -> FileDocu
 
 async def _receive(request: Request, state: ApiState, owner: str) -> FileRecord:
     limit = state.settings.max_file_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limit + AROUND_BYTES:
+    declared = declared_length(request)
+    if declared > limit + AROUND_BYTES:
         raise _too_large(limit)
-    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
+    with Place(state.room) as place, tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as file:
         parts = _Upload(request.headers.get("content-type", ""), file, limit)
+        await place.resize(min(declared or limit, 2 * IN_MEMORY_BYTES))
         taken, waiting = 0, bytearray()
-        async for chunk in request.stream():
+        async for chunk in decoded(request):
             taken += len(chunk)
             if taken > limit + AROUND_BYTES:
                 raise _too_large(limit)

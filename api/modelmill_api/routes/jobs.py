@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
 from modelmill.store import JobRecord
-from modelmill_api.body import read_body
+from modelmill_api.body import json_text, read_body
 from modelmill_api.callers import caller_of
 from modelmill_api.eta import eta_fields
 from modelmill_api.lookup import get_job, get_task_job
@@ -18,6 +18,7 @@ from modelmill_api.parameters import IdempotencyKey, Prefer
 from modelmill_api.paths import task_path
 from modelmill_api.problems import READ_PROBLEMS
 from modelmill_api.responses import job_response
+from modelmill_api.room import Place
 from modelmill_api.schemas import JobDocument
 from modelmill_api.state import ApiState, State, state_of
 from modelmill_api.submitting import SubmitRequest, submit
@@ -45,15 +46,22 @@ def _submit_handler(batched: bool) -> Callable[[Request], Awaitable[Response]]:
         state, caller, idempotency_key = state_of(request), caller_of(request), _idempotency_key(request)
         wait_s = preferred_wait(request.headers.getlist("prefer"))
         await state.directory.check(task, model)
-        submitted = SubmitRequest(
-            caller=caller,
-            task=task,
-            model=model,
-            body=await read_body(request, state.settings.max_body_bytes),
-            batched=batched,
-            idempotency_key=idempotency_key,
-        )
-        return await submit(request, state, submitted, wait_s)
+        with Place(state.room) as place:
+            # No variable here may hold the body while the caller waits.
+            return await submit(
+                request,
+                state,
+                SubmitRequest(
+                    caller=caller,
+                    task=task,
+                    model=model,
+                    body=json_text(await read_body(request, state.settings.max_body_bytes, place)),
+                    batched=batched,
+                    idempotency_key=idempotency_key,
+                ),
+                wait_s,
+                place,
+            )
 
     return submit_job
 

@@ -50,11 +50,12 @@ async def metrics(state: State) -> Response:
     try:
         async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
             snapshot = await state.store.snapshot()
+            warnings = await state.store.server.warnings()
     except (ModelmillError, TimeoutError) as error:
         logger.warning("metrics without the job store: %s", error)
-        snapshot = None
+        snapshot, warnings = None, []
     state.metrics.waiting.set(state.news.waiting)
-    return Response(Exposition(state.metrics, snapshot).text(), media_type=MEDIA_TYPE)
+    return Response(Exposition(state.metrics, snapshot, warnings).text(), media_type=MEDIA_TYPE)
 
 
 def _worker(node: NodeRecord) -> Worker:

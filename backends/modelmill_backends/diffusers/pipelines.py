@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import json
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +26,15 @@ from modelmill_backends.failures import (
     torch_without_gpu,
 )
 from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.shared.literal import Spacer, read_literally
 from modelmill_backends.source import locate
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 """Libraries that a pipeline's parts may come from; ``stable_diffusion`` is diffusers' safety checker."""
+
+
+TAKE_PLAIN_TEXT = ("CLIP", "T5")
+"""Tokenizers to which pipelines give the prompt alone. To others they give it inside of a chat."""
 
 
 class DiffusersOptions(RunnerOptions):
@@ -61,10 +69,17 @@ class Loaded:
     pipeline: Any
     device: Device
     options: DiffusersOptions
+    tokenizers: tuple[Any, ...] = ()
+    """Copies of those of its text encoders, for threads that prepare items."""
+    tokenizing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    """Lock of ``tokenizers``."""
+    literal: Callable[[str], str] = str
+    """Makes a prompt that spells out control tokens harmless, if the tokenizers do not do so."""
 
     def close(self) -> None:
         """Frees the device's memory, including the memory that PyTorch keeps for later use."""
         self.pipeline = None
+        self.tokenizers = ()
         gc.collect()
         if self.device.kind == "cuda":
             import torch
@@ -108,7 +123,17 @@ def load_pipeline(context: LoadContext, auto_class: str) -> Loaded:
     if hasattr(decoder, "enable_slicing"):
         # Decoding needs the most memory, so it decodes one image of a batch at a time.
         decoder.enable_slicing()
-    return Loaded(pipeline, device, options)
+    tokenizers = tuple(part for part in pipeline.components.values() if hasattr(part, "split_special_tokens"))
+    wrapped = []
+    for tokenizer in tokenizers:
+        if type(tokenizer).__name__.startswith(TAKE_PLAIN_TEXT):
+            read_literally(tokenizer)
+        else:
+            wrapped.append(tokenizer)
+    literal = Spacer(wrapped) if wrapped else str
+    # Copies: the library changes a tokenizer at each call, and the device's thread uses the pipeline's own.
+    copies = tuple(map(copy.deepcopy, tokenizers))
+    return Loaded(pipeline, device, options, copies, literal=literal)
 
 
 def _arguments(
@@ -150,6 +175,8 @@ def _read_index(entry: ModelEntry, folder: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise load_failed(entry, "it contains a pipeline as Python code, which is never run")
     for part, (library, _) in _parts(index).items():
+        if not part.isidentifier():
+            raise load_failed(entry, f"its model_index.json names a part {part[:100]!r}, which is no name")
         if library is not None and library not in LIBRARIES:
             raise load_failed(
                 entry, f"its part {part!r} comes from {str(library)[:100]!r}; only diffusers' own are loaded"

@@ -10,11 +10,13 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.diffusers.pipelines import Loaded, load_pipeline
+from modelmill_backends.shared.losses import warn_cut
 from modelmill_tasks.shared.generation import MAX_SEED
 from modelmill_tasks.text_to_image import MAX_SIDE, Config, Finish, GeneratedImage, Input, Output
 
@@ -63,7 +65,7 @@ class TextToImageRunner(Runner[Input, Loaded]):
 
     def __init__(self, weights: Loaded, context: LoadContext) -> None:
         super().__init__(weights, context)
-        self._parameters = frozenset(inspect.signature(weights.pipeline.__call__).parameters)
+        self._parameters = inspect.signature(weights.pipeline.__call__).parameters
         self._native = native_size(weights.pipeline)
         self._capacity = context.entry.max_batch or context.settings.max_batch
 
@@ -83,6 +85,8 @@ class TextToImageRunner(Runner[Input, Loaded]):
         for name in STEERING:
             if getattr(config, name) is not None and name not in self._parameters:
                 raise invalid_field(f"config.{name}", "this model has no such setting; leave it out")
+        self._warn_of_cut("prompt", item.prompt)
+        self._warn_of_cut("negative prompt", config.negative_prompt or "")
         # Every JSON parser keeps 32 bits exactly.
         first = secrets.randbits(32) if config.seed is None else config.seed
         seeds = tuple((first + index) % (MAX_SEED + 1) for index in range(config.num_images))
@@ -152,9 +156,11 @@ class TextToImageRunner(Runner[Input, Loaded]):
             "callback_on_step_end_tensor_inputs": [],
         }
         if items[0].config.negative_prompt is not None:
-            arguments["negative_prompt"] = [item.config.negative_prompt for item in items]
+            arguments["negative_prompt"] = [
+                self.weights.literal(item.config.negative_prompt or "") for item in items
+            ]
         found = self.weights.pipeline(
-            prompt=[item.prompt for item in items],
+            prompt=[self.weights.literal(item.prompt) for item in items],
             width=plan.width,
             height=plan.height,
             generator=[torch.Generator().manual_seed(seed) for _, seed in members],
@@ -166,6 +172,22 @@ class TextToImageRunner(Runner[Input, Loaded]):
             },
         )
         return _as_drawn(found)
+
+    def _warn_of_cut(self, what: str, text: str) -> None:
+        """Warns the caller of a prompt that no text encoder reads to its end."""
+        limits = [(self._window(tokenizer), tokenizer) for tokenizer in self.weights.tokenizers]
+        if text and limits:
+            window, tokenizer = max(limits, key=itemgetter(0))
+            with self.weights.tokenizing:
+                tokens = len(tokenizer(self.weights.literal(text), verbose=False)["input_ids"])
+            warn_cut(what, min(tokens, window), tokens)
+
+    def _window(self, tokenizer: Any) -> int:
+        """Number of tokens of a prompt that the pipeline gives to the tokenizer's encoder."""
+        longest = self._parameters.get("max_sequence_length")
+        if longest is not None and not type(tokenizer).__name__.startswith("CLIP"):
+            return int(longest.default)
+        return int(tokenizer.model_max_length)
 
     def _all_canceled(self, batch: Sequence[Prepared[Input]]) -> bool:
         return all(self.progress.is_canceled(index) for index in range(len(batch)))

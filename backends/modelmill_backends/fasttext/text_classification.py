@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from modelmill_tasks.text_classification import Input, Output, Result
 
 LABEL = "__label__"
 """Prefix that fastText puts before each label."""
+END = re.compile(r"(?<!\S)</s>(?!\S)")
+"""The word at which fastText stops reading."""
 MOSTLY = 0.8
 """Share of capital letters from which a text counts as written in capitals."""
 ENOUGH = 5
@@ -72,7 +75,7 @@ class FastTextRunner(Runner[Input, Classifier]):
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         # fastText takes each line as a separate text, so line breaks become spaces.
-        text = " ".join(item.text.splitlines())
+        text = " ".join(END.sub("</s >", line) for line in item.text.splitlines())
         if self.weights.options.fold_capitals and _in_capitals(text):
             text = text.lower()
         return Prepared(item, text)

@@ -19,6 +19,7 @@ from modelmill_backends.onnx.encoder import ONNX_FILES, read_tokenizer
 from modelmill_backends.onnx.session import feed_dtype, open_session
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.image_settings import ImageSettings, read_image_settings
+from modelmill_backends.shared.losses import Read, read_encoding, unknown_id_of, warn_of
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.shared.sentences import pad
 from modelmill_backends.shared.zero_shot import Scoring, ZeroShotRunner
@@ -47,6 +48,7 @@ class Clip:
     fixed_length: int | None
     """SigLIP was trained on texts padded to this many tokens, and the padding changes its result."""
     scoring: Scoring
+    unknown_id: int | None
 
     def run(
         self, pixels: NDArray[np.floating[Any]], sentences: Sequence[str]
@@ -88,8 +90,13 @@ class Clip:
         return self.run(np.stack(prepared), _PROBES[:1])["image_embeds"]
 
     def prepare_text(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text).ids
-        return ids
+        read = self.read(text)
+        warn_of(read)
+        return list(read.ids)
+
+    def read(self, text: str) -> Read:
+        """The tokens of one text, cut off at the window."""
+        return read_encoding(self.tokenizer.encode(text), self.unknown_id)
 
     def encode_texts(self, prepared: Sequence[list[int]]) -> NDArray[np.float32]:
         import numpy as np
@@ -140,6 +147,9 @@ class ClipRunner(ClipWeights, ZeroShotRunner[Clip]):
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self.weights.encode_texts([self.weights.prepare_text(text) for text in sentences])
 
+    def read(self, sentence: str) -> Read:
+        return self.weights.read(sentence)
+
 
 def _assemble(context: LoadContext, folder: Path, session: Any) -> Clip:
     from PIL import Image
@@ -162,6 +172,7 @@ def _assemble(context: LoadContext, folder: Path, session: Any) -> Clip:
         pad_id=_pad_id(folder, tokenizer),
         fixed_length=window if sigmoid else None,
         scoring=Scoring(1.0, sigmoid=sigmoid),
+        unknown_id=unknown_id_of(tokenizer),
     )
 
 

@@ -18,6 +18,8 @@ from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.onnx.imagenet import Classifier, labels, pixels
 from modelmill_backends.options import RunnerOptions, read_options
 from modelmill_backends.shared.artifacts import fingerprint, made_once
+from modelmill_backends.shared.encoders import EncoderRunner
+from modelmill_backends.shared.losses import Read
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.shared.parts import load_part
 from modelmill_backends.shared.text_vectors import TextVectors
@@ -146,6 +148,10 @@ class ConseRunner(ConseWeights, ZeroShotRunner[Conse]):
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self.weights.encoder(sentences)
+
+    def read(self, sentence: str) -> Read | None:
+        runner = self.weights.encoder.runner
+        return runner.encoder.tokens(sentence) if isinstance(runner, EncoderRunner) else None
 
 
 def _label_vectors(context: LoadContext, encoder: TextEncoder, source: Path) -> NDArray[np.float32]:

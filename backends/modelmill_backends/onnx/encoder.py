@@ -14,6 +14,7 @@ from modelmill_backends.onnx.export import open_exported
 from modelmill_backends.onnx.session import open_session
 from modelmill_backends.options import read_options
 from modelmill_backends.shared.encoders import EncoderOptions, EncoderRunner, Tokens
+from modelmill_backends.shared.losses import Read, read_encoding, unknown_id_of
 from modelmill_backends.shared.sentences import SentenceConfig, pad, pool, read_sentence_config
 from modelmill_backends.source import locate
 
@@ -37,9 +38,10 @@ class Encoder:
     output: str
     """Name of the session's output that holds one vector per token."""
     options: EncoderOptions
+    unknown_id: int | None
 
-    def tokens(self, text: str) -> Tokens:
-        return tuple(self.tokenizer.encode(text).ids)
+    def tokens(self, text: str) -> Read:
+        return read_encoding(self.tokenizer.encode(text), self.unknown_id)
 
     def vectors(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         import numpy as np
@@ -81,7 +83,7 @@ class OnnxEncoderRunner(EncoderRunner[Item, Encoder]):
             raise load_failed(
                 entry, f"its ONNX file has the outputs {outputs}; one of {TOKEN_OUTPUTS} is needed"
             )
-        return Encoder(folder, session, tokenizer, config, output, options)
+        return Encoder(folder, session, tokenizer, config, output, options, unknown_id_of(tokenizer))
 
     def encoder_of(self, weights: Encoder, context: LoadContext) -> Encoder:
         return weights
@@ -105,4 +107,6 @@ def read_tokenizer(entry: ModelEntry, folder: Path, window: int) -> Any:
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.enable_truncation(window)
     tokenizer.no_padding()
+    # The spelling of a special token in a text stays text.
+    tokenizer.encode_special_tokens = True
     return tokenizer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from modelmill.errors import ErrorCode
+from modelmill.extras import install_command
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import NoGpuRuntimeError, load_failed, module_missing
 
@@ -52,7 +53,7 @@ def _providers(onnxruntime: Any, context: LoadContext) -> list[Any]:
         raise NoGpuRuntimeError(
             ErrorCode.MODEL_LOAD_FAILED,
             f"Model {context.entry.name}: the installed onnxruntime is for CPUs only: "
-            "pip uninstall onnxruntime, then pip install 'modelmill[gpu]'",
+            f"pip uninstall onnxruntime, then {install_command('gpu')}",
         )
     # Finds CUDA libraries that are installed as Python packages, without importing torch.
     onnxruntime.preload_dlls()

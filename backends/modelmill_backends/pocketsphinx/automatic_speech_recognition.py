@@ -13,6 +13,7 @@ from modelmill_backends.shared.audio import open_audio, pieces, require_codecs
 from modelmill_backends.shared.transcripts import refuse_config, spoken_words
 from modelmill_backends.source import locate
 from modelmill_tasks.automatic_speech_recognition import Chunk, Config, Input, Output
+from modelmill_tasks.item_warnings import WarningCode, warn
 
 if TYPE_CHECKING:
     from modelmill_backends.shared.audio import Samples
@@ -23,6 +24,8 @@ PIECE_S = 10
 FRAMES_PER_S = 100
 SILENCE = 1e-3
 """Audio below this amplitude is skipped, because the recogniser finds words in digital silence."""
+NOISE = 1e-4
+"""Below this amplitude there is no more than the rounding of samples with 16 bits."""
 FILES = {"hmm": "en-us", "lm": "en-us.lm.bin", "dict": "cmudict-en-us.dict"}
 """Files of the model, by the name of the decoder's setting."""
 FILLER = re.compile(r"<.*>|\[.*\]|\+\+.*\+\+")
@@ -53,7 +56,13 @@ class PocketSphinxRunner(Runner[Input, Any]):
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         _check(item.config)
-        parts = pieces(open_audio(item.audio, RATE), RATE, PIECE_S)
+        samples = open_audio(item.audio, RATE)
+        if NOISE < _loudness(samples) < SILENCE:
+            warn(
+                WarningCode.SOUND_CUT,
+                "The recording is so quiet (below -60 dB) that the model takes it for silence.",
+            )
+        parts = pieces(samples, RATE, PIECE_S)
         return Prepared(item, parts, cost=len(parts))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -73,9 +82,7 @@ class PocketSphinxRunner(Runner[Input, Any]):
         return spoken_words(raw, prepared.item.config.return_timestamps)
 
     def _words(self, start_s: float, samples: Samples) -> list[Chunk]:
-        import numpy as np
-
-        if np.abs(samples).max() < SILENCE:
+        if _loudness(samples) < SILENCE:
             return []
         decoder = self.weights
         # Resets the mean and the noise estimated from the previous recording, which would change the result.
@@ -96,6 +103,11 @@ class PocketSphinxRunner(Runner[Input, Any]):
             for segment in decoder.seg()
             if not FILLER.fullmatch(segment.word)
         ]
+
+
+def _loudness(samples: Samples) -> float:
+    """The amplitude, without a constant that a recorder may have added."""
+    return float(samples.max() - samples.min()) / 2
 
 
 def _check(config: Config) -> None:

@@ -10,7 +10,9 @@ from pydantic import Field
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.options import RunnerOptions, read_options
-from modelmill_backends.rapidocr.networks import MAX_SIDE, Found, Networks
+from modelmill_backends.rapidocr.directions import turned_box
+from modelmill_backends.rapidocr.networks import Found, Networks, PageText
+from modelmill_backends.rapidocr.pages import FIRST_AREA, page_of
 from modelmill_backends.rapidocr.reading import Piece, in_reading_order, text_of
 from modelmill_backends.source import locate
 from modelmill_tasks.optical_character_recognition import Input, Output, TextObject
@@ -41,7 +43,7 @@ class OpticalCharacterRecognitionOptions(RunnerOptions):
 class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
     """The recognizer reads all its languages at once, so ``languages`` is checked but changes nothing.
 
-    ``Prepared.cost`` is the size of the image for detection, as a share of the largest size.
+    ``Prepared.cost`` is the number of pixels that are searched for text, in units of about 4 million.
     """
 
     backend = "rapidocr"
@@ -64,31 +66,24 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
     def preprocess(self, item: Input) -> Prepared[Input]:
         for language in item.config.languages or ():
             self._check(language)
-        page = self.weights.page(open_image(item.image))
-        return Prepared(item, page, cost=min(1.0, page.detection.size / (3 * MAX_SIDE**2)))
+        page = page_of(open_image(item.image))
+        return Prepared(item, page, cost=page.area / FIRST_AREA)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
         return self.weights.read([prepared.data for prepared in batch])
 
-    def postprocess(self, prepared: Prepared[Input], raw: Sequence[Found]) -> Output:
-        sure = [found for found in raw if found.score >= self._options.min_score and found.text.strip()]
-        lines = in_reading_order([_piece(found) for found in sure])
+    def postprocess(self, prepared: Prepared[Input], raw: PageText) -> Output:
+        sure = [found for found in raw.found if found.score >= self._options.min_score and found.text.strip()]
+        height, width = prepared.data.pixels.shape[:2]
+        boxes = [_box(found) for found in sure]
+        pieces = [
+            Piece(found.text.strip(), found.score, *turned_box(box, (width, height), raw.turn), index)
+            for index, (found, box) in enumerate(zip(sure, boxes, strict=True))
+        ]
+        lines = in_reading_order(pieces)
         return Output(
             text=text_of(lines),
-            objects=[
-                TextObject(
-                    text=piece.text,
-                    score=piece.score,
-                    box=Box(
-                        left=piece.left,
-                        top=piece.top,
-                        width=piece.right - piece.left,
-                        height=piece.bottom - piece.top,
-                    ),
-                )
-                for line in lines
-                for piece in line
-            ],
+            objects=[_object(piece, boxes[piece.index]) for line in lines for piece in line],
         )
 
     def _check(self, language: str) -> None:
@@ -102,6 +97,12 @@ class OpticalCharacterRecognitionRunner(Runner[Input, Networks]):
         )
 
 
-def _piece(found: Found) -> Piece:
+def _box(found: Found) -> tuple[float, float, float, float]:
     (left, top), (right, bottom) = found.corners.min(axis=0).tolist(), found.corners.max(axis=0).tolist()
-    return Piece(found.text.strip(), found.score, left, top, right, bottom)
+    return left, top, right, bottom
+
+
+def _object(piece: Piece, box: tuple[float, float, float, float]) -> TextObject:
+    left, top, right, bottom = box
+    place = Box(left=left, top=top, width=right - left, height=bottom - top)
+    return TextObject(text=piece.text, score=piece.score, box=place)

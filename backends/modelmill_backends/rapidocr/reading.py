@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -22,7 +23,7 @@ The columns of a table do not: its cells are read row by row.
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A text and its bounding box in pixels."""
+    """A text and its bounding box in pixels of the upright page."""
 
     text: str
     score: float
@@ -30,6 +31,8 @@ class Piece:
     top: float
     right: float
     bottom: float
+    index: int = 0
+    """Its position in the list that it came from."""
 
     @property
     def width(self) -> float:
@@ -61,9 +64,10 @@ def in_reading_order(pieces: Sequence[Piece]) -> list[list[Piece]]:
         (piece for piece in pieces if piece.left < gutter < piece.right), key=lambda piece: piece.middle
     )
     bands: list[list[Piece]] = [[] for _ in range(len(spanning) + 1)]
+    middles = [piece.middle for piece in spanning]
     for piece in pieces:
-        if piece not in spanning:
-            bands[sum(other.middle < piece.middle for other in spanning)].append(piece)
+        if not piece.left < gutter < piece.right:
+            bands[bisect_left(middles, piece.middle)].append(piece)
     lines: list[list[Piece]] = []
     for index, band in enumerate(bands):
         left, right = _sides(band, gutter)
@@ -114,12 +118,18 @@ def lines_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
     matter, so lines may be tilted, as on a photo of a page.
     """
     lines: list[list[Piece]] = []
+    tallest = max((piece.height for piece in pieces), default=0.0)
+    near: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: (piece.top + piece.bottom, piece.left)):
-        neighbours = [line for line in lines if min(line, key=piece.gap_to).shares_line_with(piece)]
+        # Pieces come from top to bottom, so no later one reaches the lines above. A page has thousands of them.
+        reach = piece.middle - tallest / 2
+        near = [line for line in near if any(other.bottom >= reach for other in line)]
+        neighbours = [line for line in near if min(line, key=piece.gap_to).shares_line_with(piece)]
         if neighbours:
             min(neighbours, key=lambda line: min(map(piece.gap_to, line))).append(piece)
         else:
-            lines.append([piece])
+            near.append([piece])
+            lines.append(near[-1])
     for line in lines:
         line.sort(key=lambda piece: piece.left)
     return sorted(lines, key=lambda line: (min(piece.top for piece in line), line[0].left))

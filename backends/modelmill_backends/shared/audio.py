@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from modelmill.catalogue import ModelEntry
-from modelmill.errors import ErrorCode, MediaError
+from modelmill.formats.sounds import SoundFormat
 from modelmill_backends.failures import module_missing
-from modelmill_backends.shared.mp3 import with_length
-from modelmill_tasks.shared.audio import AudioHeader, read_header, too_long
+from modelmill_backends.shared.channels import ALL, SOME, Mixer
+from modelmill_backends.shared.containers import container_blocks
+from modelmill_backends.shared.sound_files import UnreadableError, sound_file_blocks
+from modelmill_tasks.item_warnings import WarningCode, warn
+from modelmill_tasks.shared.audio import AudioHeader, invalid, read_header
 from modelmill_tasks.shared.sources import source_bytes
 
 if TYPE_CHECKING:
@@ -19,16 +21,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Samples = NDArray[np.float32]
+    Decoder = Callable[[bytes, AudioHeader], tuple[int, Iterator[Samples]]]
 
-BLOCK = 65_536
-"""Frames that are decoded at a time."""
-STREAMED = 0x7F00_0000
-"""Programs that do not know a WAV's length yet write a size of at least this into its header."""
-MP3_SHARE = 0.9
-"""Share of its bytes and of its announced frames that an MP3 must give.
-
-It is below 1 because encoders count the frames at both ends differently.
-"""
+BY_CONTAINERS = (SoundFormat.MP4, SoundFormat.MATROSKA, SoundFormat.AAC, SoundFormat.AMR)
+"""The formats that libsndfile never reads. It reads the others, but for rare codecs."""
+HOT = 1.25
+"""Decoders and resampling exceed the full scale by less. A recording with larger values has another scale."""
 QUIET_S = 0.1
 """A quiet place is the quietest stretch of this length, in seconds."""
 
@@ -39,16 +37,16 @@ def require_codecs(entry: ModelEntry) -> None:
     Raises:
         ModelmillError: ``model_load_failed``, naming the missing package.
     """
-    for module in ("soundfile", "soxr"):
+    for module in ("soundfile", "soxr", "av"):
         if find_spec(module) is None:
             raise module_missing(entry, module)
 
 
 def open_audio(source: str | bytes, rate: int) -> Samples:
-    """Decodes all of an audio file: averages its channels and resamples it; values are −1 to 1.
+    """Decodes all of an audio file: one channel, resampled; values are −1 to 1.
 
-    If the audio exceeds the limits of ``modelmill_tasks.shared.audio``, decoding stops, even if the header
-    states less.
+    Channels are averaged, unless that would be silence (see ``shared.channels``). If the audio exceeds the
+    limits of ``modelmill_tasks.shared.audio``, decoding stops, even if the header states less.
 
     Args:
         source: A media field's text, or an encoded file's bytes.
@@ -64,18 +62,23 @@ def open_audio(source: str | bytes, rate: int) -> Samples:
 
     data = source_bytes(source) if isinstance(source, str) else source
     header = read_header(data)
-    if header.format == "MP3":
-        data = with_length(data)
-        header = read_header(data)
-    if _is_cut(header.format, data):
-        raise _truncated()
-    blocks = list(_resampled(_mono_blocks(data, header), header.rate, rate))
-    samples: Samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    decoders: list[Decoder] = [container_blocks]
+    if header.format not in BY_CONTAINERS:
+        decoders.insert(0, sound_file_blocks)
+    for decode in decoders:
+        try:
+            samples = _mono(decode, data, header, rate)
+            break
+        except UnreadableError:
+            continue
     if not samples.size:
-        raise MediaError(ErrorCode.INVALID_MEDIA, "The audio is empty.")
-    if not np.isfinite(samples).all():
-        raise MediaError(ErrorCode.INVALID_MEDIA, "The audio holds values that are not finite numbers.")
-    # Resampling can exceed the range, and a file of floats can hold any value.
+        raise invalid("The audio is empty.")
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not np.isfinite(peak):
+        raise invalid("The audio holds values that are not finite numbers.")
+    if peak > HOT:
+        # As of a file of floats that holds whole numbers: cutting them off would leave noise.
+        samples /= peak
     return np.clip(samples, -1.0, 1.0, out=samples)
 
 
@@ -105,34 +108,31 @@ def _quietest(samples: Samples, rate: int) -> int:
     return begin + int(np.argmin(energy[width:] - energy[:-width])) + width // 2
 
 
-def _mono_blocks(data: bytes, header: AudioHeader) -> Iterator[Samples]:
-    """The recording in blocks, its channels averaged."""
-    import soundfile
+def _mono(decode: Decoder, data: bytes, header: AudioHeader, rate: int) -> Samples:
+    mixer = Mixer()
+    own, blocks = decode(data, header)
+    samples = _joined(_resampled((mixer.average(block) for block in blocks), own, rate))
+    if mixer.lost < SOME:
+        return samples
+    # It is decoded twice, so that other recordings need not be held with all their channels.
+    del samples
+    channel = mixer.loudest
+    if mixer.lost < ALL:
+        warn(
+            WarningCode.CHANNELS_MIXED,
+            "In a part of the recording its channels cancel each other; the model heard channel "
+            f"{channel + 1} only.",
+        )
+    own, blocks = decode(data, header)
+    return _joined(_resampled((block[:, channel] for block in blocks), own, rate))
 
-    class Stream(soundfile.SoundFile):  # type: ignore[misc]
-        """Reads from front to back only: a seek after each block would damage an MP3's next block."""
 
-        def seekable(self) -> bool:
-            return False
+def _joined(parts: Iterator[Samples]) -> Samples:
+    import numpy as np
 
-    done = 0
-    buffer = io.BytesIO(data)
-    try:
-        with Stream(buffer) as file:
-            while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-                done += len(block)
-                if done > header.max_frames:
-                    raise too_long(header)
-                yield block.mean(axis=1) if header.channels > 1 else block[:, 0]
-    except (soundfile.LibsndfileError, RuntimeError):
-        raise _truncated() from None
-    if header.format == "MP3":
-        # If an MP3 states too short a length, as one that was joined from several, it is not fully decoded.
-        whole = done >= MP3_SHARE * (header.frames or 0) and buffer.tell() >= MP3_SHARE * len(data)
-    else:
-        whole = done >= (header.frames or 0)
-    if not whole:
-        raise _truncated(header.format)
+    found = list(parts)
+    joined: Samples = np.concatenate(found) if found else np.zeros(0, np.float32)
+    return joined
 
 
 def _resampled(blocks: Iterator[Samples], own: int, wanted: int) -> Iterator[Samples]:
@@ -148,27 +148,3 @@ def _resampled(blocks: Iterator[Samples], own: int, wanted: int) -> Iterator[Sam
     for block in blocks:
         yield stream.resample_chunk(np.ascontiguousarray(block))
     yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _is_cut(form: str, data: bytes) -> bool:
-    """Whether the file's end is missing, for the formats where libsndfile does not report it."""
-    if form in ("WAV", "WAVEX") and data[:4] == b"RIFF":
-        at = 12
-        while at + 8 <= len(data):
-            size = int.from_bytes(data[at + 4 : at + 8], "little")
-            if data[at : at + 4] == b"data":
-                return len(data) - at - 8 < size < STREAMED
-            at += 8 + size + size % 2
-    if form == "OGG":
-        # RFC 3533: 27 bytes, then the lengths of the segments (byte 26 says how many), then the segments.
-        page = data[data.rfind(b"OggS") :]
-        lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        return len(page) < 27 or len(page) < 27 + page[26] + sum(lengths)
-    return False
-
-
-def _truncated(form: str = "") -> MediaError:
-    message = "The audio is damaged or truncated."
-    if form == "MP3":
-        message = "The MP3 is damaged or truncated, or states a wrong length; convert it to another format."
-    return MediaError(ErrorCode.INVALID_MEDIA, message)

@@ -9,17 +9,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import Field
 
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner, Weights
 from modelmill_backends.options import RunnerOptions
+from modelmill_backends.shared.losses import Read, losses_of, warn_of
 from modelmill_backends.shared.numerics import normalise
 from modelmill_backends.shared.sentences import SentenceConfig
 from modelmill_backends.shared.text_vectors import TextVectors
 from modelmill_backends.shared.zero_shot import Scoring
 from modelmill_tasks import sentence_similarity, text_embedding, zero_shot_classification
+from modelmill_tasks.item_warnings import ItemWarning, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +52,7 @@ class SentenceEncoder(Protocol):
     @property
     def config(self) -> SentenceConfig: ...
 
-    def tokens(self, text: str) -> Tokens:
+    def tokens(self, text: str) -> Read:
         """The tokens of one text, cut off at the window. Runs in threads."""
 
     def vectors(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
@@ -84,8 +86,9 @@ class EmbeddingRunner(EncoderRunner[text_embedding.Input, Weights]):
 
     def preprocess(self, item: text_embedding.Input) -> Prepared[text_embedding.Input]:
         config = self.encoder.config
-        tokens = self.encoder.tokens(config.with_prompt(item.text, item.config.prompt_name))
-        return Prepared(item, tokens, cost=len(tokens) / config.window)
+        read = self.encoder.tokens(config.with_prompt(item.text, item.config.prompt_name))
+        warn_of(read)
+        return Prepared(item, read.ids, cost=len(read.ids) / config.window)
 
     def forward(self, batch: Sequence[Prepared[text_embedding.Input]]) -> Sequence[Any]:
         return list(self.encoder.vectors([prepared.data for prepared in batch]))
@@ -106,16 +109,22 @@ class ComparingRunner(EncoderRunner[Item, Weights]):
         # The items of a batched job usually have the same sentences, up to a thousand of them.
         self._tokenized_once = lru_cache(LISTS_KEPT)(self._tokenized)
 
+    sentences: ClassVar[str]
+    """The request's field that the sentences come from."""
+
     @abstractmethod
     def parts(self, item: Item) -> tuple[str, Sequence[str]]:
         """The text, and the sentences to compare it with."""
 
     def preprocess(self, item: Item) -> Prepared[Item]:
         text, sentences = self.parts(item)
-        (tokens,) = self._tokenized((text,))
+        read = self._read(text)
+        warn_of(read)
         small = sum(map(len, sentences)) <= LIST_CHARACTERS
-        others = (self._tokenized_once if small else self._tokenized)(tuple(sentences))
-        return Prepared(item, (tokens, others), cost=len(tokens) / self.encoder.config.window)
+        others, losses = (self._tokenized_once if small else self._tokenized)(tuple(sentences))
+        for loss in losses:
+            warn(loss.code, loss.message)
+        return Prepared(item, (read.ids, others), cost=len(read.ids) / self.encoder.config.window)
 
     def forward(self, batch: Sequence[Prepared[Item]]) -> Sequence[NDArray[np.float32]]:
         """The cosines of each item, in the order of its sentences."""
@@ -138,15 +147,19 @@ class ComparingRunner(EncoderRunner[Item, Weights]):
                 cosines[row] = values
         return cosines
 
-    def _tokenized(self, texts: tuple[str, ...]) -> tuple[Tokens, ...]:
-        config = self.encoder.config
-        return tuple(self.encoder.tokens(config.with_prompt(text, None)) for text in texts)
+    def _read(self, text: str) -> Read:
+        return self.encoder.tokens(self.encoder.config.with_prompt(text, None))
+
+    def _tokenized(self, texts: tuple[str, ...]) -> tuple[tuple[Tokens, ...], list[ItemWarning]]:
+        reads = [self._read(text) for text in texts]
+        return tuple(read.ids for read in reads), losses_of(reads, self.sentences)
 
 
 class SimilarityRunner(ComparingRunner[sentence_similarity.Input, Weights]):
     """Sentence similarity by cosine."""
 
     task = "sentence-similarity"
+    sentences = "sentences"
 
     def parts(self, item: sentence_similarity.Input) -> tuple[str, Sequence[str]]:
         return item.source_sentence, item.sentences
@@ -161,6 +174,7 @@ class ZeroShotTextRunner(ComparingRunner[zero_shot_classification.Input, Weights
     """Zero-shot classification by the cosines of a text with a sentence about each class."""
 
     task = "zero-shot-classification"
+    sentences = "classes"
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""MP3s that do not state their length.
+"""MP3s as the decoder needs them: without what stands before and behind the frames, and with a length.
 
 Most begin with a frame that holds the number of frames ("Xing" or "Info"). For the others, the decoder
 guesses the length from the first frame's bit rate and stops there.
@@ -6,78 +6,59 @@ guesses the length from the first frame's bit rate and stops there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
 
-RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8000)}
-"""Samples per second, by the header's version (3: MPEG-1, 2: MPEG-2, 0: MPEG-2.5) and index."""
-KBITS = {
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-"""Bit rates of layer III in kbit/s, for MPEG-1 and the others."""
-SEARCHED = 65_536
-"""The first frame is searched in so many bytes."""
-HAS_FRAMES = 1
-"""Xing's flag: the number of frames follows."""
+from modelmill.formats.frames import HAS_FRAMES, LONGEST_FRAME, Frame, first_frame, frame_at, stated_frames
+from modelmill.formats.window import Window
+from modelmill_tasks.item_warnings import WarningCode, warn
+
+ID3V1 = 128
+"""Bytes of the tag "TAG" at the end."""
+APE_FOOTER = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A frame's header."""
-
-    version: int
-    mono: bool
-    length: int
-    """Bytes, header included."""
-
-    @property
-    def side(self) -> int:
-        """Bytes between the header and the "Xing" data, which replaces the sound."""
-        if self.version == 3:
-            return 17 if self.mono else 32
-        return 9 if self.mono else 17
-
-
-def with_length(data: bytes) -> bytes:
-    """The file, with a first frame that states its length. If it has such a frame, it is unchanged."""
-    start = _first_frame(data)
-    frame = None if start is None else _frame(data, start)
-    if start is None or frame is None:
+def prepared(data: bytes) -> bytes:
+    """The frames only, and before them one that states how many there are."""
+    first = first_frame(Window(io.BytesIO(data)))
+    if first is None:
         return data
-    told = data[start + 4 + frame.side : start + 8 + frame.side]
-    if told in (b"Xing", b"Info") or data[start + 36 : start + 40] == b"VBRI":
-        return data
+    start, frame = first
+    end = _end(data)
+    if stated_frames(data[start : start + 256], frame) is not None or frame.layer != 3:
+        return data if (start, end) == (0, len(data)) else data[start:end]
     count, at = 0, start
-    while (each := _frame(data, at)) is not None:
+    while (each := frame_at(data, at)) is not None and at < end:
         count, at = count + 1, at + each.length
-    # A frame of the first frame's kind, without checksum and padding, at a bit rate that gives enough room.
-    header = bytes([0xFF, data[start + 1] | 1, 0x90 | data[start + 2] & 0x0C, data[start + 3]])
-    told = b"Xing" + HAS_FRAMES.to_bytes(4, "big") + count.to_bytes(4, "big")
-    first = header + bytes(frame.side) + told
-    made = _frame(first, 0)
-    return first.ljust(made.length, b"\0") + data[start:] if made else data
+    if at > end:
+        warn(
+            WarningCode.SOUND_CUT,
+            "The MP3 ends in the middle of a frame; if it was cut, the model did not hear the rest.",
+        )
+    made = _stating(data[start : start + 4], frame, count)
+    return made + data[start:end]
 
 
-def _first_frame(data: bytes) -> int | None:
-    start = 0
-    if data[:3] == b"ID3" and len(data) > 10:
-        # ID3v2: seven bits per byte, and ten bytes of header.
-        size = sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-        start = 10 + size + (10 if data[5] & 0x10 else 0)
-    for at in range(start, min(len(data), start + SEARCHED)):
-        frame = _frame(data, at)
-        if frame is not None and _frame(data, at + frame.length) is not None:
-            return at
-    return None
+def _stating(header: bytes, frame: Frame, count: int) -> bytes:
+    """A frame of the first frame's kind that states a number of frames."""
+    # Without checksum and padding, at a bit rate that gives enough room.
+    head = bytes([0xFF, header[1] | 1, 0x90 | header[2] & 0x0C, header[3]])
+    first = head + bytes(frame.side) + b"Xing" + HAS_FRAMES.to_bytes(4, "big") + count.to_bytes(4, "big")
+    made = frame_at(first, 0)
+    return first.ljust(made.length, b"\0") if made else b""
 
 
-def _frame(data: bytes, at: int) -> Frame | None:
-    """The header of the layer III frame at this place. Source: ISO/IEC 11172-3, 2.4.1.3."""
-    if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
-        return None
-    version, bits, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
-    if version == 1 or bits in (0, 15) or rate == 3:
-        return None
-    slots = 144 if version == 3 else 72
-    length = slots * KBITS[version == 3][bits] * 1000 // RATES[version][rate] + (data[at + 2] >> 1 & 1)
-    return Frame(version, data[at + 3] >> 6 == 3, length)
+def _end(data: bytes) -> int:
+    """The end of the frames: tags at the file's end are no sound."""
+    end = len(data)
+    if data[end - ID3V1 : end - ID3V1 + 3] == b"TAG":
+        end -= ID3V1
+    else:
+        # The last frame may end in a few zeros.
+        zeros = end - len(data.rstrip(b"\0"))
+        end -= zeros if zeros > LONGEST_FRAME else 0
+    footer = data[end - APE_FOOTER : end]
+    if footer[:8] == b"APETAGEX":
+        # The size counts the footer and not the header, which the flags tell of.
+        size = int.from_bytes(footer[12:16], "little") + (APE_FOOTER if footer[23] & 0x80 else 0)
+        end -= size if size <= end else APE_FOOTER
+    return end

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.catalogue import ModelEntry
 from modelmill.errors import invalid_field
+from modelmill_backends.containment import inside
 from modelmill_backends.failures import load_failed, module_missing
 
 if TYPE_CHECKING:
@@ -109,13 +110,13 @@ def read_sentence_config(entry: ModelEntry, folder: Path) -> SentenceConfig:
     for kind in kinds:
         if kind not in _MODULES:
             raise load_failed(entry, f"modules.json asks for {kind}; supported are {', '.join(_MODULES)}")
-    pooling_folder = kinds.get("Pooling", {}).get("path") or "1_Pooling"
+    pooling_folder = inside(entry, folder, kinds.get("Pooling", {}).get("path") or "1_Pooling")
     sentence = _read(folder / "sentence_bert_config.json") or {}
     extra = _read(folder / "config_sentence_transformers.json") or {}
     return SentenceConfig(
-        pooling=_pooling(entry, _read(folder / pooling_folder / "config.json") or {}),
+        pooling=_pooling(entry, _read(pooling_folder / "config.json") or {}),
         dense=tuple(
-            _dense(entry, folder / str(module.get("path")))
+            _dense(entry, inside(entry, folder, module.get("path")))
             for module in modules
             if str(module.get("type", "")).endswith(".Dense")
         ),

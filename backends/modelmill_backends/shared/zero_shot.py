@@ -9,11 +9,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner, Weights
+from modelmill_backends.shared.losses import Read, losses_of
 from modelmill_backends.shared.numerics import normalise, sigmoid, softmax
 from modelmill_backends.shared.text_vectors import TextVectors
+from modelmill_tasks.item_warnings import ItemWarning, warn
 from modelmill_tasks.shared.images import open_image
 from modelmill_tasks.zero_shot_image_classification import Input, Output
 
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 
 NEUTRAL_CLASS = "thing"
 """Fills the template of the neutral sentence, with which each class is compared."""
+
+
+LISTS_KEPT = 16
+"""Number of lists of classes whose warnings are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,8 @@ class ZeroShotRunner(Runner[Input, Weights]):
     def __init__(self, weights: Weights, context: LoadContext) -> None:
         super().__init__(weights, context)
         self.text_vectors = TextVectors(self.encode_texts)
+        # The items of a batched job usually have the same classes.
+        self._losses_once = lru_cache(LISTS_KEPT)(self._losses)
 
     @property
     @abstractmethod
@@ -91,10 +100,16 @@ class ZeroShotRunner(Runner[Input, Weights]):
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         """Vectors ``[n, dim]`` of any length, in one pass."""
 
+    @abstractmethod
+    def read(self, sentence: str) -> Read | None:
+        """The tokens of one sentence as the model reads it; None if that is not known. Runs in threads."""
+
     def group_key(self, item: Input) -> Hashable:
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
+        for loss in self._losses_once(self._sentences(item)[: len(item.classes)]):
+            warn(loss.code, loss.message)
         return Prepared(item, self.pixels(open_image(item.image)))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -120,6 +135,10 @@ class ZeroShotRunner(Runner[Input, Weights]):
         neutral = float(raw[classes]) if len(raw) > classes else 0.0
         scores = self.scoring.probabilities(raw[:classes], prepared.item.config.multi_label, neutral)
         return Output(probabilities=scores.tolist())
+
+    def _losses(self, sentences: tuple[str, ...]) -> list[ItemWarning]:
+        reads = [self.read(sentence) for sentence in sentences]
+        return losses_of([read for read in reads if read is not None], "classes")
 
     def _sentences(self, item: Input) -> tuple[str, ...]:
         """The classes' sentences, then the neutral one if the scoring needs it."""

@@ -10,9 +10,13 @@ from modelmill_backends.shared.classes import best_classes
 from modelmill_backends.shared.numerics import sigmoid, softmax
 from modelmill_backends.transformers.sounds import Sounds, load_sounds
 from modelmill_tasks.audio_classification import Input, Output
+from modelmill_tasks.item_warnings import WarningCode, warn
 
 MAX_S = 60
 """Seconds that the model hears. The cost of wav2vec2's attention grows with the square of the length."""
+
+BARELY_S = 0.1
+"""A loss that is shorter than this is not worth a word."""
 
 
 class AudioClassificationRunner(Runner[Input, Sounds]):
@@ -40,8 +44,15 @@ class AudioClassificationRunner(Runner[Input, Sounds]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        samples = self.weights.open(item.audio)[: MAX_S * self.weights.rate]
-        cost = 1 + samples.size // (15 * self.weights.rate)
+        samples, rate = self.weights.open(item.audio), self.weights.rate
+        heard_s, length_s = min(MAX_S, self.weights.window_s or MAX_S), samples.size / rate
+        if length_s >= heard_s + BARELY_S:
+            warn(
+                WarningCode.SOUND_CUT,
+                f"The model heard the first {heard_s:.3g} s of {length_s:.1f} s.",
+            )
+        samples = samples[: MAX_S * rate]
+        cost = 1 + samples.size // (15 * rate)
         return Prepared(item, self.weights.features(samples), cost=cost)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
-from modelmill_backends.transformers.chat import has_template, templated
+from modelmill_backends.transformers.chat import templated
 from modelmill_backends.transformers.decoding import check_room
 from modelmill_backends.transformers.generation import (
     Generative,
@@ -28,7 +28,8 @@ class CausalRunner(Runner[Item, Generative]):
 
     @classmethod
     def load(cls, context: LoadContext) -> Generative:
-        return generative(load_pretrained(context, "AutoModelForCausalLM", tokenizer=True))
+        loaded = load_pretrained(context, "AutoModelForCausalLM", tokenizer=True)
+        return generative(loaded, template=loaded.tokenizer.chat_template)
 
     def group_key(self, item: Item) -> Hashable:
         return beam_group(self.weights.defaults, config_of(item))
@@ -40,14 +41,15 @@ class CausalRunner(Runner[Item, Generative]):
             ModelmillError: ``invalid_input`` for ``field``: there is no chat template, or it refuses the
                 conversation.
         """
-        if not has_template(self.weights.tokenizer):
+        marks = self.weights.marks
+        if marks is None:
             raise invalid_field(
                 field, "this model has no chat template; use text-generation with a plain text"
             )
+        text = templated(self.weights.tokenizer, marks, messages, field)
         # The template contains the special tokens already.
-        return self.weights.encode(
-            templated(self.weights.tokenizer, messages, field), add_special_tokens=False
-        )
+        ids = self.weights.encode(text, add_special_tokens=False, split_special_tokens=False)
+        return marks.without(ids)[0]
 
     def prepared(self, item: Item, ids: list[int], field: str, *, continues: bool) -> Prepared[Item]:
         """The item, with the tokens of its prompt.
@@ -57,6 +59,7 @@ class CausalRunner(Runner[Item, Generative]):
         """
         if not ids:
             raise invalid_field(field, "holds nothing that the model's tokenizer knows")
+        self.weights.warn_of_unknown(ids, field)
         room = check_room(field, len(ids), self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         request = Request(settings, ids, continues)

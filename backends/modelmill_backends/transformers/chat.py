@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from modelmill.errors import invalid_field
-from modelmill_backends.transformers.generation import Generative, now, text_of, usage_of
+from modelmill_backends.shared.literal import Marks
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
+from modelmill_backends.transformers.generation import Generative
 from modelmill_backends.transformers.stopping import Row
-from modelmill_tasks.chat_completion import AssistantMessage, Choice, ImagePart, Message, Output
+from modelmill_tasks.chat_completion import AssistantMessage, Choice, ImagePart, Message, Output, Role
 from modelmill_tasks.shared.generation import FinishReason
 
 
@@ -17,11 +19,12 @@ def has_template(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
 
 
-def templated(processor: Any, messages: Sequence[dict[str, Any]], field: str) -> str:
-    """The conversation as one text, up to the start of the assistant's answer.
+def templated(processor: Any, marks: Marks, messages: Sequence[dict[str, Any]], field: str) -> str:
+    """The conversation as one text, up to the start of the assistant's answer, with marks in the messages.
 
     Args:
         processor: A tokenizer or processor with a chat template.
+        marks: Protects the messages, so that none can forge turns of other roles.
         messages: Each has ``role`` and ``content``, as the template takes them.
         field: The field to name in the error.
 
@@ -31,11 +34,36 @@ def templated(processor: Any, messages: Sequence[dict[str, Any]], field: str) ->
     import jinja2
 
     try:
-        text: str = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = processor.apply_chat_template(
+            _protected(messages, marks), tokenize=False, add_generation_prompt=True
+        )
     except jinja2.TemplateError as error:
-        said = (str(error) or type(error).__name__)[:300]
+        said = marks.cleaned(str(error) or type(error).__name__)[:300]
         raise invalid_field(field, f"the model's chat template refuses it: {said}") from None
     return text
+
+
+def _protected(messages: Sequence[dict[str, Any]], marks: Marks) -> list[dict[str, Any]]:
+    """The messages, with marks in the control tokens that they spell out."""
+    texts: list[str] = []
+    lenient: set[int] = set()
+    for message in messages:
+        content = message["content"]
+        own = [content] if isinstance(content, str) else [part["text"] for part in content if "text" in part]
+        if message["role"] == Role.ASSISTANT:
+            # Templates look for the end of a thought in earlier answers.
+            lenient.update(range(len(texts), len(texts) + len(own)))
+        texts += own
+    broken = iter(marks.broken(texts, lenient))
+    found = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            found.append({**message, "content": next(broken)})
+        else:
+            parts = [{**part, "text": next(broken)} if "text" in part else part for part in content]
+            found.append({**message, "content": parts})
+    return found
 
 
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -76,12 +104,13 @@ def rich_messages(messages: Sequence[Message]) -> tuple[list[dict[str, Any]], li
 
 def completion(model: Generative, prompt_tokens: int, rows: Sequence[Row]) -> Output:
     """The task's output for the rows of one item."""
+    texts = texts_of(model, rows, shows_end=True)
     choices = [
         Choice(
             index=index,
-            message=AssistantMessage(content=text_of(model, row)),
+            message=AssistantMessage(content=text),
             finish_reason=row.reason or FinishReason.LENGTH,
         )
-        for index, row in enumerate(rows)
+        for index, (row, text) in enumerate(zip(rows, texts, strict=True))
     ]
     return Output(choices=choices, usage=usage_of(prompt_tokens, rows), created=now())

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import first_line, load_failed
 from modelmill_backends.options import read_options
+from modelmill_backends.shared.literal import read_literally
+from modelmill_backends.shared.losses import Read, warn_of
 from modelmill_backends.shared.sentences import least_limit
 from modelmill_backends.transformers.images import ImageInputs
+from modelmill_backends.transformers.texts import read_text
 from modelmill_backends.transformers.weights import Loaded, TransformersOptions, load_pretrained
 
 if TYPE_CHECKING:
@@ -85,7 +88,15 @@ class DualEncoder(VisionEncoder):
     def prepare_text(self, text: str) -> Mapping[str, list[int]]:
         """The tokenizer's arrays without padding: token ids and the model's other inputs."""
         with self.loaded.tokenizing:
-            return dict(self.loaded.tokenizer(text, truncation=True, max_length=self.window))
+            encoded = self.loaded.tokenizer(text, truncation=True, max_length=self.window)
+        warn_of(read_text(self.loaded, encoded, text))
+        return dict(encoded)
+
+    def read(self, text: str) -> Read:
+        """The tokens of one text, cut off at the window. Runs in threads."""
+        with self.loaded.tokenizing:
+            encoded = self.loaded.tokenizer(text, truncation=True, max_length=self.window)
+        return read_text(self.loaded, encoded, text)
 
     def encode_texts(self, prepared: Sequence[Mapping[str, list[int]]]) -> NDArray[np.float32]:
         import torch
@@ -152,8 +163,10 @@ def _tokenizer(context: LoadContext, loaded: Loaded) -> Any:
         raise load_failed(context.entry, "its folder holds no tokenizer")
     tokenizers: Any = transformers.AutoTokenizer
     try:
-        return tokenizers.from_pretrained(
-            loaded.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+        return read_literally(
+            tokenizers.from_pretrained(
+                loaded.folder, trust_remote_code=options.trust_remote_code, local_files_only=True
+            )
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         loaded.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modelmill.catalogue import ModelEntry
 from modelmill_backends.contract import Item, LoadContext
 from modelmill_backends.shared.encoders import EncoderRunner, Tokens
+from modelmill_backends.shared.losses import Read
 from modelmill_backends.shared.sentences import pool, read_sentence_config
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
@@ -25,8 +26,8 @@ class Encoder:
         self._model = loaded.model
         self._texts = TextInputs(loaded, self.config.window)
 
-    def tokens(self, text: str) -> Tokens:
-        return tuple(self._texts.encode(text)["input_ids"])
+    def tokens(self, text: str) -> Read:
+        return self._texts.read(self._texts.encode(text, warns=False), text)
 
     def vectors(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         import numpy as np

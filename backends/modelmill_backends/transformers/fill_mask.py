@@ -8,6 +8,9 @@ from typing import Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.literal import Marks
+from modelmill_backends.shared.losses import warn_cut, warn_unknown
+from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.texts import Row, TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 from modelmill_tasks.fill_mask import MASKS, Filling, Input, Output
@@ -33,7 +36,9 @@ class FillMaskRunner(Runner[Input, Loaded]):
             raise load_failed(context.entry, "its tokenizer has no mask token")
         self._mask: str = weights.tokenizer.mask_token
         self._mask_id: int = weights.tokenizer.mask_token_id
-        self._pad_id: int | None = weights.tokenizer.pad_token_id
+        self._characters = Characters(weights.tokenizer)
+        # The mask alone may be spelled out in a text.
+        self._marks = Marks(weights.tokenizer, free=(self._mask,))
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
@@ -44,12 +49,13 @@ class FillMaskRunner(Runner[Input, Loaded]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        text = self._with_own_mask(item.text)
+        (text,) = self._marks.broken([self._with_own_mask(item.text)])
         row = self._row(text)
         if self._mask_id not in row["input_ids"]:
             row = self._row(self._around_the_mask(text))
         if list(row["input_ids"]).count(self._mask_id) != 1:
             raise self._refused("the gap is outside the model's window")
+        self._warn(text, list(row["input_ids"]))
         return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -80,17 +86,29 @@ class FillMaskRunner(Runner[Input, Loaded]):
 
     def _filling(self, ids: Sequence[int], place: int, score: float, token: int) -> Filling:
         filled = [token if index == place else other for index, other in enumerate(ids)]
+        if len(ids) >= self._texts.window:
+            # The text may have been cut in the middle of a character.
+            with self.weights.tokenizing:
+                sequence = self._characters.decode(filled, whole=True)
+        else:
+            sequence = self._texts.decode(filled, skip_special_tokens=True)
         return Filling(
             score=min(score, 1.0),
             token=token,
             token_str=self._texts.decode([token]),
-            sequence=self._texts.decode(
-                [other for other in filled if other != self._pad_id], skip_special_tokens=True
-            ),
+            sequence=sequence,
         )
 
     def _row(self, text: str) -> Row:
-        return self._texts.row(self._texts.encode(text))
+        row = self._texts.row(self._texts.encode(text, split_special_tokens=False, warns=False))
+        _, places = self._marks.without(row["input_ids"])
+        return {name: [values[place] for place in places] for name, values in row.items()}
+
+    def _warn(self, text: str, ids: list[int]) -> None:
+        """Warns the caller of what the model does not read of the text."""
+        warn_unknown("text", ids.count(self.weights.tokenizer.unk_token_id), len(ids))
+        if len(ids) >= self._texts.window:
+            warn_cut("text", len(ids), self._texts.length(text, split_special_tokens=False))
 
     def _with_own_mask(self, text: str) -> str:
         """The text, with its one gap as the model's own mask token."""

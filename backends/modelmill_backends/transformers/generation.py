@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.literal import Marks
+from modelmill_backends.shared.losses import warn_of, warn_unknown
 from modelmill_backends.shared.sentences import NO_LIMIT
+from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.decoding import DecodingSettings, Defaults, take_defaults
 from modelmill_backends.transformers.sampling import Chooser
 from modelmill_backends.transformers.stopping import BeamWatch, Row, Watch, continuation, cut
+from modelmill_backends.transformers.texts import read_text
 from modelmill_backends.transformers.weights import Loaded
-from modelmill_tasks.shared.generation import FinishReason, Usage
+from modelmill_tasks.shared.generation import FinishReason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +44,7 @@ class Generative:
         window: Number of tokens that the decoder can hold, prompt included; None if there is no limit.
         special: The tokenizer's special tokens, by their text.
         processor: Prepares images and text in one call, if the model has one.
+        marks: Protects messages inside of a chat template; None if the model has no template.
     """
 
     loaded: Loaded
@@ -52,35 +55,65 @@ class Generative:
     window: int | None
     special: dict[str, int]
     processor: Any = None
+    marks: Marks | None = None
+    characters: Characters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.characters = Characters(self.loaded.tokenizer)
 
     @property
     def tokenizer(self) -> Any:
         return self.loaded.tokenizer
 
     def encode(self, text: str, **options: Any) -> list[int]:
-        """Token ids, not cut off at the window unless ``options`` say so."""
+        """Token ids, not cut off at the window unless ``options`` say so. Control tokens are text."""
         with self.loaded.tokenizing:
             found: list[int] = self.tokenizer(text, verbose=False, **options)["input_ids"]
         return found
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text, without special tokens."""
+    def read(self, text: str, most: int, field: str = "text", source: str | None = None) -> list[int]:
+        """Token ids, cut off at ``most``. Warns the caller of what the model does not read of the text.
+
+        Args:
+            text: The text.
+            most: Number of tokens that the model reads.
+            field: The request's field that the text comes from.
+            source: Code of the text's language, for a tokenizer that marks it.
+        """
         with self.loaded.tokenizing:
-            text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-        return text
+            if source is not None:
+                # Another thread may set another language: the lock covers both lines.
+                self.tokenizer.src_lang = source
+            encoded = self.tokenizer(text, truncation=True, max_length=most, verbose=False)
+        read = read_text(self.loaded, encoded, text)
+        warn_of(read, field)
+        return list(read.ids)
+
+    def warn_of_unknown(self, ids: Sequence[int], field: str) -> None:
+        """Warns the caller if the model does not know a noteworthy part of the text of these tokens."""
+        unknown = self.tokenizer.unk_token_id
+        warn_unknown(field, 0 if unknown in self.eos else ids.count(unknown), len(ids))
+
+    def decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:
+        """Text, without special tokens; as ``Characters.decode``."""
+        with self.loaded.tokenizing:
+            return self.characters.decode(tokens, whole=whole)
 
     def close(self) -> None:
         self.decoder = self.processor = None
         self.loaded.close()
 
 
-def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> Generative:
+def generative(
+    loaded: Loaded, decoder: Any = None, eos: int | None = None, template: Any = None
+) -> Generative:
     """Prepares a model for ``generate``; its own defaults move into ``Generative.defaults``.
 
     Args:
         loaded: The model, with its tokenizer.
         decoder: The object with ``generate``, if it is not the model itself.
         eos: The token that ends a text; default: that of the configuration or the tokenizer.
+        template: The chat template, if the model has one.
     """
     decoder = loaded.model if decoder is None else decoder
     config, tokenizer = decoder.generation_config, loaded.tokenizer
@@ -96,7 +129,10 @@ def generative(loaded: Loaded, decoder: Any = None, eos: int | None = None) -> G
         config.pad_token_id = pad
     added = tokenizer.added_tokens_decoder
     special = {str(token): number for number, token in added.items() if token.special}
-    return Generative(loaded, decoder, defaults, ends, pad, window_of(decoder, tokenizer), special)
+    window = window_of(decoder, tokenizer)
+    model = Generative(loaded, decoder, defaults, ends, pad, window, special)
+    model.marks = Marks(tokenizer, template) if template else None
+    return model
 
 
 def window_of(model: Any, tokenizer: Any) -> int | None:
@@ -313,34 +349,6 @@ def _left_padding(model: Generative, given: dict[str, Any]) -> Any:
     if model.decoder.config.is_encoder_decoder:
         return None
     return (given["attention_mask"] != 0).int().argmax(1)
-
-
-def text_of(model: Generative, row: Row) -> str:
-    """The text of a row, without its stop string.
-
-    Raises:
-        ModelmillError: ``inference_failed``: the model's scores were not numbers.
-    """
-    if row.broken:
-        raise ModelmillError(
-            ErrorCode.INFERENCE_FAILED,
-            "The model's scores are not numbers. This can happen in float16 with a model made for bfloat16: "
-            "set options.dtype in its catalogue entry.",
-        )
-    return cut(continuation(model.decode, row.context, row.tokens), row.settings.stop)[0]
-
-
-def now() -> int:
-    """The current time in whole Unix seconds, for results."""
-    return int(time.time())
-
-
-def usage_of(prompt_tokens: int, rows: Sequence[Row]) -> Usage:
-    """The token counts of one item: its prompt once, and all its texts."""
-    completion = sum(len(row.tokens) for row in rows)
-    return Usage(
-        prompt_tokens=prompt_tokens, completion_tokens=completion, total_tokens=prompt_tokens + completion
-    )
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
 from modelmill_backends.transformers.decoding import check_room
 from modelmill_backends.transformers.generation import (
     Generative,
@@ -16,10 +17,7 @@ from modelmill_backends.transformers.generation import (
     beam_group,
     generate,
     generative,
-    now,
     pad_left,
-    text_of,
-    usage_of,
 )
 from modelmill_backends.transformers.pictures import pixels_of, stacked
 from modelmill_backends.transformers.stopping import Row
@@ -91,7 +89,7 @@ class ImageToTextRunner(Runner[Input, Generative]):
     def postprocess(self, prepared: Prepared[Input], raw: Sequence[Row]) -> Output:
         request: Request = prepared.data.request
         begun = "" if prepared.item.text is None else self.weights.decode(request.prompt)
-        text = (begun + text_of(self.weights, raw[0])).strip()
+        text = (begun + texts_of(self.weights, raw)[0]).strip()
         usage = usage_of(max(1, len(request.prompt)), raw)
         return Output(text=text, usage=usage, created=now())
 

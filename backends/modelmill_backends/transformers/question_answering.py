@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
+from modelmill_backends.shared.losses import warn_cut
 from modelmill_backends.shared.numerics import softmax
 from modelmill_backends.transformers.texts import TextInputs, check_positions
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
@@ -56,6 +57,9 @@ class QuestionAnsweringRunner(Runner[Input, Loaded]):
             if history:
                 raise invalid_field(name, "this model takes no conversation; leave prev_q and prev_a out")
         question = self._texts.cut(item.question, self._window // 2)
+        if question != item.question:
+            whole = self._texts.length(item.question, add_special_tokens=False)
+            warn_cut("question", self._window // 2, whole)
         room = self._window - self._texts.length(question, "")
         stride = min(MAX_OVERLAP, self._window // 2, room // 2)
         windows = self._texts.windows(

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MIN_S = 0.1
 """A recording of fewer seconds has too few frames for an encoder."""
+AST_FRAME_S = 0.01
+"""Seconds between two frames of an audio spectrogram transformer."""
 MAX_ROWS = 16
 """The most recordings, or pieces of recordings, in one forward pass."""
 
@@ -40,6 +42,14 @@ class Sounds:
     def rate(self) -> int:
         """Samples per second that the model takes."""
         return int(self.extractor.sampling_rate)
+
+    @property
+    def window_s(self) -> float | None:
+        """Seconds of a recording that the extractor keeps; None if it keeps all."""
+        if type(self.extractor).__name__ == "ASTFeatureExtractor":
+            return float(self.extractor.max_length * AST_FRAME_S)
+        length = getattr(self.extractor, "chunk_length", None)
+        return None if length is None else float(length)
 
     @property
     def may_pad(self) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelmill_backends.contract import LoadContext, Prepared
-from modelmill_backends.transformers.generation import Generative, now, text_of, usage_of
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
+from modelmill_backends.transformers.generation import Generative
 from modelmill_backends.transformers.seq2seq import Seq2SeqRunner
 from modelmill_backends.transformers.stopping import Row
 from modelmill_tasks.summarization import Input, Output
@@ -29,9 +30,8 @@ class SummarizationRunner(Seq2SeqRunner[Input]):
         return self._params
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        ids = self.weights.encode(self._prefix + item.text, truncation=True, max_length=self.reads)
-        return self.prepared(item, ids)
+        return self.prepared(item, self.weights.read(self._prefix + item.text, self.reads))
 
     def postprocess(self, prepared: Prepared[Input], raw: Sequence[Row]) -> Output:
-        text = text_of(self.weights, raw[0]).strip()
+        text = texts_of(self.weights, raw)[0].strip()
         return Output(summary_text=text, usage=usage_of(len(prepared.data.ids), raw), created=now())

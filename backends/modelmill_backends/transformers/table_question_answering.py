@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed, module_missing
+from modelmill_backends.shared.literal import Spacer
+from modelmill_backends.shared.losses import warn_cut, warn_unknown
 from modelmill_backends.transformers.texts import TextInputs
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.table_question_answering import Input, Output
 
 if TYPE_CHECKING:
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 
 LONGEST_TOKEN = 100
 """Characters. The tokenizer does not split longer words."""
+
+
+ROW_TYPE = 2
+"""Place of a token's row among its seven numbers (``token_type_ids``); rows count from 1."""
 
 
 class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
@@ -40,6 +47,8 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         super().__init__(weights, context)
         self._tokenizer = weights.tokenizer
         self._texts = TextInputs(weights)
+        # The tokenizer never splits these spellings. It splits other words at such characters anyway.
+        self._literal = Spacer([weights.tokenizer])
         config = weights.model.config
         if config.model_type != "tapas":
             raise load_failed(context.entry, f"it is a {config.model_type}; only TAPAS can read tables")
@@ -60,10 +69,11 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        query, tokens = self._query(item.query)
+        query, tokens = self._query(self._literal(item.query))
         table = self._frame(item.table, self._texts.window - tokens - 2)
         encoded = self._tokenizer(table, query, truncation="drop_rows_to_fit", max_length=self._texts.window)
         row = self._texts.row(encoded)
+        self._warn(item, encoded)
         return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -99,7 +109,18 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
             raise invalid_field("query", "holds nothing that the model can read")
         if len(tokens) <= most and len(query) <= most * LONGEST_TOKEN:
             return query, len(tokens)
+        warn_cut("query", min(len(tokens), most), len(self._tokenizer.tokenize(query)))
         return self._tokenizer.convert_tokens_to_string(tokens[:most]), min(len(tokens), most)
+
+    def _warn(self, item: Input, encoded: Any) -> None:
+        """Warns the caller of rows that did not fit, and of words that the model does not know."""
+        read = max(types[ROW_TYPE] for types in encoded["token_type_ids"])
+        rows = len(next(iter(item.table.values())))
+        if read < rows:
+            message = f"The model read the first {read:,} of the table's {rows:,} rows."
+            warn(WarningCode.ROWS_LEFT_OUT, message)
+        ids = encoded["input_ids"]
+        warn_unknown("query and the table", ids.count(self._tokenizer.unk_token_id), len(ids))
 
     def _frame(self, table: dict[str, list[str]], room: int) -> Any:
         """The table as the tokenizer takes it, without rows that cannot fit even with one token per cell."""
@@ -113,7 +134,10 @@ class TableQuestionAnsweringRunner(Runner[Input, Loaded]):
             )
         rows = min(self._most_rows, room // len(table) - 1)
         # dtype=object: the default type for texts depends on the version of pandas.
-        return pd.DataFrame({name: column[:rows] for name, column in table.items()}, dtype=object)
+        columns = [list(map(self._literal, column[:rows])) for column in table.values()]
+        frame = pd.DataFrame(dict(enumerate(columns)), dtype=object)
+        frame.columns = pd.Index(list(map(self._literal, table)), dtype=object)
+        return frame
 
 
 def _by_number(labels: Any) -> dict[int, str]:

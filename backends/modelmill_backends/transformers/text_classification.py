@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext, Prepared
 from modelmill_backends.shared.numerics import sigmoid, softmax
-from modelmill_backends.transformers.texts import PLAIN, SequenceClassifierRunner
+from modelmill_backends.transformers.texts import SequenceClassifierRunner
 from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.text_classification import Input, Output, Result
 
@@ -31,7 +31,7 @@ class TextClassificationRunner(SequenceClassifierRunner[Input]):
         self._problem = config.problem_type
 
     def preprocess(self, item: Input) -> Prepared[Input]:
-        row = self._texts.row(self._texts.encode(item.text, **PLAIN))
+        row = self._texts.row(self._texts.encode(item.text))
         return Prepared(item, row, cost=len(row["input_ids"]) / self._texts.window)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from modelmill.errors import invalid_field
+from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.shared.audio import require_codecs
 from modelmill_backends.shared.transcripts import refuse_config
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.text_to_speech import Input, Output
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SHOWN = 20
+"""So many of the characters that are left out are named."""
 CHARACTERS_PER_COST = 200
 """So many characters of text count as one item of a batch's capacity."""
 
@@ -64,6 +68,12 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             ids = self.weights.tokenizer(item.text, return_tensors="np")["input_ids"] if spoken else None
         if ids is None:
             raise invalid_field("text", "holds no character that the model can speak")
+        if unspoken := self._unspoken(item.text, spoken):
+            warn(
+                WarningCode.TEXT_UNKNOWN,
+                f"The model cannot speak {len(unspoken)} of the text's characters and left them out: "
+                f"{' '.join(sorted(set(unspoken))[:SHOWN])}",
+            )
         return Prepared(item, ids, cost=1 + len(item.text) // CHARACTERS_PER_COST)
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -77,6 +87,14 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
         return found
 
     def postprocess(self, prepared: Prepared[Input], raw: Any) -> Output:
+        import numpy as np
+
+        if not np.isfinite(raw).all():
+            raise ModelmillError(
+                ErrorCode.INFERENCE_FAILED,
+                "The model's sound holds values that are not numbers. This can happen in half "
+                "precision: leave options.dtype out of its catalogue entry.",
+            )
         rate = int(self.weights.model.config.sampling_rate)
         return Output(
             audio=wav_url(raw, rate),
@@ -84,6 +102,23 @@ class TextToSpeechRunner(Runner[Input, Loaded]):
             duration_s=round(raw.size / rate, 4),
             created=int(time.time()),
         )
+
+    def _unspoken(self, text: str, spoken: str) -> list[str]:
+        """The letters and digits of the text that the tokenizer leaves out."""
+        tokenizer = self.weights.tokenizer
+        if tokenizer.phonemize:
+            return []  # it writes digits as words
+        left = Counter(spoken.lower())
+        missing = []
+        for each in text.lower():
+            # Letters of other alphabets become Latin ones if the model wants it so.
+            if not each.isalnum() or (tokenizer.is_uroman and not each.isascii()):
+                continue
+            if left[each]:
+                left[each] -= 1
+            else:
+                missing.append(each)
+        return missing
 
     def _spoken(self, prepared: Prepared[Input]) -> NDArray[np.float32]:
         """``[samples]``, −1 to 1."""
@@ -105,8 +140,7 @@ def wav_url(samples: NDArray[np.float32], rate: int) -> str:
     import numpy as np
     import soundfile
 
-    # A model in half precision may overflow. Silence is better than noise.
-    clean = np.clip(np.nan_to_num(samples), -1.0, 1.0)
+    clean = np.clip(samples, -1.0, 1.0)
     buffer = io.BytesIO()
     soundfile.write(buffer, clean, rate, format="WAV", subtype="PCM_16")
     return f"data:audio/wav;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Runner
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.losses import Read, read_encoding, warn_of, warn_unknown
 from modelmill_backends.shared.sentences import DEFAULT_WINDOW, least_limit
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
 TOKENS_A_PASS = 32_768
 """The most tokens of one pass, padding included: a single item may have a thousand pairs or windows."""
-
-PLAIN: Mapping[str, Any] = {"split_special_tokens": True}
-"""Makes the tokenizer treat the spelling of a special token in a text as text.
-
-BART refuses a batch of texts with different numbers of its end token.
-"""
 
 NOTHING = "holds nothing that the model can read"
 
@@ -69,13 +64,16 @@ class TextInputs:
         # A cache of keys and values helps only when generating, and costs memory.
         self._fixed = {"use_cache": False} if "use_cache" in names else {}
 
-    def encode(self, text: Any, pair: Any = None, *, field: str = "text", **options: Any) -> Any:
+    def encode(
+        self, text: Any, pair: Any = None, *, field: str = "text", warns: bool = True, **options: Any
+    ) -> Any:
         """The tokenizer's ``BatchEncoding`` of one or two texts, cut off at the window. Runs in threads.
 
         Args:
             text: The text.
             pair: A second text after it.
             field: The request's field that the text comes from.
+            warns: Warn the caller of what the model does not read of a single text.
             options: Options of the tokenizer.
 
         Raises:
@@ -86,7 +84,13 @@ class TextInputs:
             encoded = self._loaded.tokenizer(text, pair, **settings)
         if not encoded["input_ids"]:
             raise invalid_field(field, NOTHING)
+        if warns:
+            warn_of(self.read(encoded, text), field)
         return encoded
+
+    def read(self, encoded: Any, text: str) -> Read:
+        """The tokens of a single text that ``encode`` has cut off at the window."""
+        return read_text(self._loaded, encoded, text)
 
     def windows(
         self, text: str, pair: str | None = None, *, window: int, stride: int, field: str = "text"
@@ -108,6 +112,7 @@ class TextInputs:
             [text],  # a list, because windows are rows of a batch
             None if pair is None else [pair],
             field=field,
+            warns=False,
             truncation="longest_first" if pair is None else "only_second",
             max_length=window,
             stride=stride,
@@ -123,6 +128,15 @@ class TextInputs:
             one["word_ids"] = encoded.word_ids(index)
         if not any(0 in one["special_tokens_mask"] for one in found):
             raise invalid_field(field, NOTHING)
+        unknown = self._loaded.tokenizer.unk_token_id
+        own = 0 if pair is None else 1
+        read = [
+            number
+            for one in found
+            for number, sequence in zip(one["input_ids"], one["sequence_ids"], strict=True)
+            if sequence == own
+        ]
+        warn_unknown(field, read.count(unknown), len(read))
         return found
 
     def length(self, text: str, pair: str | None = None, **options: Any) -> int:
@@ -133,7 +147,8 @@ class TextInputs:
             pair: A second text after it.
             options: The same options of the tokenizer as for ``encode``.
         """
-        return len(self.encode(text, pair, truncation=False, max_length=None, **options)["input_ids"])
+        options = {"truncation": False, "max_length": None} | options
+        return len(self.encode(text, pair, warns=False, **options)["input_ids"])
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """The entries of the vocabulary for these token ids."""
@@ -159,19 +174,20 @@ class TextInputs:
         if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
             # A token has at least one character, except tokens for the bytes of rare characters.
             return text
-        offsets = self.encode(
-            text, add_special_tokens=False, max_length=tokens + 1, return_offsets_mapping=True
-        )["offset_mapping"]
+        offsets = self._offsets(text, max_length=tokens + 1)
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
 
     def tail(self, text: str, tokens: int) -> str:
         """The end of ``text`` with ``tokens`` tokens, or the whole text if it is shorter; as ``cut``."""
         if len(text) <= tokens or not self._loaded.tokenizer.is_fast:
             return text
-        offsets = self.encode(
-            text, add_special_tokens=False, truncation=False, max_length=None, return_offsets_mapping=True
-        )["offset_mapping"]
+        offsets = self._offsets(text, truncation=False, max_length=None)
         return text if len(offsets) <= tokens else text[offsets[-tokens][0] :]
+
+    def _offsets(self, text: str, **options: Any) -> Sequence[tuple[int, int]]:
+        options = {"add_special_tokens": False, "return_offsets_mapping": True} | options
+        found: Sequence[tuple[int, int]] = self.encode(text, warns=False, **options)["offset_mapping"]
+        return found
 
     def run(
         self, rows: Sequence[Row], model: Callable[..., Sequence[Any]]
@@ -244,6 +260,17 @@ class SequenceClassifierRunner(Runner[Item, Loaded]):
     def group_key(self, item: Item) -> Hashable:
         # forward uses nothing that the caller can set.
         return ()
+
+
+def read_text(loaded: Loaded, encoded: Any, text: str) -> Read:
+    """The tokens of a single text that the tokenizer has cut off at the window. Runs in threads."""
+    tokenizer = loaded.tokenizer
+    if encoded.encodings:
+        return read_encoding(encoded.encodings[0], tokenizer.unk_token_id)
+    ids = encoded["input_ids"]
+    with loaded.tokenizing:
+        total = len(tokenizer(text, verbose=False)["input_ids"])
+    return Read(tuple(ids), total, ids.count(tokenizer.unk_token_id), tokenizer.num_special_tokens_to_add())
 
 
 def window_of(loaded: Loaded) -> int:

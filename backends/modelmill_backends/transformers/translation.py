@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelmill_backends.contract import LoadContext, Prepared
-from modelmill_backends.transformers.generation import Generative, now, text_of, usage_of
+from modelmill_backends.transformers.answers import now, texts_of, usage_of
+from modelmill_backends.transformers.generation import Generative
 from modelmill_backends.transformers.languages import Way, languages_of
 from modelmill_backends.transformers.seq2seq import Seq2SeqRunner
 from modelmill_backends.transformers.stopping import Row
 from modelmill_tasks.translation import Input, Output
+
+MARK = ">>"
+"""Begins the name of a language before a text, for Marian."""
 
 
 class TranslationRunner(Seq2SeqRunner[Input]):
@@ -27,16 +31,15 @@ class TranslationRunner(Seq2SeqRunner[Input]):
 
     def preprocess(self, item: Input) -> Prepared[Input]:
         way = self._way(item)
-        tokenizer = self.weights.tokenizer
-        with self.weights.loaded.tokenizing:
-            if way.source_code is not None:
-                tokenizer.src_lang = way.source_code
-            text = way.prefix + item.text
-            ids = tokenizer(text, truncation=True, max_length=self.reads, verbose=False)["input_ids"]
+        text = way.prefix + item.text
+        if not way.prefix and text.startswith(MARK):
+            # Marian's tokenizer would take the text's own mark for a language.
+            text = " " + text
+        ids = self.weights.read(text, self.reads, source=way.source_code)
         return self.prepared(item, ids, way.first_token)
 
     def postprocess(self, prepared: Prepared[Input], raw: Sequence[Row]) -> Output:
-        text = text_of(self.weights, raw[0]).strip()
+        text = texts_of(self.weights, raw)[0].strip()
         return Output(translation_text=text, usage=usage_of(len(prepared.data.ids), raw), created=now())
 
     def _way(self, item: Input) -> Way:

@@ -10,6 +10,7 @@ from modelmill.errors import invalid_field
 from modelmill_backends.contract import Item, LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.options import read_options
+from modelmill_backends.shared.literal import Marks, control_tokens, read_literally
 from modelmill_backends.transformers.causal import config_of
 from modelmill_backends.transformers.chat import has_template, rich_messages, templated
 from modelmill_backends.transformers.decoding import check_room
@@ -61,8 +62,8 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         if not has_template(processor):
             loaded.close()
             raise load_failed(context.entry, "its processor has no chat template")
-        loaded.tokenizer = processor.tokenizer
-        model = generative(loaded)
+        loaded.tokenizer = read_literally(processor.tokenizer)
+        model = generative(loaded, template=processor.chat_template)
         model.processor = processor
         return model
 
@@ -77,20 +78,25 @@ class VisionLanguageRunner(Runner[Item, Generative]):
                 media.
         """
         rich, sources = rich_messages(messages)
-        text = templated(self.weights.processor, rich, field)
+        marks: Marks = self.weights.marks  # type: ignore[assignment]  # load has made them
+        text = templated(self.weights.processor, marks, rich, field)
         images = [open_image(source) for source in sources]
         begin = self.weights.tokenizer.bos_token
         # Some templates write the token that begins a text; others leave it to the tokenizer.
         options = {"add_special_tokens": False} if begin and text.startswith(begin) else {}
-        with self.weights.loaded.tokenizing:
+        with self.weights.loaded.tokenizing, control_tokens(self.weights.tokenizer):
             found = dict(
                 self.weights.processor(text=[text], images=images or None, return_tensors="np", **options)
             )
-        ids = found.pop("input_ids")
+        marked = found.pop("input_ids")
         found.pop("attention_mask", None)
-        per_token = {name: values[0] for name, values in found.items() if values.shape == ids.shape}
+        ids, places = marks.without(marked[0].tolist())
+        per_token = {
+            name: values[0][places] for name, values in found.items() if values.shape == marked.shape
+        }
         pixels = {name: values for name, values in found.items() if name not in per_token}
-        room = check_room(field, ids.shape[1], self.weights.window)
+        self.weights.warn_of_unknown(ids, field)
+        room = check_room(field, len(ids), self.weights.window)
         settings = self.weights.defaults.resolve(config_of(item), room)
         if settings.beams > 1 and len(images) > 1:
             raise invalid_field(
@@ -101,7 +107,7 @@ class VisionLanguageRunner(Runner[Item, Generative]):
         shape = tuple(sorted((name, values.shape[1:]) for name, values in pixels.items()))
         if not pixels and settings.beams == 1:
             shape = ()
-        request = Request(settings, ids[0].tolist(), shape=shape)
+        request = Request(settings, ids, shape=shape)
         return Prepared(item, Seen(request, per_token, pixels), request.cost)
 
     def forward(self, batch: Sequence[Prepared[Item]]) -> Sequence[Any]:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.losses import warn_unknown
 from modelmill_backends.shared.numerics import sigmoid
 from modelmill_backends.shared.sentences import pad
-from modelmill_backends.transformers.generation import (
-    Generative,
-    Request,
-    beam_group,
-    generate,
-    generative,
-    now,
-    text_of,
-)
+from modelmill_backends.transformers.answers import now, texts_of
+from modelmill_backends.transformers.generation import Generative, Request, beam_group, generate, generative
 from modelmill_backends.transformers.images import ImageInputs, to_arrays
 from modelmill_backends.transformers.pictures import pixels_of, stacked
 from modelmill_backends.transformers.stopping import Row
@@ -87,6 +81,7 @@ class ChoosingRunner(Runner[Input, Loaded]):
         with self.weights.tokenizing:
             ids = tokenizer(text, verbose=False)["input_ids"]
         _check_question(len(ids), self._window)
+        warn_unknown("question", ids.count(tokenizer.unk_token_id), len(ids))
         filled = np.full(self._window, tokenizer.pad_token_id or 0, dtype=np.int64)
         filled[: len(ids)] = ids
         mask = (np.arange(self._window) < len(ids)).astype(np.int64)
@@ -126,6 +121,7 @@ class GenerativeRunner(Runner[Input, Generative]):
         window = self.weights.window
         ids = self.weights.encode(item.question)
         _check_question(len(ids), window)
+        self.weights.warn_of_unknown(ids, "question")
         settings = self.weights.defaults.resolve(item.config, None if window is None else window - 1)
         pixels = pixels_of(self.weights.loaded, item.image)
         begin = [self.weights.loaded.model.decoder_start_token_id]
@@ -183,9 +179,9 @@ class ChattingRunner(VisionLanguageRunner[Input]):
         return written(self.weights, raw, prepared.item.config.num_answers)
 
 
-def written(model: Generative, rows: Iterable[Row], most: int) -> Output:
+def written(model: Generative, rows: Sequence[Row], most: int) -> Output:
     """The answers that a model wrote, without repetitions, at most ``most``."""
-    texts = dict.fromkeys(text_of(model, row).strip() for row in rows)
+    texts = dict.fromkeys(text.strip() for text in texts_of(model, rows))
     answers = [Answer(answer=text, score=None) for text in list(texts)[:most]]
     return Output(answers=answers, created=now())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,13 @@ from modelmill_backends.contract import LoadContext
 from modelmill_backends.device import Device
 from modelmill_backends.failures import library_failed, load_failed, module_missing, torch_without_gpu
 from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.shared.literal import read_literally
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.gguf import unpacked
 
+NAMED = (".safetensors", ".safetensors.index.json")
+"""Endings of the weights that a configuration may name."""
+ADAPTER = "adapter_config.json"
 REMOTE_CODE = "it contains Python code; set options.trust_remote_code = true if you trust it"
 
 
@@ -112,6 +117,7 @@ def load_pretrained(
     try:
         import torch
         import transformers
+        from safetensors import SafetensorError
     except ModuleNotFoundError as error:
         raise module_missing(entry, error.name, ("transformers",)) from None
     if context.device.kind == "cuda" and not torch.cuda.is_available():
@@ -135,11 +141,12 @@ def load_pretrained(
         loaded = Loaded(model, context.device, folder)
         if tokenizer:
             # This reads a folder; the revision was pinned when the folder was fetched.
-            loaded.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
+            own = transformers.AutoTokenizer.from_pretrained(folder, **common)  # nosec B615
+            loaded.tokenizer = read_literally(own)
         if images:
             processors: Any = transformers.AutoImageProcessor
             loaded.image_processor = processors.from_pretrained(folder, **common)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _explained(entry, folder, error) from error
     return loaded
 
@@ -148,6 +155,12 @@ def _weights_folder(context: LoadContext, options: TransformersOptions) -> Path:
     folder = locate(context.entry, ("*.safetensors", *(["*.py"] if options.trust_remote_code else [])))
     if folder.suffix == ".gguf":
         folder = unpacked(context, folder)
+    if (folder / ADAPTER).is_file():
+        raise load_failed(
+            context.entry,
+            "it is an adapter, which names another model as its base; merge both and name the result",
+        )
+    _check_named_weights(context.entry, folder)
     if not any(folder.glob("*.safetensors")):
         raise load_failed(
             context.entry,
@@ -155,6 +168,22 @@ def _weights_folder(context: LoadContext, options: TransformersOptions) -> Path:
             "name a revision that has them",
         )
     return folder
+
+
+def _check_named_weights(entry: ModelEntry, folder: Path) -> None:
+    """Refuses a configuration that names its weights otherwise than as a safetensors file of its folder."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError):
+        # The library says what is wrong with it.
+        return
+    if named is None:
+        return
+    shown = repr(str(named)[:100])
+    if not isinstance(named, str) or Path(named).name != named or not named.endswith(NAMED):
+        raise load_failed(
+            entry, f"its configuration names the weights {shown}, which is no safetensors file of its folder"
+        )
 
 
 def _refuse_random_weights(entry: ModelEntry, model: Any, missing: Collection[str]) -> None:

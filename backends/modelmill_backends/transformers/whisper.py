@@ -15,8 +15,10 @@ from modelmill_backends.contract import Prepared
 from modelmill_backends.progress import ProgressSink
 from modelmill_backends.shared.audio import pieces
 from modelmill_backends.shared.transcripts import refuse_config
+from modelmill_backends.transformers.characters import Characters
 from modelmill_backends.transformers.sounds import MAX_ROWS, Sounds
 from modelmill_tasks.automatic_speech_recognition import Chunk, Config, Input, Output
+from modelmill_tasks.item_warnings import WarningCode, warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +60,8 @@ class Heard:
 
     segments: list[Segment]
     language: str | None
+    cut: bool = False
+    """The limit of tokens was reached before the end of the piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class _Row:
     seek: int = 0
     """Number of frames that are done."""
     segments: list[Segment] = field(default_factory=list)
+    cut: bool = False
+    """The last pass reached the limit of tokens."""
 
 
 class WhisperRecogniser:
@@ -104,6 +110,7 @@ class WhisperRecogniser:
         self._sounds = sounds
         self._tokenizer = sounds.loaded.tokenizer
         self._specials = frozenset(self._tokenizer.all_special_ids)
+        self._characters = Characters(self._tokenizer)
         generation = sounds.model.generation_config
         self._generation = generation
         known = getattr(generation, "lang_to_id", None) or {}
@@ -142,13 +149,19 @@ class WhisperRecogniser:
                 watch = _Watch(progress, [row.index for row in waiting], whole, self._limit)
                 waiting = self._pass(waiting, config, watch)
             for row in part:
-                found[row.index].append(Heard(row.segments, row.language))
+                found[row.index].append(Heard(row.segments, row.language, row.cut))
                 self._report(progress, row, batch[row.index].data[-1])
         return found
 
     def answer(self, prepared: Prepared[Input], raw: Sequence[Heard]) -> Output:
         timestamps = prepared.item.config.return_timestamps
         heard = list(zip(prepared.data, raw, strict=False))
+        if any(each.cut for each in raw):
+            warn(
+                WarningCode.OUTPUT_CUT,
+                f"In a part of the recording the model reached its limit of {self._limit} tokens; "
+                "words may be missing.",
+            )
         with self._sounds.loaded.tokenizing:
             texts = [self._text(segment.tokens) for _, each in heard for segment in each.segments]
             text = "".join(texts).strip()
@@ -230,6 +243,8 @@ class WhisperRecogniser:
             row.seek += heard
             if heard and row.seek < row.piece.frames:
                 left.append(row)
+            else:
+                row.cut = bool(segments) and self._is_unfinished(segments[-1]["result"])
         return left
 
     def _generate(self, rows: Sequence[_Row], config: Config, watch: _Watch) -> Any:
@@ -283,6 +298,12 @@ class WhisperRecogniser:
             done, total = row.piece.start_s + row.piece.length_s, last.start_s + last.length_s
             progress.report(row.index, int(done), int(total), "seconds")
 
+    def _is_unfinished(self, result: Any) -> bool:
+        """Whether a pass did not end by the model's own token for the end."""
+        sequence = result["sequences"] if isinstance(result, dict) else result
+        ends = self._generation.eos_token_id
+        return int(sequence[-1]) not in (ends if isinstance(ends, list) else [ends])
+
     def _is_time(self, tokens: Sequence[int]) -> bool:
         return bool(tokens) and tokens[0] >= self._first_timestamp
 
@@ -290,7 +311,7 @@ class WhisperRecogniser:
         return len(tokens) > 1 and all(token >= self._first_timestamp for token in tokens)
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode([token for token in tokens if self._is_text(token)]))
+        return self._characters.decode([token for token in tokens if self._is_text(token)], whole=True)
 
     def _is_text(self, token: int) -> bool:
         return token < self._first_timestamp and token not in self._specials

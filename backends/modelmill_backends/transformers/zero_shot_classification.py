@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from modelmill.errors import invalid_field
 from modelmill_backends.contract import LoadContext, Prepared
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.losses import warn_cut, warn_unknown
 from modelmill_backends.shared.numerics import softmax
-from modelmill_backends.transformers.texts import PLAIN, Row, SequenceClassifierRunner
+from modelmill_backends.transformers.texts import Row, SequenceClassifierRunner
 from modelmill_backends.transformers.weights import Loaded
 from modelmill_tasks.zero_shot_classification import Input, Output
 
@@ -69,16 +70,25 @@ class ZeroShotClassificationRunner(SequenceClassifierRunner[Input]):
 
     def _pairs(self, text: str, hypotheses: Sequence[str]) -> list[Row]:
         """A row of the text with each hypothesis. If a row is too long, the end of the text is left out."""
-        texts = self._texts
+        texts, whole = self._texts, text
+        own: list[list[int]] = []
         # Text beyond twice the window cannot reach the model. It is cut here, so that it is not tokenized
         # again for each of a thousand classes.
         text = texts.cut(text, 2 * texts.window)
         rows = []
         for index, hypothesis in enumerate(hypotheses):
-            if texts.length("", hypothesis, **PLAIN) >= texts.window:
+            if texts.length("", hypothesis) >= texts.window:
                 raise invalid_field(
                     f"classes.{index}",
                     f"fills the model's window of {texts.window} tokens with its template; shorten it",
                 )
-            rows.append(texts.row(texts.encode(text, hypothesis, truncation="only_first", **PLAIN)))
+            encoded = texts.encode(text, hypothesis, truncation="only_first", warns=False)
+            rows.append(texts.row(encoded))
+            # Tokens of the text: the library numbers the two texts of a pair.
+            numbers = zip(encoded["input_ids"], encoded.sequence_ids(), strict=True)
+            own.append([number for number, sequence in numbers if sequence == 0])
+        shortest = min(own, key=len)
+        warn_unknown("text", shortest.count(self.weights.tokenizer.unk_token_id), len(shortest))
+        if max(len(row["input_ids"]) for row in rows) >= texts.window:
+            warn_cut("text", len(shortest), texts.length(whole, add_special_tokens=False))
         return rows

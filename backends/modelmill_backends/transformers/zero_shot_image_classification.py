@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.losses import Read
 from modelmill_backends.shared.zero_shot import Scoring, ZeroShotRunner
 from modelmill_backends.transformers.dual_encoder import EncoderWeights, VisionEncoder, need_dual_encoder
 
@@ -50,3 +51,6 @@ class ZeroShotImageClassificationRunner(EncoderWeights, ZeroShotRunner[VisionEnc
 
     def encode_texts(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         return self._encoder.encode_texts([self._encoder.prepare_text(text) for text in sentences])
+
+    def read(self, sentence: str) -> Read:
+        return self._encoder.read(sentence)

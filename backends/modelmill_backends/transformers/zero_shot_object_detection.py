@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
+from modelmill_backends.shared.losses import losses_of
 from modelmill_backends.shared.text_vectors import TextVectors
+from modelmill_backends.shared.zero_shot import LISTS_KEPT
 from modelmill_backends.transformers.regions import RegionInputs, as_outputs, detected, require_scipy
+from modelmill_backends.transformers.texts import read_text
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
+from modelmill_tasks.item_warnings import ItemWarning, warn
 from modelmill_tasks.zero_shot_object_detection import Input, Output
 
 if TYPE_CHECKING:
@@ -31,6 +36,8 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         self._images = RegionInputs(weights, ("logits", "pred_boxes"))
         self._window: int = weights.model.config.text_config.max_position_embeddings
         self._queries = TextVectors(self._encode)
+        # The items of a batched job usually have the same classes.
+        self._losses_once = lru_cache(LISTS_KEPT)(self._losses)
 
     @classmethod
     def load(cls, context: LoadContext) -> Loaded:
@@ -47,6 +54,8 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         return ()
 
     def preprocess(self, item: Input) -> Prepared[Input]:
+        for loss in self._losses_once(tuple(item.classes)):
+            warn(loss.code, loss.message)
         return Prepared(item, self._images.prepare(item.image))
 
     def forward(self, batch: Sequence[Prepared[Input]]) -> Sequence[Any]:
@@ -87,6 +96,14 @@ class ZeroShotObjectDetectionRunner(Runner[Input, Loaded]):
         on_device = self.weights.stacked_on_device(list(queries)).to(model.dtype)
         logits, _ = model.class_predictor(flat, on_device)
         return {"logits": logits, "pred_boxes": model.box_predictor(flat, features)}
+
+    def _losses(self, classes: tuple[str, ...]) -> list[ItemWarning]:
+        reads = []
+        for name in classes:
+            with self.weights.tokenizing:
+                encoded = self.weights.tokenizer(name, truncation=True, max_length=self._window)
+            reads.append(read_text(self.weights, encoded, name))
+        return losses_of(reads, "classes")
 
     def _encode(self, sentences: Sequence[str]) -> NDArray[np.float32]:
         import torch

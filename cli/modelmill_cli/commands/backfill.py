@@ -23,8 +23,9 @@ def backfill(
     input: Annotated[
         list[str],
         typer.Option(
-            help="A file (.jsonl, .csv, .parquet), a folder of files, or a pattern such as "
-            "'photos/**/*.jpg'. May be repeated: inputs are read one after the other.",
+            help="A file (.jsonl, .json, .csv, .tsv, .txt, .parquet), a folder of files, a pattern such as "
+            "'photos/**/*.jpg', or - for standard input. May be repeated: inputs are read one after the "
+            "other.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="The folder for the results.", file_okay=False)],
@@ -41,6 +42,22 @@ def backfill(
         typer.Option("--map", metavar="FIELD=COLUMN", help="Takes a field from this column."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue where an earlier run stopped.")] = False,
+    same_input: Annotated[
+        bool,
+        typer.Option(
+            "--same-input", help="With --resume: the input holds the same rows, although it looks different."
+        ),
+    ] = False,
+    input_format: Annotated[
+        Literal["jsonl", "json", "csv", "tsv", "text", "parquet", "files"] | None,
+        typer.Option(help="What the rows of the input are, if it does not say so itself."),
+    ] = None,
+    encoding: Annotated[
+        str, typer.Option(help="The input's text encoding, if it is not UTF-8: cp1252, gbk, shift_jis, …")
+    ] = "",
+    delimiter: Annotated[
+        str, typer.Option(help="What separates the values of CSV, if it is not clear: a character, or tab.")
+    ] = "",
     window: Annotated[int, typer.Option(min=1, help="The most rows between input and output.")] = 256,
     lane: LaneName = "bulk",
     tag: Annotated[list[str] | None, typer.Option(help="A tag for the jobs; may be repeated.")] = None,
@@ -88,6 +105,10 @@ def backfill(
         output_format=output_format,
         shard_rows=shard_rows,
         resume=resume,
+        same_input=same_input,
+        input_format=input_format,
+        encoding=encoding,
+        delimiter=delimiter,
         window=window,
         retries=retries,
         max_error_rate=max_error_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -47,11 +48,12 @@ def api(
     import uvicorn
 
     from modelmill.logs import configure_logging
-    from modelmill.processes import allow_many_files
+    from modelmill.processes import allow_many_files, on_hangup
     from modelmill.settings import get_settings
-    from modelmill.store.layout import check_layout
-    from modelmill_api.media import check_media_settings
+    from modelmill.start_checks import check_start
+    from modelmill_api.checks import check_settings
     from modelmill_api.middleware.auth import keys_are_on
+    from modelmill_cli.addresses import free_port_of
     from modelmill_cli.keys import hint_at_first_key
     from modelmill_cli.models_file import check_models_file
 
@@ -65,12 +67,15 @@ def api(
     settings = get_settings()
     configure_logging(settings.log_level)
     # Checked before the server starts, so that the error is the last thing on the terminal.
-    check_media_settings(settings)
+    check_settings(settings)
     check_models_file(settings.models_file)
-    check_layout(settings.redis_url)
+    free_port_of(settings.host, settings.port)
+    check_start(settings)
     if keys_are_on(settings):
         hint_at_first_key(settings)
     allow_many_files()
+    # As SIGTERM: requests in progress are answered. Of several processes, uvicorn starts each again instead.
+    on_hangup(lambda _number, _frame: signal.raise_signal(signal.SIGTERM))
     uvicorn.run(
         "modelmill_api.app:create_app",
         factory=True,
@@ -81,7 +86,9 @@ def api(
         server_header=False,
         timeout_graceful_shutdown=10,
         workers=settings.api_workers,
-        http="modelmill_api.server:OnePacketProtocol",
+        timeout_keep_alive=settings.keep_alive_s,
+        http="modelmill_api.server:ApiProtocol",
+        ws="none",
     )
 
 
@@ -99,11 +106,12 @@ def worker(
     name: Annotated[str | None, typer.Option(help="Base of the nodes' names.")] = None,
 ) -> None:
     """Run workers: one supervised node per device. They join a `modelmill up` that runs here."""
-    from modelmill.blobs import BlobStore
     from modelmill.logs import configure_logging
     from modelmill.settings import get_settings
+    from modelmill.start_checks import check_start
     from modelmill_cli.joining import join_store
     from modelmill_cli.models_file import check_models_file
+    from modelmill_worker.checks import check_settings
     from modelmill_worker.processes.supervisor import Supervisor, plan_devices
 
     set_environment(redis_url=redis_url, models_file=models_file and models_file.resolve())
@@ -113,7 +121,8 @@ def worker(
     check_models_file(
         settings.models_file, has_runners=True, loads=True, models=split(models), tasks=split(tasks)
     )
-    BlobStore.from_settings(settings)
+    check_settings(settings)
+    check_start(settings)
     supervisor = Supervisor(
         settings,
         plan_devices(devices),

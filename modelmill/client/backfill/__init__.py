@@ -8,5 +8,6 @@
 from modelmill.client.backfill.options import BackfillOptions
 from modelmill.client.backfill.run import Input, backfill, backfill_async
 from modelmill.client.backfill.stats import Stats, Summary
+from modelmill.formats.encodings import InputError
 
-__all__ = ["BackfillOptions", "Input", "Stats", "Summary", "backfill", "backfill_async"]
+__all__ = ["BackfillOptions", "Input", "InputError", "Stats", "Summary", "backfill", "backfill_async"]

@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx
 
+from modelmill import http_client
 from modelmill.client.errors import foreign, problem
 from modelmill.client.protocol import growing_pause_s
 from modelmill.client.wire import Connection
-from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill.ndjson import LineSplitter
 
 COLLECT_IDS = 1000
@@ -46,13 +47,14 @@ class Backoff:
 
     def __init__(self, give_up_after_s: float) -> None:
         self._give_up_after_s = give_up_after_s
-        self._answered_at = time.monotonic()
+        self._silent_since: float | None = None
+        """When the first request failed since the last answer."""
         self._tries = 0
         self.trouble = ""
         """Why the run waits; empty after an answer."""
 
     def answered(self) -> None:
-        self._answered_at = time.monotonic()
+        self._silent_since = None
         self._tries = 0
         self.trouble = ""
 
@@ -62,9 +64,10 @@ class Backoff:
         Raises:
             ModelmillError: the server has not answered for too long.
         """
-        if error.is_alive:
-            self._answered_at = time.monotonic()
-        silent_s = time.monotonic() - self._answered_at
+        now = time.monotonic()
+        if error.is_alive or self._silent_since is None:
+            self._silent_since = now
+        silent_s = now - self._silent_since
         if silent_s > self._give_up_after_s:
             raise ModelmillError(
                 ErrorCode.STORE_UNAVAILABLE,
@@ -87,11 +90,11 @@ class BulkApi:
     """
 
     def __init__(self, connection: Connection, backoff: Backoff) -> None:
-        self._url = connection.url
+        self._url = http_client.shown(httpx.URL(connection.url))
         self._backoff = backoff
         # For one request, without the time that the server is asked to wait. A submit may be megabytes.
         self._timeout_s = max(60.0, connection.timeout_s)
-        self._http = httpx.AsyncClient(**connection.arguments)
+        self._http = http_client.make_async_client(**connection.arguments)
 
     async def __aenter__(self) -> BulkApi:
         return self
@@ -102,20 +105,38 @@ class BulkApi:
         await self._http.aclose()
 
     async def get(self, path: str) -> Any:
-        """The JSON at a path. The first request of a run, so an unreachable server ends the run at once."""
-        try:
-            response = await self._http.get(path)
-        except httpx.TransportError as error:
-            raise ModelmillError(
-                ErrorCode.STORE_UNAVAILABLE, f"{self._url} does not answer ({error or type(error).__name__})"
-            ) from None
-        if not response.is_success:
-            raise problem(response)
-        self._backoff.answered()
-        try:
-            return response.json()
-        except ValueError:
-            raise foreign(response) from None
+        """The JSON at a path. Waits for a server that does not answer, or that asks to wait.
+
+        Raises:
+            ModelmillError: the server refuses this for good, or has not answered for too long.
+            ConfigError: no request can be sent to that URL.
+        """
+        while True:
+            try:
+                response = await self._http.get(path)
+                if not response.is_success:
+                    raise _error_of(response)
+                self._backoff.answered()
+                return response.json()
+            except httpx.RequestError as error:
+                await self._backoff.pause(self._no_answer(error))
+            except NoAnswerError as error:
+                await self._backoff.pause(error)
+            except TooLargeError as error:
+                raise ModelmillError(ErrorCode.BODY_TOO_LARGE, str(error)) from None
+            except ValueError:
+                raise foreign(response) from None
+
+    def _no_answer(self, error: httpx.RequestError) -> NoAnswerError:
+        """The error for a request without an answer.
+
+        Raises:
+            ConfigError: no later try can help.
+        """
+        reason = str(error) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in reason or "WRONG_VERSION_NUMBER" in reason:
+            raise ConfigError(f"no safe connection to {self._url} is possible: {reason}") from None
+        return NoAnswerError(f"{self._url} does not answer ({reason})")
 
     async def bulk(
         self, task: str, model: str, lines: Sequence[bytes]
@@ -171,9 +192,8 @@ class BulkApi:
                 self._backoff.answered()
                 async for line in _lines(response):
                     yield _parsed(line)
-        except httpx.TransportError as error:
-            reason = f"{self._url} does not answer ({error or type(error).__name__})"
-            raise NoAnswerError(reason) from None
+        except httpx.RequestError as error:
+            raise self._no_answer(error) from None
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from modelmill.client.backfill.mapping import Mapper
-from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.rows import Row
 from modelmill.errors import ModelmillError
+from modelmill.formats.encodings import InputError
 
 CHUNK_ROWS, CHUNK_BYTES = 500, 2 * 1024 * 1024
 """A chunk that has reached either limit is full."""
@@ -50,6 +51,7 @@ class Chunks:
         self._run_id = run_id
         self._is_of_caller = is_of_caller
         self._waiting: deque[Row] = deque()
+        self._error: InputError | None = None
 
     @property
     def has_more(self) -> bool:
@@ -61,7 +63,11 @@ class Chunks:
         self._waiting.append(row)
 
     async def next(self, room: int) -> Chunk:
-        """The next chunk. Takes up to ``room`` rows from the input if no other rows wait."""
+        """The next chunk. Takes up to ``room`` rows from the input if no other rows wait.
+
+        Raises:
+            InputError: the input cannot be read any further. All rows before have been in a chunk.
+        """
         wanted = 0 if self._waiting else min(room, CHUNK_ROWS)
         if self._is_of_caller:
             taken, is_last = self._take(wanted)
@@ -72,7 +78,15 @@ class Chunks:
         taken: list[Row] = []
         size = 0
         while len(taken) < wanted and size < CHUNK_BYTES:
-            row = next(self._rows, None)
+            try:
+                if self._error is not None:
+                    raise self._error
+                row = next(self._rows, None)
+            except InputError as error:
+                self._error = error
+                if not taken:
+                    raise
+                return taken, False
             if row is None:
                 return taken, True
             taken.append(row)

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from modelmill.client.backfill.bulk_api import COLLECT_IDS, Backoff, BulkApi, NoAnswerError
-from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.rows import Row
 
 WAIT_S = 10
 ASK_AGAIN_S = 0.2

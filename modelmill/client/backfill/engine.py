@@ -20,9 +20,10 @@ from modelmill.client.backfill.journal import Journal
 from modelmill.client.backfill.mapping import Mapper
 from modelmill.client.backfill.options import BackfillOptions
 from modelmill.client.backfill.output import Output, StopError
-from modelmill.client.backfill.sources import Row, RowSource
+from modelmill.client.backfill.rows import Row, RowSource
 from modelmill.client.backfill.stats import Stats
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.formats.encodings import InputError
 
 SUBMITS = 4
 """Bulk submits at a time."""
@@ -83,9 +84,10 @@ class Engine:
         self._rows_to_redo = set(journal.pending)
         """Rows that an earlier run took and did not finish, until the source yields them again."""
         self._pending: set[int] = set()
-        self._bytes_in_flight = 0
+        self._bytes_in_flight = self._taken = 0
         self._retries: deque[tuple[float, Row]] = deque()
         self._is_exhausted = False
+        self._input_error: InputError | None = None
         self._limit = options.window
         self._paused_until = self._regrow_at = 0.0
         self._pause_reason = ""
@@ -104,9 +106,10 @@ class Engine:
         Raises:
             ModelmillError: the server refuses the run, or does not answer.
             OSError: the output cannot be written.
+            InputError: the input cannot be read any further.
             ConfigError: the input has changed since the run began.
         """
-        state, reason = "stopped", "it was interrupted"
+        state, reason, is_cut = "stopped", "it was interrupted", False
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._feed(group))
@@ -117,11 +120,11 @@ class Engine:
             state, reason = "complete", ""
         except BaseExceptionGroup as errors:
             error = _first(errors)
-            reason = str(error)
+            reason, is_cut = str(error), isinstance(error, InputError) and error.is_cut
             if not isinstance(error, StopError):
                 raise error from None
         finally:
-            self._output.close(state, reason)
+            self._output.close(state, reason, input_is_cut=is_cut)
             self._report()
         return state, reason
 
@@ -147,11 +150,16 @@ class Engine:
             if room or (self._chunks.has_more and not is_paused):
                 await places.acquire()
                 chunk = await self._next_chunk(room)
+                if chunk is None:
+                    places.release()
+                    continue
                 group.create_task(self._submit(chunk)).add_done_callback(lambda _: places.release())
             else:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._wait_s()):
                         await self._changed.wait()
+        if self._input_error is not None:
+            raise self._input_error
         self._finished.set()
         self._output.finish()
         for collector in self._collectors:
@@ -183,19 +191,26 @@ class Engine:
         moments = [moment for moment, _ in self._retries]
         return max(0.0, min(moments) - now) + 0.001 if moments else None
 
-    async def _next_chunk(self, room: int) -> Chunk:
-        chunk = await self._chunks.next(room)
+    async def _next_chunk(self, room: int) -> Chunk | None:
+        try:
+            chunk = await self._chunks.next(room)
+        except InputError as error:
+            # The run ends with this error when the rows before have ended.
+            self._input_error, self._is_exhausted = error, True
+            return None
         for row in chunk.taken:
             self._rows_to_redo.discard(row.number)
             self._next_row = max(self._next_row, row.number + 1)
             self._pending.add(row.number)
+            row.place = self._taken
+            self._taken += 1
             self._bytes_in_flight += row.size_bytes
         if chunk.is_last:
             self._is_exhausted = True
             if self._rows_to_redo:
                 raise ConfigError("the input has fewer rows than it had when this run began")
-        for row, error in chunk.failed:
-            self._fail(row, error)
+        for row, problem in chunk.failed:
+            self._fail(row, problem)
         return chunk
 
     async def _submit(self, chunk: Chunk) -> None:
@@ -260,8 +275,9 @@ class Engine:
 
     def _ended(self, row: Row, document: Mapping[str, Any]) -> None:
         status, error = document.get("status"), document.get("error")
+        warnings = _warnings(document)
         if status == "complete":
-            self._write(row, {"status": "complete", "result": document.get("result")})
+            self._write(row, {"status": "complete", "result": document.get("result"), **warnings})
         elif status is None and row.lost < MAX_LOST:
             # The job expired before it was collected, or it was deleted.
             row.jobs.pop()
@@ -274,7 +290,7 @@ class Engine:
             row.failures += 1
             self._retry(row, RETRY_S * 2 ** (row.failures - 1))
         else:
-            self._write(row, {"status": "failed", "error": error})
+            self._write(row, {"status": "failed", "error": error, **warnings})
 
     def _fail(self, row: Row, error: ModelmillError) -> None:
         self._write(row, {"status": "failed", "error": error.as_data()})
@@ -300,6 +316,14 @@ class Engine:
         stats.sample()
         if self._options.on_progress is not None:
             self._options.on_progress(stats)
+
+
+def _warnings(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The warnings of a job, as they are written. A row is one item, so its index is left out."""
+    given = document.get("warnings")
+    found = [each for each in given if isinstance(each, Mapping)] if isinstance(given, list) else []
+    kept = [{name: value for name, value in each.items() if name != "item"} for each in found]
+    return {"warnings": kept} if kept else {}
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +56,9 @@ class Plan:
     input: Mapping[str, Any]
     request: Mapping[str, Any]
     output_format: str = "jsonl"
+    input_difference: Callable[[Mapping[str, Any], bool], str] | None = None
+    """Why the input is not the one of a manifest, whose run may have stopped at a file that was cut off.
+    Empty if it is that one. None: it must be equal."""
 
     def as_data(self) -> dict[str, Any]:
         # A field for all rows may hold a whole image.
@@ -101,6 +104,7 @@ class Journal:
     _ended: list[_Shard] = field(default_factory=list)
     _sealed: list[dict[str, Any]] = field(default_factory=list)
     _created_at: str = ""
+    _input_is_cut: bool = False
 
     def open(self, stats: Stats, *, resume: bool) -> None:
         """Starts a run, or resumes an earlier one and puts its counts into ``stats``.
@@ -130,6 +134,9 @@ class Journal:
         if document is not None:
             stats.complete, stats.failed = document["complete"], document["failed"]
             stats.errors, stats.resumed_at = dict(document["errors"]), stats.done
+            # Earlier versions have none.
+            stats.warnings = dict(document.get("warnings", {}))
+        stats.skipped = dict(manifest.get("skipped", {}))
         if not self.is_complete:
             self._recover(document or {"next": 0, "pending": [], "shard": 0, "bytes": 0, "rows": 0})
 
@@ -171,6 +178,7 @@ class Journal:
             "complete": stats.complete,
             "failed": stats.failed,
             "errors": dict(stats.errors),
+            "warnings": dict(stats.warnings),
             "finished_jobs": list(finished_jobs),
         }
         return Snapshot(document, self._shard, list(self._ended))
@@ -191,8 +199,11 @@ class Journal:
             if self.plan.output_format == "parquet":
                 self._path(shard.number, "jsonl").unlink(missing_ok=True)
 
-    def end(self, state: str, stats: Stats, reason: str = "") -> None:
-        """Writes the final state, after the last ``commit``. If all rows are done, ends the last shard."""
+    def end(self, state: str, stats: Stats, reason: str = "", *, input_is_cut: bool = False) -> None:
+        """Writes the final state, after the last ``commit``. If all rows are done, ends the last shard.
+
+        ``input_is_cut``: the run stops because a file of the input ended too early.
+        """
         assert self._shard is not None, "begin comes first"
         if state == "complete":
             if self._shard.rows or not self._sealed:
@@ -200,11 +211,16 @@ class Journal:
             else:
                 self._shard.file.close()
                 self._path(self._shard.number, "jsonl").unlink()
+        self._input_is_cut = input_is_cut or (self._input_is_cut and state != "complete")
         self._write_manifest(state, stats, reason)
         if state == "complete":
             if self.plan.output_format == "parquet":
                 self._path(self._shard.number, "jsonl").unlink(missing_ok=True)
-            for leftover in (self.folder / CHECKPOINT, *self.folder.glob("files-*.list")):
+            for leftover in (
+                self.folder / CHECKPOINT,
+                *self.folder.glob("files-*.list"),
+                *self.folder.glob("input-*.data"),
+            ):
                 leftover.unlink(missing_ok=True)
             self.is_complete = True
 
@@ -220,10 +236,16 @@ class Journal:
                 (self.folder / LOCK).unlink(missing_ok=True)
             self._lock.close()
             if not has_begun:
-                for listed in self.folder.glob("files-*"):
-                    listed.unlink()
+                for pattern in ("files-*", "input-*"):
+                    for listed in self.folder.glob(pattern):
+                        listed.unlink()
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()  # fails if the folder is not empty
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the folder holds no run yet."""
+        return not (self.folder / MANIFEST).exists()
 
     @property
     def shards(self) -> list[dict[str, Any]]:
@@ -243,6 +265,16 @@ class Journal:
         if manifest.get("version") != VERSION:
             raise ConfigError(f"{self.folder} was written by another version of Modelmill")
         ours = json.loads(json.dumps(self.plan.as_data()))
+        self._input_is_cut = bool(manifest.get("input_is_cut"))
+        if self.plan.input_difference is not None:
+            different = self.plan.input_difference(manifest["input"], self._input_is_cut)
+            if different:
+                raise ConfigError(
+                    f"{self.folder} holds a run with another input, so this run cannot continue it: "
+                    f"{different}. If you know that the rows are the same, in the same order, give "
+                    "--same-input"
+                )
+            self._input_is_cut &= manifest["input"] == ours.pop("input")
         for name, value in ours.items():
             if manifest[name] != value:
                 raise ConfigError(
@@ -287,7 +319,14 @@ class Journal:
         if self.plan.output_format == "parquet":
             source, path = path, self._path(shard.number, "parquet")
             with _replacing(path) as unfinished:
-                write_parquet(source, unfinished, self.result_schema)
+                try:
+                    write_parquet(source, unfinished, self.result_schema)
+                except (ValueError, TypeError, OverflowError, NotImplementedError) as error:
+                    reason = " ".join(str(error).split())
+                    raise ConfigError(
+                        f"the rows of {source} do not fit into a Parquet file: {reason}. They are safe "
+                        "there. Use the format jsonl"
+                    ) from None
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self._sealed.append(
@@ -315,6 +354,9 @@ class Journal:
             "complete": stats.complete,
             "failed": stats.failed,
             "errors": dict(stats.errors),
+            "warnings": dict(stats.warnings),
+            "skipped": dict(stats.skipped),
+            **({"input_is_cut": True} if self._input_is_cut else {}),
             "shards": self._sealed,
         }
         _write(self.folder / MANIFEST, document, indent=2)

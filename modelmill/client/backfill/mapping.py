@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from typing import Any
 
 from modelmill.assignments import FIELD, Assignment, parse_assignment, parse_json, put
 from modelmill.client.backfill.media import media_name, media_text
+from modelmill.client.backfill.rows import Row
 from modelmill.client.backfill.schema import JOB_FIELDS, TaskSchema
-from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.formats.encodings import open_text
+from modelmill.formats.names import shown
 
 KEEP_CHARACTERS = 1000
 """A longer text of a column is not written next to the result."""
@@ -87,7 +90,7 @@ class Mapper:
         if is_file and "path" not in self._given.values():
             self._map_files()
         for field, column in self._given.items():
-            if column not in row.columns:
+            if _column_of(column, row.columns) is None:
                 raise ConfigError(f"there is no column {column!r} for {field}; {_columns(row)}")
         given = {source.path[0] for source in self._of(row)} | self.constants.keys()
         missing = sorted(self._schema.required - given)
@@ -122,7 +125,13 @@ class Mapper:
         fields |= self._job
         fields["idempotency_key"] = idempotency_key
         try:
-            return json.dumps(fields, separators=(",", ":"), allow_nan=False, default=_plain).encode() + b"\n"
+            line = json.dumps(fields, separators=(",", ":"), allow_nan=False, default=_plain).encode()
+            if rb"\ud" in line:
+                # Only half of a surrogate pair cannot be encoded: no server could say what it stands for.
+                json.dumps(fields, ensure_ascii=False, default=_plain).encode()
+            return line + b"\n"
+        except UnicodeEncodeError:
+            raise ModelmillError(ErrorCode.INVALID_INPUT, "The row holds half of a character.") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise ModelmillError(
                 ErrorCode.INVALID_INPUT, f"The row holds what JSON cannot hold: {error}"
@@ -144,11 +153,13 @@ class Mapper:
     def _find_sources(self, names: Iterable[str]) -> list[_FieldSource]:
         wanted = dict(self._given)
         taken = {field.partition(".")[0] for field in (*wanted, *self.constants)}
-        own = set(self._schema.own_fields)
-        wanted |= {name: name for name in names if name in own and name not in taken}
+        free = set(self._schema.own_fields) - taken
+        # A name that fits exactly comes last, and wins.
+        near = {name.strip(): name for name in names if name.strip() in free}
+        wanted |= near | {name: name for name in names if name in free}
         return [
             _FieldSource(
-                column,
+                _column_of(column, names) or column,
                 tuple(field.split(".")),
                 self._schema.is_media(field),
                 frozenset(self._schema.kinds(field)),
@@ -171,6 +182,8 @@ class Mapper:
     def _keep(self, row: Row, sources: Sequence[_FieldSource]) -> None:
         sent = {source.column: source for source in sources}
         for name, value in row.columns.items():
+            if name in row.keep:
+                continue  # as its source writes it
             if name not in sent:
                 value = value.isoformat() if isinstance(value, date | clock_time) else value
             elif sent[name].is_media:
@@ -179,6 +192,8 @@ class Mapper:
                     continue
             else:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                value = str(value)  # JSON has no such number
             is_short = isinstance(value, str) and len(value) <= KEEP_CHARACTERS
             if is_short or value is None or isinstance(value, bool | int | float):
                 row.keep[name] = value
@@ -237,11 +252,20 @@ def read_columns(texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def _column_of(column: str, names: Iterable[str]) -> str | None:
+    """The column of that name, or else the one whose name differs only in spaces around it."""
+    given = list(names)
+    if column in given:
+        return column
+    return next((name for name in given if name.strip() == column.strip()), None)
+
+
 def _text_of(name: str, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{name}: {path} does not exist, or is not a text file") from None
+        with path.open("rb") as file, open_text(file, path) as text:
+            return text.read()
+    except OSError as error:
+        raise ConfigError(f"{name}: {shown(path)} cannot be read: {error.strerror}") from None
 
 
 def _read_text(name: str, kinds: frozenset[str], text: str) -> Any:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from modelmill.client.backfill.stats import Stats
+from modelmill.client.backfill.tables import Reading
 from modelmill.errors import ConfigError
+from modelmill.formats.delimiters import read_delimiter
+from modelmill.formats.encodings import check_encoding
+from modelmill.formats.tables import Kind
 
 LANES = ("interactive", "normal", "bulk")
 MAX_TTL_S = 30 * 86_400
@@ -28,6 +32,13 @@ class BackfillOptions:
         output_format: ``jsonl``, or ``parquet``, which needs the extra of that name.
         shard_rows: Rows per output file.
         resume: Continue an earlier run into the same folder, if there is one.
+        same_input: With ``resume``: the input holds the same rows in the same order as before, although it
+            has another path, size or content.
+        input_format: What the rows of the input are, if the file does not say so: ``jsonl``, ``json``,
+            ``csv``, ``tsv``, ``text``, ``parquet``, or ``files`` if each file is a row.
+        encoding: The text encoding of the input, as Python names it. Empty: what the byte order mark says, or
+            UTF-8.
+        delimiter: What separates the values of CSV, if the file does not say so: one character, or ``tab``.
         key: A name for rows that a program passes. Only with a name can such a run be resumed.
         window: The most rows that are taken from the input and not yet written.
         retries: How often a job is submitted again after a failure that may pass.
@@ -49,6 +60,10 @@ class BackfillOptions:
     output_format: Literal["jsonl", "parquet"] = "jsonl"
     shard_rows: int = 100_000
     resume: bool = False
+    same_input: bool = False
+    input_format: str | None = None
+    encoding: str = ""
+    delimiter: str = ""
     key: str = ""
     window: int = 256
     retries: int = 2
@@ -68,6 +83,18 @@ class BackfillOptions:
             raise ConfigError("there can be 16 tags, each of 1 to 64 characters")
         if self.result_ttl_s is not None and not 1 <= self.result_ttl_s <= MAX_TTL_S:
             raise ConfigError("results can be kept for 1 second to 30 days")
+        _ = self.reading
+
+    @property
+    def reading(self) -> Reading:
+        """How the files of the input are read."""
+        kinds = [kind.value for kind in Kind]
+        if self.input_format is not None and self.input_format not in kinds:
+            raise ConfigError(f"there is no input format {self.input_format!r}; there are {', '.join(kinds)}")
+        if self.encoding:
+            check_encoding(self.encoding)
+        kind = None if self.input_format is None else Kind(self.input_format)
+        return Reading(kind, self.encoding, read_delimiter(self.delimiter))
 
     @property
     def job_fields(self) -> dict[str, Any]:
@@ -88,6 +115,10 @@ class BackfillKeywords(TypedDict, total=False):
     output_format: Literal["jsonl", "parquet"]
     shard_rows: int
     resume: bool
+    same_input: bool
+    input_format: str | None
+    encoding: str
+    delimiter: str
     key: str
     window: int
     retries: int

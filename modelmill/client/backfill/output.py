@@ -13,9 +13,11 @@ from typing import Any
 
 from modelmill.client.backfill.bulk_api import COLLECT_IDS, BulkApi, NoAnswerError, TooLargeError
 from modelmill.client.backfill.journal import Journal, Snapshot
-from modelmill.client.backfill.sources import Row
+from modelmill.client.backfill.judge import Judge
+from modelmill.client.backfill.rows import Row
 from modelmill.client.backfill.stats import Stats
-from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.errors import ConfigError, ErrorCode, ModelmillError
+from modelmill.formats.names import storable_data
 
 CHECKPOINT_S, CHECKPOINT_ROWS = 0.5, 1000
 """A checkpoint is due after this time, or after this many rows."""
@@ -23,8 +25,6 @@ MAX_UNDELETED = 100_000
 """The most job ids that are remembered while the server does not delete them."""
 MAX_NOTED = 4000
 """The most of these ids in a checkpoint."""
-RATE_AFTER_ROWS = 100
-"""The rate of errors is judged after this many rows of the run."""
 
 Position = Callable[[], tuple[int, Sequence[int]]]
 
@@ -49,9 +49,8 @@ class Output:
         self, api: BulkApi, journal: Journal, stats: Stats, max_error_rate: float, position: Position
     ) -> None:
         self._api, self._journal, self._stats = api, journal, stats
-        self._max_error_rate = max_error_rate
+        self._judge = Judge(max_error_rate)
         self._position = position
-        self._done = self._failed = 0
         self._since_snapshot = 0
         self._due = asyncio.Event()
         self._is_closed = False
@@ -71,15 +70,14 @@ class Output:
         """
         job_id = row.jobs[-1] if row.jobs else None
         document = {"row": row.number, "input": row.keep, **outcome, "job_id": job_id}
-        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=str)
+        line = _json(document)
         with self._on_disk():
-            # A file name may hold bytes that are not UTF-8. Python's escape for them is valid in JSON.
-            self._journal.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            self._journal.write(line + b"\n")
         self._written += row.jobs
         self._since_snapshot += 1
         if self._since_snapshot >= CHECKPOINT_ROWS:
             self._due.set()
-        self._count(outcome)
+        self._count(row, outcome)
 
     def finish(self) -> None:
         """No further row will be written."""
@@ -103,35 +101,34 @@ class Output:
         while self._undeleted and await self._delete_some():
             pass
 
-    def close(self, state: str, reason: str) -> None:
+    def close(self, state: str, reason: str, *, input_is_cut: bool = False) -> None:
         """Writes the last checkpoint and how the run ended, also after an error or Ctrl-C."""
         try:
             if self._can_write:
                 with self._on_disk():
                     # In the same thread, so after a checkpoint that is being written now.
                     self._disk.submit(self._journal.commit, self._snapshot(), self._stats).result()
-                    self._journal.end(state, self._stats, reason)
+                    self._journal.end(state, self._stats, reason, input_is_cut=input_is_cut)
         except OSError:
             if state == "complete":
                 raise
         finally:
             self._disk.shutdown()
 
-    def _count(self, outcome: Mapping[str, Any]) -> None:
+    def _count(self, row: Row, outcome: Mapping[str, Any]) -> None:
         stats = self._stats
-        self._done += 1
-        if outcome["status"] == "complete":
+        for code in {str(each.get("code")) for each in outcome.get("warnings", ())}:
+            stats.warnings[code] = stats.warnings.get(code, 0) + 1
+        failed = outcome["status"] != "complete"
+        if failed:
+            code = str((outcome.get("error") or {}).get("code", ErrorCode.INTERNAL.value))
+            stats.failed += 1
+            stats.errors[code] = stats.errors.get(code, 0) + 1
+        else:
             stats.complete += 1
-            return
-        code = str((outcome.get("error") or {}).get("code", ErrorCode.INTERNAL.value))
-        stats.failed += 1
-        stats.errors[code] = stats.errors.get(code, 0) + 1
-        self._failed += 1
-        if self._done >= RATE_AFTER_ROWS and self._failed > self._done * self._max_error_rate:
-            raise StopError(
-                f"{self._failed} of {self._done} rows failed, which is more than the allowed part of "
-                f"{self._max_error_rate:g}"
-            )
+        reason = self._judge.ended(row.place, failed=failed)
+        if reason:
+            raise StopError(reason)
 
     async def _checkpoint(self) -> None:
         if not self._since_snapshot:
@@ -180,3 +177,15 @@ class Output:
                 f"the output cannot be written ({error.strerror or error}). The rows that a "
                 "checkpoint covers are safe: make room, and resume the run",
             ) from error
+        except ConfigError:
+            self._can_write = False
+            raise
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    """A row of the output. Names of files may hold bytes that are not UTF-8."""
+    try:
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"), default=str).encode()
+    except UnicodeEncodeError:
+        plain = storable_data(dict(document))
+        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"), default=str).encode()

@@ -8,18 +8,34 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from modelmill.client.backfill.sources import pyarrow_parquet
+from modelmill.extras import MissingExtraError, missing_package
 
 GROUP_BYTES = 16 * 1024 * 1024
 """Bytes of JSON in one group of rows. One group is in memory at a time."""
+READ_PARQUET_ERRORS = (OSError, ValueError, NotImplementedError)
+"""What pyarrow raises for a file that it cannot read."""
+_WARNING = {"type": "object", "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}
 _TYPES = {"string": "string", "integer": "int64", "number": "float64", "boolean": "bool_"}
+
+
+def pyarrow_parquet() -> Any:
+    """The module ``pyarrow.parquet``, which an extra installs.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return import_module("pyarrow.parquet")
+    except ImportError:
+        raise MissingExtraError(missing_package("pyarrow")) from None
 
 
 def write_parquet(source: Path, target: Path, result_schema: Mapping[str, Any]) -> None:
     """Writes the rows of a JSON lines shard as a Parquet file.
 
     Its columns are ``row``, ``status``, ``job_id``, ``input`` (JSON), ``result`` with the types of the task's
-    contract, and ``error``. If the contract leaves a type open, such as a free object, the value is JSON.
+    contract, ``error`` and ``warnings``. If the contract leaves a type open, such as a free object, the value
+    is JSON.
 
     Args:
         source: The shard.
@@ -45,6 +61,7 @@ def write_parquet(source: Path, target: Path, result_schema: Mapping[str, Any]) 
                     ]
                 ),
             ),
+            pyarrow.field("warnings", pyarrow.list_(_arrow_type(_WARNING, pyarrow))),
         ]
     )
     with parquet.ParquetWriter(target, schema, compression="zstd") as writer:

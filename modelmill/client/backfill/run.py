@@ -6,23 +6,30 @@ import asyncio
 import difflib
 import threading
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from modelmill.client.backfill.bulk_api import Backoff, BulkApi
-from modelmill.client.backfill.engine import Engine
+from modelmill.client.backfill.engine import REPORT_S, Engine
 from modelmill.client.backfill.journal import Journal, Plan
 from modelmill.client.backfill.mapping import Mapper
 from modelmill.client.backfill.options import BackfillOptions
+from modelmill.client.backfill.parquet import pyarrow_parquet
+from modelmill.client.backfill.rows import RowSource
 from modelmill.client.backfill.schema import TaskSchema
-from modelmill.client.backfill.sources import RowSource, open_source, pyarrow_parquet
+from modelmill.client.backfill.sources import open_source
 from modelmill.client.backfill.stats import Stats, Summary
 from modelmill.client.wire import Connection
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 
 T = TypeVar("T")
+CHECKED_BYTES = 64 * 1024 * 1024
+"""This much of the input is read before anything is sent, to find what is wrong with it."""
+MAX_NOTES = 10
+"""So many skipped entries of folders are named."""
+
 Input = str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]]
 
 
@@ -49,6 +56,8 @@ async def backfill_async(
         How it ended. A failed row is in the output and raises nothing.
 
     Raises:
+        InputError: a file of the input cannot be read. Beyond its first ``CHECKED_BYTES``, rows may have been
+            sent; then the run can be resumed.
         ConfigError: input, fields or output cannot be used; nothing was sent.
         ModelmillError: the server refuses the run, or does not answer for too long. The finished rows are in
             the output, and the run can be resumed.
@@ -56,12 +65,13 @@ async def backfill_async(
     """
     if options.output_format == "parquet":
         pyarrow_parquet()
-    source = open_source(input, options.key)
+    source = await asyncio.to_thread(open_source, input, options.key, options.reading, output)
     if options.resume and source.is_of_caller and not options.key:
         raise ConfigError("rows of a program can be resumed only if a key names them, the same each time")
-    backoff = Backoff(options.give_up_after_s)
+    backoff, stats = Backoff(options.give_up_after_s), Stats()
     async with BulkApi(connection, backoff) as api:
-        schema = await _schema_of(api, task, model)
+        async with _reporting(backoff, stats, options.on_progress):
+            schema = await _schema_of(api, task, model)
         mapper = Mapper(
             schema,
             columns=options.map or {},
@@ -69,15 +79,25 @@ async def backfill_async(
             assignments=options.assignments,
             job=options.job_fields,
         )
-        plan = Plan(task, model, source.fingerprint(), mapper.pinned(), options.output_format)
-        journal, stats = Journal(Path(output), plan, schema.result, options.shard_rows), Stats()
+        plan = Plan(
+            task,
+            model,
+            await asyncio.to_thread(source.fingerprint),
+            mapper.pinned(),
+            options.output_format,
+            (lambda *_: "") if options.same_input else source.difference,
+        )
+        journal = Journal(Path(output), plan, schema.result, options.shard_rows)
         with closing(journal):
             journal.open(stats, resume=options.resume)
             if journal.is_complete:
                 return _summary(journal, stats, "complete", "")
-            await asyncio.to_thread(source.prepare, Path(output))
-            first = source.first()
-            if first is not None:
+            # A thread that waits for a pipe must not keep the process from ending.
+            await _in_daemon(lambda: source.prepare(Path(output)))
+            _note_skipped(source, stats)
+            if journal.is_new:
+                await asyncio.to_thread(source.check, CHECKED_BYTES)
+            for first in source.firsts():
                 mapper.check(first, is_file=source.is_files)
             journal.begin(stats)
             _count_in_background(source, stats)
@@ -145,6 +165,63 @@ async def _schema_of(api: BulkApi, task: str, model: str) -> TaskSchema:
     return TaskSchema(await api.get("/openapi.json"), task)
 
 
+@asynccontextmanager
+async def _reporting(
+    backoff: Backoff, stats: Stats, on_progress: Callable[[Stats], None] | None
+) -> AsyncIterator[None]:
+    """Tells the caller meanwhile if the run waits for the server."""
+
+    async def report() -> None:
+        while on_progress is not None:
+            await asyncio.sleep(REPORT_S)
+            stats.trouble = backoff.trouble
+            if stats.trouble:
+                on_progress(stats)
+
+    task = asyncio.create_task(report())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        stats.trouble = ""
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """Runs blocking work in a thread that does not outlive the process."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as caught:  # noqa: BLE001, RUF100 - raised where it is awaited
+            error = caught
+        with suppress(RuntimeError):  # the loop is closed: the run was stopped meanwhile
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="backfill-prepare", daemon=True).start()
+    await done
+
+
+def _note_skipped(source: RowSource, stats: Stats) -> None:
+    """A resumed run knows these from its manifest: the folder was read when the run began."""
+    for path, reason in source.skipped:
+        stats.skipped[reason] = stats.skipped.get(reason, 0) + 1
+        if len(stats.notes) < MAX_NOTES:
+            stats.notes.append(f"skipped {path}: {reason}")
+
+
 def _count_in_background(source: RowSource, stats: Stats) -> None:
     """Counts the rows while the run is working. The run does not wait for the thread at its end."""
 
@@ -171,6 +248,8 @@ def _summary(journal: Journal, stats: Stats, state: str, reason: str) -> Summary
         complete=stats.complete,
         failed=stats.failed,
         errors=dict(stats.errors),
+        warnings=dict(stats.warnings),
+        skipped=dict(stats.skipped),
         shards=journal.shards,
         seconds=seconds,
         rows_per_s=(stats.done - stats.resumed_at) / seconds,

@@ -24,6 +24,12 @@ class Stats:
     failed: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     """Failed rows by error code."""
+    warnings: dict[str, int] = field(default_factory=dict)
+    """Rows with a warning, by its code."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Entries of folders that are no rows, by the reason."""
+    notes: list[str] = field(default_factory=list)
+    """What the user may want to know, such as the names of the first such entries."""
     in_flight: int = 0
     """Rows that were taken from the input and are not yet written."""
     retried: int = 0
@@ -82,6 +88,8 @@ class Summary:
         complete: Rows with a result.
         failed: Rows with an error.
         errors: Failed rows by error code.
+        warnings: Rows with a warning, by its code.
+        skipped: Entries of folders that are no rows, such as a link to nothing, by the reason.
         shards: The files, with ``name``, ``rows``, ``bytes`` and ``sha256``.
         seconds: How long this run took, without earlier runs into the same output.
         rows_per_s: Rows that this run wrote per second.
@@ -95,6 +103,8 @@ class Summary:
     complete: int
     failed: int
     errors: Mapping[str, int]
+    warnings: Mapping[str, int]
+    skipped: Mapping[str, int]
     shards: Sequence[Mapping[str, Any]]
     seconds: float
     rows_per_s: float
@@ -110,6 +120,8 @@ class Summary:
             "complete": self.complete,
             "failed": self.failed,
             "errors": dict(self.errors),
+            "warnings": dict(self.warnings),
+            "skipped": dict(self.skipped),
             "shards": [dict(shard) for shard in self.shards],
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(self.rows_per_s, 1),

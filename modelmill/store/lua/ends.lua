@@ -17,8 +17,9 @@ end
 -- THE terminal write: every job ends here, and nowhere else. `fields` is a flat list of field, value.
 local function finish(id, now, default_ttl_ms, status, fields)
   local key = K.job .. id
-  local model, task, bytes, caller, ttl_ms, keep, in_blob, hook, files, gone =
-    read(key, 'model', 'task', 'bytes', 'caller', 'ttl_ms', 'keep', 'in_blob', 'hook', 'files', 'gone')
+  local model, task, bytes, caller, ttl_ms, keep, in_blob, hook, files, gone, idem, idem_until_ms =
+    read(key, 'model', 'task', 'bytes', 'caller', 'ttl_ms', 'keep', 'in_blob', 'hook', 'files', 'gone', 'idem',
+      'idem_until_ms')
   ttl_ms = tonumber(ttl_ms or default_ttl_ms)
   redis.call('HSET', key, 'status', status, 'finished_ms', now, 'expires_ms', now + ttl_ms, unpack(fields))
   redis.call('HINCRBY', key, 'ends', 1)
@@ -26,6 +27,15 @@ local function finish(id, now, default_ttl_ms, status, fields)
   redis.call('ZREM', K.leases, id)
   redis.call('ZREM', K.deadlines, id)
   redis.call('PEXPIRE', key, ttl_ms)
+  -- The key of a deleted job may already belong to another job. `forget` checks that.
+  if idem and not gone then
+    -- A record of version 1 has no such field, and its key has a time already.
+    if idem_until_ms then
+      redis.call('PEXPIRE', idem, math.max(ttl_ms, tonumber(idem_until_ms) - now))
+    else
+      redis.call('PEXPIRE', idem, ttl_ms, 'GT')
+    end
+  end
   redis.call('ZADD', K.expiring, now + ttl_ms, id .. ' ' .. caller)
   redis.call('PEXPIRE', K.events .. id, ttl_ms)
   -- The request is the largest part of a job. After a complete job it is seldom needed.

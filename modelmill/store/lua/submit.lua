@@ -100,8 +100,9 @@ if expires_in_ms then
   redis.call('ZADD', K.deadlines, now + expires_in_ms, id)
 end
 if idempotency_key ~= '' then
-  redis.call('SET', idem, id .. ' ' .. body_hash, 'PX', idempotency_ttl_ms)
-  redis.call('HSET', K.job .. id, 'idem', idem)
+  -- It does not expire while the job waits or runs. The job's end gives it its time.
+  redis.call('SET', idem, id .. ' ' .. body_hash)
+  redis.call('HSET', K.job .. id, 'idem', idem, 'idem_until_ms', now + idempotency_ttl_ms)
 end
 
 -- A bell wakes one worker. A bell is due if the queue was empty and no other bell is on its way. Another one is due

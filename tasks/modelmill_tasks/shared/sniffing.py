@@ -6,8 +6,9 @@ from typing import BinaryIO
 
 from modelmill.errors import ErrorCode, MediaError
 from modelmill.formats.media import HEAD_BYTES, IMAGES, recognise
+from modelmill.formats.sounds import SHOWN_FORMATS
 from modelmill_tasks.limits import MediaLimits
-from modelmill_tasks.shared.audio import SHOWN_FORMATS, audio_type, check_audio
+from modelmill_tasks.shared.audio import audio_type, check_audio
 from modelmill_tasks.shared.image_headers import no_image
 from modelmill_tasks.shared.images import check_image_file
 
@@ -40,7 +41,8 @@ def sniff(file: BinaryIO, limits: MediaLimits) -> tuple[str, MediaError | None]:
 
 def unfit(media_type: str, kind: str) -> MediaError | None:
     """Why a file of that type cannot be used as ``kind``, ``image`` or ``audio``; None if it can."""
-    if media_type.startswith(f"{kind}/"):
+    # A video can be heard.
+    if media_type.startswith((f"{kind}/", "video/") if kind == "audio" else f"{kind}/"):
         return None
     if media_type == ANYTHING:
         formats = ", ".join(IMAGES) if kind == "image" else SHOWN_FORMATS

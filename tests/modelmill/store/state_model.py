@@ -85,6 +85,20 @@ class ModelJob:
 
 
 @dataclass
+class ModelKey:
+    """An idempotency key. It lives as long as its job waits, runs or can be read, and not shorter than a
+    minimum."""
+
+    id: str
+    body: bytes
+    what: str
+    """The model, and whether the job is batched."""
+    at_least: int
+    until: int | None = None
+    """When it expires; None until its job has ended."""
+
+
+@dataclass
 class ModelFile:
     """An uploaded file."""
 
@@ -117,8 +131,8 @@ class StoreModel:
         self.orphans: dict[str, int] = {}
         """Payloads of late duplicates. They live longer than a record with a short time to live. Id →
         until."""
-        self.idempotency: dict[tuple[str, str], tuple[str, bytes, str, int]] = {}
-        """Caller and key → id, body, model, and when the entry expires."""
+        self.idempotency: dict[tuple[str, str], ModelKey] = {}
+        """By caller and key."""
         self.index: dict[str, list[str]] = {caller: [] for caller in CALLERS}
         """Each caller's jobs, oldest first."""
         self.expiring: dict[tuple[str, str], int] = {}
@@ -158,11 +172,10 @@ class StoreModel:
         return answer
 
     def _answer(self, job: Submission) -> Answer:
-        if seen := self.idempotency.get((job.caller, job.idempotency_key)):
-            seen_id, seen_body, what, until = seen
-            if until > self.now and seen_id in self.jobs and not self.jobs[seen_id].gone:
-                same = (seen_body, what) == (job.body, f"{job.model}/{job.batched}")
-                return Answer(Verdict.REPLAYED if same else Verdict.CONFLICT, seen_id)
+        seen = self.idempotency.get((job.caller, job.idempotency_key))
+        if seen is not None and seen.id in self.jobs and not self.jobs[seen.id].gone:
+            same = (seen.body, seen.what) == (job.body, f"{job.model}/{job.batched}")
+            return Answer(Verdict.REPLAYED if same else Verdict.CONFLICT, seen.id)
         most = job.limits.max_jobs
         if most is not None and len(self.live(caller=job.caller)) >= most:
             return Answer(Verdict.QUOTA_FULL, job.id)
@@ -196,8 +209,8 @@ class StoreModel:
             self.files[file].refs += 1
         if job.idempotency_key:
             what = f"{job.model}/{job.batched}"
-            until = self.now + IDEMPOTENCY_TTL_S
-            self.idempotency[job.caller, job.idempotency_key] = (job.id, job.body, what, until)
+            at_least = self.now + IDEMPOTENCY_TTL_S
+            self.idempotency[job.caller, job.idempotency_key] = ModelKey(job.id, job.body, what, at_least)
 
     def submitted_again(self, job: ModelJob) -> None:
         """The payload is written first, so it exists again for a while."""
@@ -226,6 +239,9 @@ class StoreModel:
         for file in asked.files.values():
             self.files[file].refs -= 1
         self.expiring[job.id, asked.caller] = job.gone_at
+        key = self.idempotency.get((asked.caller, asked.idempotency_key))
+        if key is not None and key.id == job.id:
+            key.until = max(job.gone_at, key.at_least)
         self.counters[f"{TASK}|{job.model}|{status.value}"] += 1
         if job.gone:
             self.forget(job)
@@ -249,7 +265,8 @@ class StoreModel:
         del self.expiring[job.id, asked.caller]
         if job.id in self.index[asked.caller]:
             self.index[asked.caller].remove(job.id)
-        if self.idempotency.get((asked.caller, asked.idempotency_key), ("",))[0] == job.id:
+        key = self.idempotency.get((asked.caller, asked.idempotency_key))
+        if key is not None and key.id == job.id:
             del self.idempotency[asked.caller, asked.idempotency_key]
         if asked.blob is not None:
             self.trash[asked.blob] = self.now
@@ -422,6 +439,7 @@ class StoreModel:
         for job in self.jobs.values():
             if job.input_until is not None and job.input_until <= self.now:
                 job.input_until = None
-        for key in [key for key, entry in self.idempotency.items() if entry[3] <= self.now]:
-            del self.idempotency[key]
+        for name, key in list(self.idempotency.items()):
+            if key.until is not None and key.until <= self.now:
+                del self.idempotency[name]
         return over

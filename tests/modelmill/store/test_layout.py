@@ -33,6 +33,36 @@ def test_the_first_process_writes_the_version_and_later_ones_accept_it(
     assert raw_redis.ttl(keys.LAYOUT) == -1
 
 
+@pytest.mark.parametrize("memory", [0, 1], ids=["with room", "full"])
+def test_the_version_of_an_earlier_release_is_raised(
+    settings: Settings, raw_redis: redis.Redis, memory: int
+) -> None:
+    raw_redis.set(keys.LAYOUT, "1")
+    raw_redis.config_set("maxmemory", memory)
+
+    try:
+        check_layout(settings.redis_url)
+    finally:
+        raw_redis.config_set("maxmemory", 0)
+
+    assert raw_redis.get(keys.LAYOUT) == str(keys.LAYOUT_VERSION).encode()
+    assert keys.LAYOUT_VERSION > 1
+
+
+def test_a_server_that_refuses_to_write_is_checked_as_well(
+    settings: Settings, raw_redis: redis.Redis
+) -> None:
+    raw_redis.set(keys.LAYOUT, LATER)
+    reader = settings.redis_url.replace("redis://", "redis://reader:word@")
+    raw_redis.acl_setuser("reader", enabled=True, passwords=["+word"], commands=["+get"], keys=["*"])
+
+    try:
+        with pytest.raises(ConfigError, match="has version"):
+            check_layout(reader)
+    finally:
+        raw_redis.acl_deluser("reader")
+
+
 @pytest.mark.parametrize("version", [str(LATER), "9000", "2b"])
 def test_another_version_is_refused_and_stays(
     settings: Settings, raw_redis: redis.Redis, version: str

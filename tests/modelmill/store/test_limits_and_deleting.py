@@ -101,8 +101,8 @@ def test_a_full_server_holds_large_results_back_and_ends_the_other_jobs(
     ]
     raw.config_set("maxmemory", "1mb")
     try:
-        assert store.settle(outcomes) == [Settlement.OK, Settlement.NO_ROOM, Settlement.OK]
-        assert store.settle([large]) == [Settlement.NO_ROOM]
+        assert store.settle(outcomes) == [Settlement.OK, Settlement.NOT_NOW, Settlement.OK]
+        assert store.settle([large]) == [Settlement.NOT_NOW]
         found = [read_job(store, job_id) for job_id in ids]
         assert [each.status for each in found if each] == [Status.COMPLETE, Status.RUNNING, Status.STARTING]
         raw.config_set("maxmemory", "0")

@@ -121,7 +121,9 @@ for _, key in ipairs(redis.call('KEYS', K.rate .. '*')) do
   redis.call('SET', key, string.format('%.3f', redis.call('GET', key) - ms), 'KEEPTTL')
 end
 for _, key in ipairs(redis.call('KEYS', K.job .. '*')) do
-  if redis.call('HEXISTS', key, 'deadline_ms') == 1 then redis.call('HINCRBY', key, 'deadline_ms', -ms) end
+  for _, name in ipairs({'deadline_ms', 'idem_until_ms'}) do
+    if redis.call('HEXISTS', key, name) == 1 then redis.call('HINCRBY', key, name, -ms) end
+  end
 end
 if redis.call('EXISTS', K.reaper) == 1 then redis.call('HINCRBY', K.reaper, 'grace_until_ms', -ms) end
 """
@@ -531,7 +533,8 @@ class Machine(RuleBasedStateMachine):
                     # The store wrote this error, not a worker.
                     assert error["deliveries"] == job.deliveries
                 assert int(record["expires_ms"]) - int(record["finished_ms"]) == job.ttl_s * 1000
-                ended = {name: value for name, value in record.items() if name != "deadline_ms"}
+                moving = {"deadline_ms", "idem_until_ms"}
+                ended = {name: value for name, value in record.items() if name not in moving}
                 assert self.ends.setdefault(job.id, ended) == ended
 
     def check_totals(self, seen: Snapshot) -> None:
@@ -566,6 +569,9 @@ class Machine(RuleBasedStateMachine):
             assert seen.lives_until(keys.INPUT + job_id, until - self.model.now)
         assert seen.named(keys.HOOKS) == self.model.hooked.keys()
         assert seen.named(keys.IDEMPOTENCY) == {":".join(key) for key in self.model.idempotency}
+        for owner, entry in self.model.idempotency.items():
+            if entry.until is not None:
+                assert seen.lives_until(keys.IDEMPOTENCY + ":".join(owner), entry.until - self.model.now)
         assert seen.named(keys.FILE) == set(seen.members(keys.FILES)) == self.model.files.keys()
         for name, file in self.model.files.items():
             assert int(seen.hash(keys.FILE + name)["refs"]) == file.refs
@@ -582,7 +588,14 @@ class Machine(RuleBasedStateMachine):
             *(keys.JOBS + caller for caller in CALLERS),
             *(keys.FILE + name for name in self.model.files),
             *(prefix + job.id for job in live for prefix in (keys.JOB, keys.INPUT, keys.PARTS, keys.EVENTS)),
+            *(
+                keys.IDEMPOTENCY + ":".join(name)
+                for name, key in self.model.idempotency.items()
+                if key.until is None
+            ),
         }
+        for owner, entry in self.model.idempotency.items():
+            assert (seen.lives[keys.IDEMPOTENCY + ":".join(owner)] == -1) == (entry.until is None)
         for key, left in seen.lives.items():
             assert left >= 0 or key in forever, f"{key} would never expire"
 

@@ -89,7 +89,7 @@ def _cost(item: Item) -> float:
 
 
 def run_batch(runner: Runner[Any, Any], batch: Sequence[Item], observer: PassObserver | None = None) -> bool:
-    """Runs one batch. Every item in it ends with a result or an error.
+    """Runs one batch. Every item in it ends with a result or an error, or its whole job has failed.
 
     If the forward pass raises, the batch is halved until the item that causes the error is alone.
 
@@ -146,11 +146,14 @@ def _forward(runner: Runner[Any, Any], batch: Sequence[Item]) -> Sequence[Any]:
 
 
 def _postprocess(runner: Runner[Any, Any], item: Item, raw: Any) -> None:
+    if item.job.error is not None:
+        # An item before it made the job's result too large.
+        return
     started = time.monotonic()
     try:
         with collecting(item.warnings):
             output = runner.postprocess(item.prepared, raw)  # type: ignore[arg-type]
-        item.result = output.model_dump_json()
+        item.job.finish_item(item, output.model_dump_json())
     except Exception as error:
         item.error = _item_error(error, item)
     item.job.postprocess_s += time.monotonic() - started

@@ -6,58 +6,69 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from modelmill.blobs import BlobError
+from modelmill.errors import ModelmillError
 from modelmill.store import Claimed, ClaimReply, ClaimRequest, Outcome, Released, Settlement
-from modelmill_worker import metrics
 from modelmill_worker.drain.context import DrainContext, DrainThreads
-from modelmill_worker.drain.jobs import Job, log_reported_end
+from modelmill_worker.drain.ends import not_stored, report_end, too_large_for_redis
+from modelmill_worker.drain.held import DONE, HeldResults
+from modelmill_worker.drain.jobs import Job
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-"""Pause between two tries while the store does not answer or has no room."""
+"""Pause between two tries while the store does not answer."""
 
 
 class Claims:
     """The claims that one run makes for one model.
 
     The settle thread writes results, so that the drain thread does not wait. While the store does not answer,
-    the results are kept and written again. The fence decides then which of them still count.
+    the results are kept and written again. The fence decides then which of them still count. A result that
+    cannot be written while the store answers goes to the held results, which outlive this run.
 
     Args:
         context: The store, the leases and the recorder.
-        threads: The settle thread and the thread for results without room.
+        threads: The settle thread.
+        held: The held results of this process.
         model: The model's name.
         stopping: Once it is set, a failed claim is not tried again.
     """
 
     def __init__(
-        self, context: DrainContext, threads: DrainThreads, model: str, stopping: threading.Event
+        self,
+        context: DrainContext,
+        threads: DrainThreads,
+        held: HeldResults,
+        model: str,
+        stopping: threading.Event,
     ) -> None:
         self._context = context
         self._store = context.store
         self._leases = context.leases
         self._recorder = context.recorder
         self._threads = threads
+        self._held = held
         self._model = model
         self._stopping = stopping
         self._lock = threading.Lock()
         self._open: dict[str, Claimed] = {}
         """Claimed and not settled, by id. Under the lock: the thread that claims (drain or ahead) adds, the
-        thread that writes outcomes (settle or without_room) removes."""
+        settle thread removes."""
         self._writes: list[Future[None]] = []
-        """Writes that are under way. The drain thread and the settle thread append, the drain thread
-        removes."""
+        """Writes that are under way. Drain thread only."""
         self.settled = 0
-        """Jobs that this run has ended. Written by the threads that write outcomes, read after the last
-        write."""
+        """Jobs that this run has ended. Written by the settle thread, read after the last write."""
         self.claimed_at = 0.0
         """``time.monotonic`` of the last claim. Written by the thread that claims."""
 
@@ -124,13 +135,58 @@ class Claims:
     def settle(self, outcomes: Sequence[Outcome | Released]) -> None:
         """Writes outcomes and waits for the store, however long it takes.
 
-        Results that the store has no room for go to another thread: smaller results of other jobs must not
-        wait for them, and may be what makes room.
+        A result that cannot be written now is held aside: other jobs must not wait for it.
         """
-        without_room = self.write_outcomes(outcomes)
-        if without_room:
-            write = self._threads.without_room.submit(self._settle_when_there_is_room, without_room)
-            self._writes.append(write)
+        ready, unwritten = [], []
+        for outcome in outcomes:
+            if self._held.must_wait(outcome):
+                unwritten.append((outcome, Settlement.NOT_NOW))
+            else:
+                ready.append(outcome)
+        settlements = self._until_answered(lambda: self._store.settle(ready, storing=self._recorder.storing))
+        written = []
+        for outcome, settlement in zip(ready, settlements, strict=True):
+            if settlement in DONE:
+                written.append(outcome.id)
+                if isinstance(outcome, Outcome):
+                    self._note_end(outcome, settlement)
+            else:
+                unwritten.append((outcome, settlement))
+        self._forget(written)
+        for outcome, settlement in unwritten:
+            self._set_aside(outcome, settlement)
+
+    def _set_aside(self, outcome: Outcome | Released, settlement: Settlement) -> None:
+        """Finds another way for an outcome that cannot be written as it is."""
+        claimed = self._open.get(outcome.id)
+        if claimed is None or not isinstance(outcome, Outcome):
+            logger.error("job %s: the job store refuses its release; its lease runs out", outcome.id)
+        elif settlement is Settlement.TOO_LARGE:
+            self._give_up(outcome, claimed, too_large_for_redis())
+        elif self._held.hold(outcome, claimed, self._model):
+            # Its lease goes on.
+            with self._lock:
+                self._open.pop(outcome.id, None)
+            return
+        else:
+            self._give_up(outcome, claimed, not_stored(self._held.trouble(outcome)))
+        self._forget([outcome.id])
+
+    def _give_up(self, outcome: Outcome, claimed: Claimed, why: ModelmillError) -> None:
+        act = partial(self._held.last_resort, outcome, claimed, self._model, why)
+        if not self._until_answered(act):
+            logger.error("job %s: the job store refuses each end of it; its lease runs out", outcome.id)
+
+    def _until_answered(self, act: Callable[[], T]) -> T:
+        """Acts, again and again while the store does not answer or refuses everything."""
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                return act()
+            except RedisError as error:
+                logger.warning("settling jobs of %s failed, trying again: %s", self._model, error)
+                time.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def settle_all_or_release(self) -> None:
         """Waits until all outcomes are written, then releases the jobs that have none."""
@@ -150,45 +206,12 @@ class Claims:
         self._leases.drop(list(self._open))
         self._open.clear()
 
-    def _settle_when_there_is_room(self, outcomes: Sequence[Outcome | Released]) -> None:
-        logger.warning("the job store has no room for the results of %d jobs; keeping them", len(outcomes))
-        pause_s = FIRST_PAUSE_S
-        while outcomes:
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            lost = {outcome.id for outcome in outcomes if self._leases.is_lost(outcome.id)}
-            self._forget(lost)
-            outcomes = self.write_outcomes([outcome for outcome in outcomes if outcome.id not in lost])
-
-    def write_outcomes(self, outcomes: Sequence[Outcome | Released]) -> list[Outcome | Released]:
-        """Writes outcomes once the store answers. Returns those whose results it has no room for now."""
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                settlements = self._store.settle(outcomes)
-                break
-            except (RedisError, BlobError) as error:
-                logger.warning("settling %d jobs failed, trying again: %s", len(outcomes), error)
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        without_room = []
-        for outcome, settlement in zip(outcomes, settlements, strict=True):
-            if settlement in (Settlement.NO_ROOM, Settlement.MISSING):
-                without_room.append(outcome)
-            elif isinstance(outcome, Outcome):
-                self._note_end(outcome, settlement)
-        written = {outcome.id for outcome in outcomes} - {outcome.id for outcome in without_room}
-        self._forget(written)
-        return without_room
-
     def _note_end(self, outcome: Outcome, settlement: Settlement) -> None:
         claimed = self._open.get(outcome.id)
         if claimed is None:
             return
-        log_reported_end(outcome, claimed, self._model, settlement)
-        if settlement is Settlement.OK:
-            self.settled += 1
-            metrics.job_ended(claimed.task, self._model, outcome.status.value, claimed.queued_s)
+        report_end(outcome, claimed, self._model, settlement)
+        self.settled += settlement is Settlement.OK
 
     def _save_parts(self, job_id: str, finished: dict[int, str]) -> None:
         try:
@@ -200,8 +223,6 @@ class Claims:
     def _forget(self, job_ids: Iterable[str]) -> None:
         """Stops renewing the leases of jobs that this process no longer has."""
         with self._lock:
-            gone = [job for job_id in job_ids if (job := self._open.pop(job_id, None)) is not None]
-            open_fences = {job.fence for job in self._open.values()}
-        self._leases.drop([job.id for job in gone])
-        for fence in {job.fence for job in gone} - open_fences:
+            gone = [job_id for job_id in job_ids if self._open.pop(job_id, None) is not None]
+        for fence in self._leases.drop(gone):
             self._recorder.note_settled(fence)

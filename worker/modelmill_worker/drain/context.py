@@ -42,14 +42,12 @@ class DrainThreads:
     Attributes:
         ahead: Prepares the next portion or claims ahead while the drain thread runs a portion.
         settle: Writes outcomes and parts, in order.
-        without_room: Tries again to write results that the store has no room for.
     """
 
     def __init__(self) -> None:
         self.ahead = ThreadPoolExecutor(1, "ahead")
         self.settle = ThreadPoolExecutor(1, "settle")
-        self.without_room = ThreadPoolExecutor(1, "without-room")
 
     def close(self) -> None:
-        for pool in (self.ahead, self.settle, self.without_room):
+        for pool in (self.ahead, self.settle):
             pool.shutdown(wait=False, cancel_futures=True)

@@ -16,7 +16,6 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from modelmill.blobs import BlobError
 from modelmill.errors import ModelmillError
 from modelmill.store import Wake
 from modelmill_backends.loader import LoadedModel
@@ -25,6 +24,7 @@ from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import PassObserver, form_batches, run_batch
 from modelmill_worker.drain.claims import Claims
 from modelmill_worker.drain.context import DrainContext, DrainThreads
+from modelmill_worker.drain.held import HeldResults
 from modelmill_worker.drain.jobs import Item, Job, close_job, part_text
 from modelmill_worker.drain.leases import Leases
 from modelmill_worker.drain.measurements import Measurements
@@ -51,7 +51,8 @@ class Drain:
     def __init__(self, context: DrainContext) -> None:
         self._context = context
         self._threads = DrainThreads()
-        self._preparer = Preparer(context.store, context.recorder, context.settings.preprocess_threads)
+        self._held = HeldResults(context.settings, context.store, context.leases, context.recorder)
+        self._preparer = Preparer(context.settings, context.store, context.recorder)
         self.measurements = Measurements(context.settings, context.store)
 
     def run(self, model: LoadedModel, stopping: threading.Event, load_s: float = 0.0) -> bool:
@@ -75,13 +76,14 @@ class Drain:
             preparer=self._preparer,
             measurements=self.measurements,
             threads=self._threads,
+            held=self._held,
         )
         return run.work_off(load_s)
 
     def fail_waiting(self, model: str, error: ModelmillError, stopping: threading.Event) -> None:
         """Fails the waiting jobs of a model that cannot be loaded, with the reason."""
         deadline = time.monotonic() + self._context.settings.slice_s
-        claims = Claims(self._context, self._threads, model, stopping)
+        claims = Claims(self._context, self._threads, self._held, model, stopping)
         details = {"node": self._context.node, "device": self._context.device}
         while time.monotonic() < deadline:
             reply = claims.claim(256)
@@ -89,7 +91,12 @@ class Drain:
                 return
             claims.settle([close_job(Job(claimed, error=error), details) for claimed in reply.jobs])
 
+    def release_held(self) -> None:
+        """Tries once more to write the held results, and gives their jobs back. The process ends now."""
+        self._held.close()
+
     def close(self) -> None:
+        self.release_held()
         self._threads.close()
         self._preparer.close()
 
@@ -109,6 +116,7 @@ class DrainRun:
         preparer: Preparer,
         measurements: Measurements,
         threads: DrainThreads,
+        held: HeldResults,
     ) -> None:
         self._context = context
         self._model = model
@@ -119,7 +127,7 @@ class DrainRun:
         self._sizer = measurements.sizer(model)
         """The drain thread writes, the ahead thread reads the size."""
         self._ahead = threads.ahead
-        self._claims = Claims(context, threads, model.name, stopping)
+        self._claims = Claims(context, threads, held, model.name, stopping)
         self._details = _details(context, model)
         started = time.monotonic()
         self._started_at = started
@@ -282,7 +290,7 @@ class DrainRun:
             return
         try:
             self._preparer.open(self._model, jobs)
-        except (RedisError, BlobError) as error:
+        except RedisError as error:
             logger.warning("reading jobs of %s failed: %s", self._model.name, error)
             # These jobs are released at the end of the run, and the reaper rings for them later. A bell at
             # once would only fail again.

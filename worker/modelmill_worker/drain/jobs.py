@@ -5,8 +5,9 @@ No Redis and no threads: the bytes of a request come in, an outcome comes out.
 
 from __future__ import annotations
 
+import io
 import json
-import logging
+import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,15 +15,13 @@ from typing import Any
 
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill.states import Status
-from modelmill.store import Claimed, Outcome, Settlement
-from modelmill.store.end_log import format_end
+from modelmill.store import Claimed, Outcome
 from modelmill_backends.contract import Prepared
 from modelmill_tasks.contract import TaskInput
 from modelmill_tasks.item_warnings import ItemWarning, WarningCode
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.sources import OpenedSources
-
-logger = logging.getLogger(__name__)
+from modelmill_worker.drain.ends import too_large
 
 ITEM_ERROR = '{"error":'
 """How a failed item of a batched job's result begins."""
@@ -73,6 +72,23 @@ class Job:
     milliseconds."""
     forward_s: float = 0.0
     postprocess_s: float = 0.0
+    max_result_bytes: int = sys.maxsize
+    result_bytes: int = 0
+    """Bytes of the results of its items so far. Drain thread only, after the job is opened."""
+
+    def finish_item(self, item: Item, result: str) -> None:
+        """Takes the result of one of its items. If all results together are too large, the job fails now.
+
+        Then its other items do not run, and the memory of its results is free.
+        """
+        self.result_bytes += len(result) if result.isascii() else len(result.encode())
+        if self.result_bytes > self.max_result_bytes:
+            self.error = too_large(self.max_result_bytes)
+        if self.error is None:
+            item.result = result
+        else:
+            for each in self.items:
+                each.result = None
 
     @property
     def is_done(self) -> bool:
@@ -89,6 +105,7 @@ def open_job(
     parts: Mapping[int, str] | None = None,
     config_keys: Sequence[str] = (),
     read_file: Callable[[str], bytes] | None = None,
+    max_result_bytes: int = sys.maxsize,
 ) -> Job:
     """Reads a claimed job's request into items. A request that cannot be read fails this job only.
 
@@ -101,8 +118,9 @@ def open_job(
         read_file: Returns the bytes of a file that the request names, by id. It is called when an item is
             prepared. It raises ``MediaError`` if there is no such file, and ``FileUnavailableError`` if the
             store cannot be read now.
+        max_result_bytes: The job fails if its result is larger.
     """
-    job = Job(claimed)
+    job = Job(claimed, max_result_bytes=max_result_bytes)
     readers = {name: partial(read_file, file) for name, file in claimed.files.items()} if read_file else {}
     try:
         if body is None:
@@ -138,22 +156,38 @@ def close_job(job: Job, details: dict[str, Any]) -> Outcome:
     }
     if job.canceled:
         return Outcome(claimed.id, claimed.fence, Status.CANCELED, details=details)
-    texts = [item_json(item) for item in job.items]
-    failed_items = sum(text.startswith(ITEM_ERROR) for text in texts)
+    failed_items = sum(_is_error(item) for item in job.items)
     error: dict[str, Any] | None = job.error.as_data() if job.error else None
-    if error is None and texts and failed_items == len(texts):
-        error = json.loads(texts[0])["error"]
+    if error is None and job.items and failed_items == len(job.items):
+        error = json.loads(item_json(job.items[0]))["error"]
+    result = b"" if error else _result(job)
+    if len(result) > job.max_result_bytes:
+        error = too_large(job.max_result_bytes).as_data()
     if error is not None:
         data = error | {"deliveries": claimed.deliveries}
         return Outcome(claimed.id, claimed.fence, Status.FAILED, error=data, details=details)
     if warnings := _warnings(job.items):
         details |= {"warnings": warnings}
-    if not claimed.batched:
-        result = texts[0]
-    else:
+    if claimed.batched:
         details |= {"failed_items": failed_items}
-        result = "[" + ",".join(texts) + "]"
-    return Outcome(claimed.id, claimed.fence, Status.COMPLETE, result=result.encode(), details=details)
+    return Outcome(claimed.id, claimed.fence, Status.COMPLETE, result=result, details=details)
+
+
+def _result(job: Job) -> bytes:
+    """The result of a job, as JSON text."""
+    if not job.claimed.batched:
+        return item_json(job.items[0]).encode()
+    # Encoded one by one: joined text beside its encoded form would take twice the memory.
+    whole = io.BytesIO()
+    for item in job.items:
+        whole.write(b"," if item.index else b"[")
+        whole.write(item_json(item).encode())
+    whole.write(b"]")
+    return whole.getvalue()
+
+
+def _is_error(item: Item) -> bool:
+    return item.error is not None or (item.result or "").startswith(ITEM_ERROR)
 
 
 def item_json(item: Item) -> str:
@@ -173,14 +207,19 @@ def part_text(item: Item) -> str:
 
 
 def _restore(item: Item, part: str) -> None:
-    item.result, _, warnings = part.partition(PART_SEPARATOR)
-    if warnings:
-        item.warnings = [ItemWarning(WarningCode(code), message) for code, message in json.loads(warnings)]
+    result, _, text = part.partition(PART_SEPARATOR)
+    try:
+        pairs = json.loads(text) if text else []
+        item.warnings = [ItemWarning(WarningCode(code), message) for code, message in pairs]
+    except ValueError:
+        # A later release may know more codes. The item runs again.
+        return
+    item.job.finish_item(item, result)
 
 
 def _warnings(items: Sequence[Item]) -> list[dict[str, Any]]:
     """The warnings of a job's items as the job's document shows them."""
-    found = [
+    found: list[dict[str, Any]] = [
         {"item": item.index, "code": warning.code.value, "message": warning.message}
         for item in items
         if item.warnings
@@ -190,21 +229,3 @@ def _warnings(items: Sequence[Item]) -> list[dict[str, Any]]:
         message = f"{more} more warnings are left out."
         found[MAX_WARNINGS:] = [{"item": None, "code": WarningCode.MORE_WARNINGS.value, "message": message}]
     return found
-
-
-def log_reported_end(outcome: Outcome, claimed: Claimed, model: str, settlement: Settlement) -> None:
-    """Logs one line for a job's end, as key=value pairs."""
-    timings = outcome.details.get("timings", {})
-    pairs = {
-        "id": outcome.id,
-        "task": claimed.task,
-        "model": model,
-        "status": outcome.status.value,
-        "code": (outcome.error or {}).get("code"),
-        "settled": settlement.value,
-        "deliveries": claimed.deliveries,
-        "batch_size": outcome.details.get("batch_size"),
-        **timings,
-    }
-    level = logging.INFO if settlement is Settlement.OK else logging.WARNING
-    logger.log(level, "%s", format_end(pairs))

@@ -38,14 +38,20 @@ class Leases:
         with self._lock:
             self._fences |= {job.id: job.fence for job in jobs}
 
-    def drop(self, job_ids: Iterable[str]) -> None:
-        """Renews the leases of these jobs no longer: they are settled or lost."""
+    def drop(self, job_ids: Iterable[str]) -> set[str]:
+        """Renews the leases of these jobs no longer: they are settled or lost.
+
+        Returns:
+            The fences under which this process holds no job now, of those of the dropped jobs.
+        """
         with self._lock:
+            fences = set()
             for job_id in job_ids:
-                self._fences.pop(job_id, None)
+                fences.add(self._fences.pop(job_id, ""))
                 self._lost.discard(job_id)
                 self._cancel.discard(job_id)
                 self._progress.pop(job_id, None)
+            return fences - {"", *self._fences.values()}
 
     def note_progress(self, job_id: str, progress: JobProgress) -> None:
         """Notes how far a job is. The next heartbeat reports it."""

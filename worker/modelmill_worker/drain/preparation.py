@@ -6,8 +6,9 @@ prepared, no matter how many items the jobs of a claim have.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Event
@@ -16,16 +17,21 @@ from redis.exceptions import RedisError
 
 from modelmill.blobs import BlobError
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
+from modelmill.settings import Settings
 from modelmill.store import OPENING, Claimed, WorkerStore
 from modelmill_backends.loader import LoadedModel
 from modelmill_worker.child_state import Recorder
 from modelmill_worker.drain.batches import preprocess
 from modelmill_worker.drain.jobs import FileUnavailableError, Item, Job, open_job
 
+logger = logging.getLogger(__name__)
+
 PORTION_BATCHES = 4
 """Batches in a portion. Items of like cost share a batch, so a portion offers some to choose from."""
 INLINE_PREPARE_S = 0.0003
 """If an item takes less than this to prepare, the calling thread prepares it: another thread costs more."""
+MAX_READ_FAILURES = 2
+"""After so many requests that the blob store does not give, those beside them are not tried."""
 ALIVE_EVERY_S = 1.0
 """How often the child state names the items that are not prepared yet. It shows that preparation goes on."""
 
@@ -74,27 +80,36 @@ class Preparer:
     one thread uses it: the drain thread, or the ahead thread.
     """
 
-    def __init__(self, store: WorkerStore, recorder: Recorder, threads: int) -> None:
+    def __init__(self, settings: Settings, store: WorkerStore, recorder: Recorder) -> None:
+        self._settings = settings
         self._store = store
         self._recorder = recorder
-        self._pool = ThreadPoolExecutor(threads, "preprocess")
+        self._pool = ThreadPoolExecutor(settings.preprocess_threads, "preprocess")
         self._item_s: dict[str, float] = {}
         """How long an item takes to prepare in its thread, by model."""
 
     def open(self, model: LoadedModel, jobs: ClaimedJobs) -> None:
         """Reads the requests of jobs that were just claimed. ``prepare_portion`` must follow.
 
+        A request that the blob store cannot give now is left out. Its job is released at the end of the run.
+
         Raises:
-            RedisError, BlobError: the requests cannot be read now.
+            RedisError: the requests cannot be read now.
         """
         claimed, jobs.unopened = jobs.unopened, []
         self._recorder.note_preparing((job.id, job.fence, OPENING if job.batched else 0) for job in claimed)
         try:
-            bodies = self._store.inputs(claimed)
-            parts = [self._store.parts(job.id) if job.batched else {} for job in claimed]
-            keys = model.context.entry.config_keys
+            readable = self._read_requests(claimed)
             opened = [
-                open_job(*job, keys, self._read_file) for job in zip(claimed, bodies, parts, strict=True)
+                open_job(
+                    job,
+                    body,
+                    self._store.parts(job.id) if job.batched else {},
+                    model.context.entry.config_keys,
+                    self._read_file,
+                    max_result_bytes=self._settings.max_result_bytes,
+                )
+                for job, body in readable
             ]
         except Exception:
             # Otherwise the parent would think that the child hangs here, although it is idle by then.
@@ -102,6 +117,30 @@ class Preparer:
             raise
         jobs.opened += opened
         jobs.pending += [item for job in opened for item in job.items if not item.is_done]
+
+    def _read_requests(self, claimed: Sequence[Claimed]) -> list[tuple[Claimed, bytes | None]]:
+        """The requests that can be read, in order."""
+        try:
+            return list(zip(claimed, self._store.inputs(claimed), strict=True))
+        except BlobError:
+            pass
+        # The jobs beside must not wait for one that cannot be read.
+        readable = {job.id: body for job, body in self._read_from_redis(claimed)}
+        failures = 0
+        for job in claimed:
+            if job.blob is not None and failures < MAX_READ_FAILURES:
+                try:
+                    (readable[job.id],) = self._store.inputs([job])
+                except BlobError:
+                    failures += 1
+        for job in claimed:
+            if job.id not in readable:
+                logger.warning("job %s: its request cannot be read now", job.id)
+        return [(job, readable[job.id]) for job in claimed if job.id in readable]
+
+    def _read_from_redis(self, claimed: Sequence[Claimed]) -> Iterator[tuple[Claimed, bytes | None]]:
+        jobs = [job for job in claimed if job.blob is None]
+        return zip(jobs, self._store.inputs(jobs), strict=True)
 
     def prepare_portion(self, model: LoadedModel, jobs: ClaimedJobs, batch: int, stopping: Event) -> None:
         """Prepares the next portion. Once ``stopping`` is set, the remaining items stay unprepared.

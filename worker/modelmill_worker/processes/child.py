@@ -7,14 +7,16 @@ import os
 import signal
 import threading
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from types import FrameType
 
 from celery import Celery
 from redis.exceptions import RedisError
 
-from modelmill.broker import DRAIN, Bells
+from modelmill.broker import DRAIN, Bells, NotSentError
 from modelmill.catalogue import Catalogue
 from modelmill.errors import ModelmillError
 from modelmill.settings import MIB, get_settings
@@ -32,6 +34,10 @@ from modelmill_worker.models.placement import Demand, better_node, other_node
 
 logger = logging.getLogger(__name__)
 
+LOOK_S = 5.0
+"""How often an idle child looks for jobs that no bell announced. A lost bell is sent again sooner."""
+SEND_S = 10.0
+"""How long the child waits for the broker to take a bell."""
 NODE_TTL_BEATS = 5
 """Heartbeats that a node may miss before it counts as gone."""
 
@@ -67,40 +73,49 @@ class Child:
         )
         self._stopping = threading.Event()
         """The handler of SIGTERM sets it, the start of a task clears it. All threads of a drain read it."""
+        self._turn = threading.Lock()
+        """Held while this process answers a bell or an order: by Celery's thread, or by the lookout."""
+        self._leaving = threading.Event()
+        self._idle_since = time.monotonic()
+        """When the last task ended. Written by the thread that holds the turn."""
         self._started_at = time.time()
         self._announcing = threading.Lock()
+        threading.Thread(target=self._look_out, name="lookout", daemon=True).start()
         threading.Thread(target=self._heartbeat, name="heartbeat", daemon=True).start()
 
     def drain(self, model: str, *, passed_on: bool = False) -> None:
         """Answers a bell. If another node passed it on, it is passed on again only if loading fails here."""
-        with self._until_sigterm():
+        with self._until_sigterm(), self._taking_turns():
+            self._answer(model, passed_on=passed_on)
+
+    def _answer(self, model: str, *, passed_on: bool) -> None:
+        try:
+            self._store.release_bell(model)
+            was_loaded = self._models.is_loaded(model)
+            if not was_loaded and not self._is_wanted_here(model, passed_on):
+                return
+            started = time.monotonic()
             try:
-                self._store.release_bell(model)
-                was_loaded = self._models.is_loaded(model)
-                if not was_loaded and not self._is_wanted_here(model, passed_on):
-                    return
-                started = time.monotonic()
-                try:
-                    loaded = self._models.get(model)
-                except ModelmillError as error:
-                    self._cannot_load(model, error, passed_on)
-                    return
-                load_s = 0.0 if was_loaded else time.monotonic() - started
-                if self._stopping.is_set() or self._drain.run(loaded, self._stopping, load_s):
-                    self._bells.ring(model)
-                self._leave_if_pinned()
-            except RedisError as error:
-                # The reaper rings again once the store answers.
-                logger.warning("drain of %s ended early: %s", model, error)
-                time.sleep(1)
-            except DeviceLostError as error:
-                # Only a new process can use the device again. The parent returns the jobs.
-                logger.critical("the device is lost, ending this process: %s", error)
-                os._exit(70)
+                loaded = self._models.get(model)
+            except ModelmillError as error:
+                self._cannot_load(model, error, passed_on)
+                return
+            load_s = 0.0 if was_loaded else time.monotonic() - started
+            if self._stopping.is_set() or self._drain.run(loaded, self._stopping, load_s):
+                self._bells.ring(model)
+            self._leave_if_pinned()
+        except RedisError as error:
+            # The reaper rings again once the store answers.
+            logger.warning("drain of %s ended early: %s", model, error)
+            time.sleep(1)
+        except DeviceLostError as error:
+            # Only a new process can use the device again. The parent returns the jobs.
+            logger.critical("the device is lost, ending this process: %s", error)
+            os._exit(70)
 
     def load(self, model: str) -> None:
         """Loads a model ahead of its first job."""
-        with self._until_sigterm():
+        with self._until_sigterm(), self._taking_turns():
             with suppress(ModelmillError):  # logged and announced by the cache
                 self._models.get(model)
             try:
@@ -112,15 +127,82 @@ class Child:
 
     def unload(self, model: str) -> None:
         """Frees a model's memory."""
-        self._models.unload(model)
-        self._leave_if_pinned()
+        with self._taking_turns():
+            self._models.unload(model)
+            self._leave_if_pinned()
+
+    def _look_out(self) -> None:
+        """Answers bells that cannot be sent, as long as this process lives.
+
+        A broker at its memory limit takes no messages, and it may be the Redis of the job store. The jobs
+        that were accepted before must end all the same.
+        """
+        while not self._leaving.wait(LOOK_S):
+            try:
+                while self._answer_all_unsent():
+                    pass
+            except RedisError as error:
+                logger.warning("looking for waiting jobs failed: %s", error)
+            except Exception:
+                logger.exception("looking for waiting jobs failed")
+
+    def _overlooked(self) -> list[str]:
+        """Models whose jobs wait although this process is idle."""
+        if self._turn.locked() or self._leaving.is_set():
+            return []
+        idle_s = time.monotonic() - self._idle_since
+        return self._store.waiting(self._config.models) if idle_s >= LOOK_S else []
+
+    def _answer_all_unsent(self) -> bool:
+        """Returns whether one was answered, so that another look is worth it."""
+        answered = [self._answer_unsent(model) for model in self._overlooked()]
+        return any(answered)
+
+    def _answer_unsent(self, model: str) -> bool:
+        """Sends a bell for ``model`` to this node. If the broker does not take it, answers it at once.
+
+        Returns whether it was answered.
+        """
+        try:
+            self._bells.order(DRAIN, model, self._config.name).result(SEND_S)
+        except (NotSentError, FutureTimeoutError):
+            pass
+        else:
+            return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            logger.warning("no bell can be sent for the jobs of %s; running them without one", model)
+            self._stopping.clear()
+            if not self._leaving.is_set():
+                self._answer(model, passed_on=True)
+        finally:
+            self._turn.release()
+        return True
 
     def _leave_if_pinned(self) -> None:
         if self._models.pinned:
             logger.warning("ending this process, to free memory that an unloaded model still holds")
+            self._drain.release_held()
             self._bells.close()
             # No job is claimed between two tasks, and the pool starts another process.
             os._exit(0)
+
+    def leave(self) -> None:
+        """The process ends, between two tasks: gives back the jobs whose results could not be written."""
+        self._leaving.set()
+        self._stopping.set()
+        # The lookout may be in a batch.
+        self._turn.acquire(timeout=self._settings.shutdown_grace_s)
+        self._drain.release_held()
+
+    @contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        with self._turn:
+            try:
+                yield
+            finally:
+                self._idle_since = time.monotonic()
 
     def _cannot_load(self, model: str, error: ModelmillError, passed_on: bool) -> None:
         """Leaves the jobs to a node that may load the model. If there is none, they fail with the reason."""
@@ -236,3 +318,9 @@ class _StopOnSigterm(AbstractContextManager[None]):
 def the_child(app: Celery) -> Child:
     """This process's child object, made at the first call."""
     return Child(app)
+
+
+def child_leaves(app: Celery) -> None:
+    """This process ends. Does nothing if it never made its child object."""
+    if the_child.cache_info().currsize:
+        the_child(app).leave()

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -188,6 +189,8 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._stopping = threading.Event()
+        self._renewing = threading.Event()
+        """The handler of SIGHUP sets it, ``run`` reads it."""
         self._misconfigured = False
         base = name or f"{socket.gethostname()}-{os.getpid()}"
         self._nodes = [
@@ -205,10 +208,17 @@ class Supervisor:
         }
 
     def run(self) -> int:
-        """Blocks until SIGTERM or SIGINT. Returns 0 if every node left within its grace time, else 1."""
+        """Blocks until SIGTERM or SIGINT. Returns 0 if every node left within its grace time, else 1.
+
+        On SIGHUP it starts its nodes again, one after another, so that they read the models file again. If it
+        runs on a terminal, SIGHUP means that the terminal was closed, and stops it.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        processes.on_hangup(self._on_signal if sys.stdin.isatty() else self._on_hangup)
         while not self._stopping.wait(0.2):
+            if self._renewing.is_set():
+                self._renew()
             for node in self._nodes:
                 self._start_if_down(node)
         clean = self._stop()
@@ -216,6 +226,20 @@ class Supervisor:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping.set()
+
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self._renewing.set()
+
+    def _renew(self) -> None:
+        """Starts each node again. The others work meanwhile."""
+        self._renewing.clear()
+        logger.info("SIGHUP: starting the nodes again, one after another")
+        for node in self._nodes:
+            if node.process is None or self._stopping.is_set():
+                continue
+            if not processes.stop(node.process, self._settings.shutdown_grace_s):
+                logger.error("node %s did not leave within its grace time and was killed", node.name)
+            self._start(node)
 
     def _start_if_down(self, node: _Node) -> None:
         now = time.monotonic()

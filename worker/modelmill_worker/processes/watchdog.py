@@ -24,6 +24,7 @@ MAX_LOAD_DEATHS = 3
 """After so many deaths of its loaders in a row, a model is not loaded for a while."""
 FIRST_REST_S, LONGEST_REST_S = 60.0, 3600.0
 """How long the model is not loaded then. Each further death doubles it."""
+STORING = "a write to the blob store"
 
 
 class Watchdog:
@@ -35,6 +36,8 @@ class Watchdog:
         self._recorder = recorder
         self._to_return: list[ChildState] = []
         """Dead children whose jobs are not returned yet."""
+        self._stuck_in_the_blob_store: set[int] = set()
+        """The process ids of children that were killed because of it."""
 
     def check(self) -> None:
         """Checks the present child and its predecessors.
@@ -50,6 +53,8 @@ class Watchdog:
             self._record_death(present)
         elif present is not None and (phase := self._hung_phase(present)):
             logger.error("process %d hangs in %s of model %s; killing it", present.pid, phase, present.model)
+            if phase == STORING:
+                self._stuck_in_the_blob_store.add(present.pid)
             os.kill(present.pid, signal.SIGKILL)
         while self._to_return:
             self._return_jobs(self._to_return[0])
@@ -63,7 +68,10 @@ class Watchdog:
         }
         if state.age_s > limits_s.get(state.phase, float("inf")):
             return state.phase.value
-        # Preparation waits for the job store for a minute at most. The rest of a drain may wait for hours.
+        # Preparation waits for the job store for a minute at most. The rest of a drain may wait for hours, if
+        # the job store does not answer. A call of the blob store is noted without these waits.
+        if state.storing_s > self._settings.batch_timeout_s:
+            return STORING
         return "preparing" if state.preparing_s > self._settings.batch_timeout_s else ""
 
     def _record_death(self, state: ChildState) -> None:
@@ -90,6 +98,9 @@ class Watchdog:
     def _return_jobs(self, state: ChildState) -> None:
         """Returns a dead child's jobs: those in progress as suspects, the others as if never claimed."""
         members = {*state.forward, *state.preparing}
+        if state.pid in self._stuck_in_the_blob_store:
+            # No input of a model is to blame for that.
+            members = set()
         in_progress = {(job_id, fence): index for job_id, fence, index in members}
         claimed = {(job_id, fence) for fence in state.fences for job_id in self._store.claimed_under(fence)}
         untouched = [Released(job_id, fence) for job_id, fence in claimed - in_progress.keys()]
@@ -105,6 +116,7 @@ class Watchdog:
             why.value,
             ", ".join(sorted({settlement.value for settlement in settlements})) or "nothing claimed",
         )
+        self._stuck_in_the_blob_store.discard(state.pid)
 
 
 def _is_alive(pid: int) -> bool:

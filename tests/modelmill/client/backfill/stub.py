@@ -35,7 +35,7 @@ class Stub:
         in_flight: The most jobs at one time that had not been collected.
     """
 
-    def __init__(self, document: Mapping[str, Any]) -> None:
+    def __init__(self, document: Mapping[str, Any], port: int = 0) -> None:
         self.reset()
         self._document = json.dumps(document)
         routes = [
@@ -45,7 +45,7 @@ class Stub:
             Route("/api/jobs:collect", self._collect, methods=["POST"]),
         ]
         config = uvicorn.Config(
-            Starlette(routes=routes), host="127.0.0.1", port=0, log_config=None, lifespan="off"
+            Starlette(routes=routes), host="127.0.0.1", port=port, log_config=None, lifespan="off"
         )
         self._server = QuickServer(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -70,7 +70,7 @@ class Stub:
         self._thread.join(timeout=10)
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse(["stub"])
+        return self.on_request("models") or JSONResponse(["stub"])
 
     async def _openapi(self, request: Request) -> Response:
         return Response(self._document, media_type="application/json")

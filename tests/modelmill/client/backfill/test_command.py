@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 import signal
@@ -178,6 +179,8 @@ def test_photos_named_in_a_spreadsheet_become_a_parquet_file(stub: Stub, tmp_pat
     ("options", "message"),
     [
         (["--input", "nothing.jsonl"], "there is no file or folder nothing.jsonl"),
+        (["--input", "rows.jsonl.gz"], "rows.jsonl.gz, row 1: the packed data end too early"),
+        (["--input", "rows.jsonl", "--encoding", "nope"], "there is no encoding 'nope'"),
         (["--input", "rows.jsonl", "--set", "colour=red"], "the task has no field colour"),
     ],
 )
@@ -186,13 +189,56 @@ def test_what_is_wrong_is_a_sentence_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", 1)
+    packed = gzip.compress((tmp_path / "rows.jsonl").read_bytes())
+    (tmp_path / "rows.jsonl.gz").write_bytes(packed[:-8])
 
     ended = run(stub.url, "stub", *options, "--output", "out")
 
     assert ended.returncode == 1
     assert message in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "rows.jsonl.gz"]
+
+
+def test_rows_may_come_from_standard_input(stub: Stub, tmp_path: Path) -> None:
+    stub.on_end = lambda fields: {
+        **probabilities({"classes": [0]}),
+        "warnings": [{"item": 0, "code": fields["classes"][0], "message": "No."}],
+    }
+    rows = f"{CAT}\t日本 2024\r\n{CAT}\tplain\r\n"
+    options = ["--input", "-", "--input-format", "tsv", "--output", "out", "--map", "classes=label"]
+
+    ended = subprocess.run(
+        command(stub.url, "stub", *options),
+        input=f"image\tlabel\r\n{rows}".encode("utf-16"),
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=60,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stdout.decode()
+    assert "2 rows, in" in said
+    assert "rows with the warning 日本 2024: 1" in said
+    assert "rows with the warning plain: 1" in said
+    assert not list((tmp_path / "out").glob("input-*"))
+
+
+def test_a_run_that_waits_for_the_api_says_so_and_can_be_interrupted(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", 1)
+    url = f"http://127.0.0.1:{processes.free_port()}"
+    options = ["--input", str(tmp_path / "rows.jsonl"), "--output", str(tmp_path / "out")]
+    with (tmp_path / "log").open("w+b") as log:
+        process = processes.start(command(url, "stub", *options), log=log)
+        wait_until(lambda: "waiting: " in (tmp_path / "log").read_text() or process.poll() is not None)
+
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(30) == 130
+    said = " ".join((tmp_path / "log").read_text().split())
+    assert f"waiting: {url} does not answer (" in said
+    assert "0 rows are done. To continue, run the same command with --resume." in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_progress_is_shown_in_words() -> None:
@@ -205,7 +251,21 @@ def test_progress_is_shown_in_words() -> None:
     with err.capture() as captured:
         err.print(backfill_display._details(stats, with_done=True))
         backfill_display.show_summary(
-            Summary("stopped", "3 rows failed", Path("out"), "id", 903, 900, 3, stats.errors, [], 75.0, 12.3),
+            Summary(
+                "stopped",
+                "3 rows failed",
+                Path("out"),
+                "id",
+                903,
+                900,
+                3,
+                stats.errors,
+                {},
+                {},
+                [],
+                75.0,
+                12.3,
+            ),
             as_json=False,
         )
 

@@ -309,7 +309,7 @@ def test_what_is_wrong_before_the_start_leaves_nothing(stub: Stub, tmp_path: Pat
     assert caught.value.code is ErrorCode.MODEL_NOT_FOUND
     nowhere = connection(f"http://127.0.0.1:{processes.free_port()}")
     with pytest.raises(ModelmillError, match="does not answer"):
-        backfill(nowhere, TASK, "stub", ROWS, output=output, options=BackfillOptions())
+        backfill(nowhere, TASK, "stub", ROWS, output=output, options=BackfillOptions(give_up_after_s=0.2))
 
     assert not output.exists()
     assert not stub.seen

@@ -161,6 +161,7 @@ def test_parquet_has_the_result_as_the_contract_says(tmp_path: Path) -> None:
         "input": '{"id": 0}',
         "result": {"scores": [0.0, 0.5]},
         "error": None,
+        "warnings": None,
     }
     assert rows[1]["error"] == {"code": "internal", "message": "no", "retryable": False}
     assert rows[1]["result"] is None

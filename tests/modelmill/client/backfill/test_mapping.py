@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from modelmill.client.backfill.mapping import Mapper, read_columns
+from modelmill.client.backfill.rows import Row
 from modelmill.client.backfill.schema import TaskSchema
-from modelmill.client.backfill.sources import Row
 from modelmill.errors import ConfigError, ErrorCode, ModelmillError
 from modelmill_tasks.registry import all_tasks
 from modelmill_tasks.shared.sources import source_bytes
@@ -234,7 +234,7 @@ def test_what_is_small_and_was_not_sent_is_kept(document: dict[str, Any]) -> Non
         ({}, {}, ("classes",), "sets no field"),
         ({}, {}, ("classes:=[",), "not JSON"),
         ({}, {}, ("config.multi_label=perhaps",), "is not of type boolean"),
-        ({}, {}, ("classes:=@nothing.json",), "does not exist"),
+        ({}, {}, ("classes:=@nothing.json",), "cannot be read: No such file"),
         ({"classes": "labels"}, {"classes": ["a"]}, (), "both set and mapped"),
         ({}, {"config": 1}, ("config.multi_label=true",), "a value of its own"),
     ],

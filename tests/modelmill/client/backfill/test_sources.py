@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from modelmill.client.backfill import sources
-from modelmill.client.backfill.sources import Row, open_source
+from modelmill.client.backfill import tables
+from modelmill.client.backfill.rows import Row
+from modelmill.client.backfill.sources import open_source
 from modelmill.errors import ConfigError
 
 parquet: Any = import_module("pyarrow.parquet")
@@ -77,7 +78,7 @@ def test_the_fingerprint_of_another_file_is_another(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 40)
+    monkeypatch.setattr(tables, "MAX_LINE_CHARACTERS", 40)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\nnot json\n[1]\n{"a": "' + "x" * 200 + '"}\n\n{"a": 2}')
 
@@ -91,8 +92,7 @@ def test_a_line_that_cannot_be_read_is_a_row_with_a_problem(
         "",
     ]
     assert rows[4].columns == {"a": 2}
-    first = open_source(path).first()
-    assert first is not None
+    (first,) = open_source(path).firsts()
     assert first.columns == {"a": 1}
 
 
@@ -202,8 +202,7 @@ def test_rows_of_a_program_are_looked_at_without_being_lost() -> None:
 
     source = open_source(generated())
 
-    first = source.first()
-    assert first is not None
+    (first,) = source.firsts()
     assert first.columns == {"id": 0}
     assert source.count() is None
     assert [row.columns["id"] for row in source.rows(0)] == [0, 1, 2]
@@ -216,6 +215,6 @@ def test_an_input_without_rows_has_no_first(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.touch()
 
-    assert open_source(path).first() is None
+    assert open_source(path).firsts() == []
     assert list(open_source(path).rows(0)) == []
     assert isinstance(Row(0, {}).keep, dict)

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from modelmill.errors import ConfigError
-from modelmill_cli.stack import free_port_of, listens, url_of
+from modelmill_cli.addresses import free_port_of, listens, url_of
 
 
 @pytest.mark.parametrize(
