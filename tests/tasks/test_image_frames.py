@@ -52,7 +52,7 @@ def test_many_pages_are_counted_within_a_bound() -> None:
 
 
 def test_smaller_copies_and_masks_are_no_pages() -> None:
-    page = {"t256": 1, "t257": 1, "t278": 1}
+    page: dict[str, Any] = {"t256": 1, "t257": 1, "t278": 1}
 
     for kind in (1, 4, 5):
         data = bytearray(tiff(bytes(1), pages=2, t254=("I", [0]), **page))

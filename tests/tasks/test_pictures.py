@@ -142,7 +142,7 @@ class TestTransparency:
 
     def test_alpha_of_a_tiff_may_be_associated(self) -> None:
         """Half-transparent red, stored as half of red."""
-        tags = {"t256": 1, "t257": 1, "t258": (8, 8, 8, 8), "t262": 2, "t277": 4, "t278": 1}
+        tags: dict[str, Any] = {"t256": 1, "t257": 1, "t258": (8, 8, 8, 8), "t262": 2, "t277": 4, "t278": 1}
 
         associated, _ = opened(tiff(bytes([128, 0, 0, 128]), t338=1, **tags))
         straight, _ = opened(tiff(bytes([255, 0, 0, 128]), t338=2, **tags))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from modelmill.errors import ErrorCode, MediaError
+from modelmill.extras import missing_package
 from modelmill.formats.media import AVIF, BMP, HEIC, TIFF, MediaFormat
 from modelmill_tasks.item_warnings import WarningCode, warn
 from modelmill_tasks.limits import MediaLimits, process_limits
@@ -113,8 +114,8 @@ def _decoder(form: MediaFormat) -> Any:
         except ImportError:
             raise MediaError(
                 ErrorCode.INVALID_MEDIA,
-                "This worker cannot read HEIC images, because its library is not installed there: "
-                "pip install 'modelmill[heic]'. Or send the image as JPEG or PNG.",
+                f"This worker cannot read HEIC images. {missing_package('pillow_heif')}. Or send the image as "
+                "JPEG or PNG.",
             ) from None
         return HeifImageFile
     if form == AVIF and not features.check("avif"):
