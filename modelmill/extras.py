@@ -33,7 +33,7 @@ EXTRAS: dict[str, str] = {
         ("accelerate", "gguf", "safetensors", "scipy", "sentencepiece", "torch", "transformers"),
         "transformers",
     ),
-    **dict.fromkeys(("soundfile", "soxr"), "sound"),
+    **dict.fromkeys(("av", "soundfile", "soxr"), "sound"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
     "diffusers": "diffusers",
     "rapidocr": "ocr",

@@ -168,14 +168,15 @@ class Marks:
         """The ids without marks, and for each of them its position in ``ids``."""
         if self._id not in ids:
             return list(ids), list(range(len(ids)))
-        kept, places = [], []
+        kept: list[int] = []
+        places: list[int] = []
         for place, number in enumerate(ids):
             if number == self._id:
                 continue
-            if self._adds_space and place and ids[place - 1] == self._id:
-                number = self._without_space(number)
-            if number is not None:
-                kept.append(number)
+            spaced = self._adds_space and place > 0 and ids[place - 1] == self._id
+            token = self._without_space(number) if spaced else number
+            if token is not None:
+                kept.append(token)
                 places.append(place)
         return kept, places
 
@@ -191,6 +192,7 @@ class Marks:
 
     def _plain(self, text: str) -> str:
         """The text as the tokenizer's normalizer writes it, if a control token is spelled in that form."""
+        assert self._normalizer is not None
         normal: str = self._normalizer.normalize_str(text)
         return normal if self._any.search(normal) else text
 

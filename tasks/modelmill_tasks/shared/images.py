@@ -114,8 +114,8 @@ def _decoder(form: MediaFormat) -> Any:
         except ImportError:
             raise MediaError(
                 ErrorCode.INVALID_MEDIA,
-                f"This worker cannot read HEIC images. {missing_package('pillow_heif')}. Or send the image as "
-                "JPEG or PNG.",
+                f"This worker cannot read HEIC images. {missing_package('pillow_heif')}. "
+                "Or send the image as JPEG or PNG.",
             ) from None
         return HeifImageFile
     if form == AVIF and not features.check("avif"):
