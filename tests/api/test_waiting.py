@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -329,6 +331,19 @@ def test_an_api_that_stops_answers_those_who_wait(settings: Settings, tmp_path: 
 )
 def test_preferences_are_read_as_rfc_7240_has_them(headers: list[str] | None, wait_s: int | None) -> None:
     assert preferred_wait(headers) == wait_s
+
+
+def test_a_long_preference_takes_no_time() -> None:
+    long = ["a" + "; " * 30_000 + "@", "a" + ";" * 30_000 + "@", '"\\' * 15_000, "a=" * 20_000]
+    long += ["wait" + " " * 60_000 + "@", 'a="' * 20_000]
+    # In a process of its own, as an expression that tries again and again cannot be stopped otherwise.
+    code = "from modelmill_api.waiting import preferred_wait as read; import sys\n"
+    code += "print([read([text, 'wait=9']) for text in eval(sys.stdin.read())])"
+
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=repr(long), capture_output=True, text=True, timeout=60, check=True)
+
+    assert done.stdout == f"{[9] * len(long)}\n"
 
 
 def test_a_preference_that_is_not_understood_is_ignored(api: httpx.Client) -> None:

@@ -14,13 +14,15 @@ from modelmill.errors import ErrorCode
 from modelmill_api.openapi import document
 from modelmill_api.parameters import IdempotencyKey, Prefer
 from modelmill_api.paths import bulk_path, task_path
-from modelmill_api.problems import READ_PROBLEMS, SUBMIT_REFUSALS, describe_problems
+from modelmill_api.problems import BODY_PROBLEMS, READ_PROBLEMS, SUBMIT_REFUSALS, describe_problems
 from modelmill_api.schemas import JobAccepted, JobDocument
 from modelmill_tasks.contract import Task
 from modelmill_tasks.registry import all_tasks
 
-SUBMIT_PROBLEMS = describe_problems(ErrorCode.BODY_TOO_LARGE, *SUBMIT_REFUSALS)
-BULK_PROBLEMS = describe_problems(ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED)
+SUBMIT_PROBLEMS = describe_problems(*BODY_PROBLEMS, *SUBMIT_REFUSALS)
+BULK_PROBLEMS = describe_problems(
+    ErrorCode.MODEL_NOT_FOUND, ErrorCode.TASK_NOT_SUPPORTED, ErrorCode.UNSUPPORTED_ENCODING
+)
 
 
 @cache

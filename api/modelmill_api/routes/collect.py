@@ -16,7 +16,7 @@ from modelmill_api.callers import caller_of
 from modelmill_api.lookup import no_such_job
 from modelmill_api.openapi.document import COLLECT
 from modelmill_api.parameters import Prefer
-from modelmill_api.problems import describe_problems
+from modelmill_api.problems import BODY_PROBLEMS, describe_problems
 from modelmill_api.responses import job_json
 from modelmill_api.room import Place
 from modelmill_api.routes.bulk import MEDIA_TYPE
@@ -40,9 +40,7 @@ DELETED_AT_ONCE = 100
     "as soon as at least one has ended, or when the time of `Prefer: wait` is over. If a job does not exist, "
     "its line has `status` null and an `error`.",
     response_class=Response,
-    responses=describe_problems(
-        ErrorCode.INVALID_INPUT, ErrorCode.BODY_TOO_LARGE, ErrorCode.STORE_UNAVAILABLE
-    ),
+    responses=describe_problems(ErrorCode.INVALID_INPUT, *BODY_PROBLEMS, ErrorCode.STORE_UNAVAILABLE),
     openapi_extra=COLLECT,
 )
 async def collect(request: Request, state: State, prefer: Prefer = None) -> Response:

@@ -20,7 +20,7 @@ from modelmill.store.files import FileRecord, NewFile, file_gone
 from modelmill_api.body import declared_length
 from modelmill_api.callers import caller_of
 from modelmill_api.encodings import decoded
-from modelmill_api.problems import describe_problems
+from modelmill_api.problems import BODY_PROBLEMS, describe_problems
 from modelmill_api.room import Place
 from modelmill_api.schemas import FileDocument
 from modelmill_api.state import ApiState, State
@@ -167,7 +167,7 @@ class _Upload:
     status_code=201,
     response_model=FileDocument,
     responses=describe_problems(
-        ErrorCode.BODY_TOO_LARGE, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
+        *BODY_PROBLEMS, ErrorCode.INVALID_INPUT, ErrorCode.STORE_FULL, ErrorCode.STORE_UNAVAILABLE
     ),
     summary="Upload a file",
     description="As multipart/form-data with a part that is named `file`; other fields of a form are left "

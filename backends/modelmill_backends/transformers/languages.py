@@ -19,7 +19,7 @@ NAMES = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
 
 CODE = re.compile(r"[a-z]{2,3}_[A-Z][A-Za-z]{1,3}")
 """A language among the special tokens of NLLB (``eng_Latn``) and mBART (``en_XX``)."""
-T5_PARAMS = re.compile(r"translation_(\w+)_to_(\w+)")
+T5_PARAMS = re.compile(r"translation_(\w{1,40})_to_(\w{1,40})")
 T5_PREFIX = re.compile(r"translate (\w+) to (\w+):")
 MARIAN_CODE = re.compile(r">>(.+)<<")
 

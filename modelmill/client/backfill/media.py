@@ -13,7 +13,8 @@ from modelmill.errors import ErrorCode, ModelmillError
 MAX_FILE_BYTES = 64 * 1024 * 1024
 """A larger file is not read. By default, a server takes less in one request."""
 AS_IT_IS = ("http://", "https://", "file:", "data:")
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
+# White space fits one part only, so that a long text of it is read once.
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+(?:=+\s*)?")
 _SHORTEST_BASE64 = 64
 
 
