@@ -119,7 +119,7 @@ class Marks:
                 weak.add(spelling)
         self._strong, self._any = _pattern(strong), _pattern(strong | weak)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._normalizer = getattr(backend, "normalizer", None) if normalized else None
+        self._normalizer: Any = getattr(backend, "normalizer", None) if normalized else None
         self._tokenizer = tokenizer
         # A caller cannot guess it: U+FDD0 and U+FDD1 are never characters, and the number is new each time.
         self._mark = f"\ufdd0{secrets.randbits(64)}\ufdd1"
@@ -168,16 +168,17 @@ class Marks:
         """The ids without marks, and for each of them its position in ``ids``."""
         if self._id not in ids:
             return list(ids), list(range(len(ids)))
-        kept: list[int] = []
-        places: list[int] = []
+        kept, places = [], []
         for place, number in enumerate(ids):
             if number == self._id:
                 continue
-            spaced = self._adds_space and place > 0 and ids[place - 1] == self._id
-            token = self._without_space(number) if spaced else number
-            if token is not None:
-                kept.append(token)
-                places.append(place)
+            if self._adds_space and place and ids[place - 1] == self._id:
+                bare = self._without_space(number)
+                if bare is None:
+                    continue
+                number = bare
+            kept.append(number)
+            places.append(place)
         return kept, places
 
     def _without_space(self, number: int) -> int | None:
@@ -192,7 +193,6 @@ class Marks:
 
     def _plain(self, text: str) -> str:
         """The text as the tokenizer's normalizer writes it, if a control token is spelled in that form."""
-        assert self._normalizer is not None
         normal: str = self._normalizer.normalize_str(text)
         return normal if self._any.search(normal) else text
 
