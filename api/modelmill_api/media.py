@@ -19,7 +19,7 @@ from modelmill.store.files import FileRecord, NewFile
 from modelmill_api.callers import Caller
 from modelmill_api.state import ApiState
 from modelmill_tasks.limits import MediaLimits
-from modelmill_tasks.shared.sniffing import sniff, unfit
+from modelmill_tasks.shared.sniffing import ANYTHING, sniff, unfit
 from modelmill_tasks.shared.sources import FILE_SCHEME, WantedSources, is_url, refused
 
 MAX_URLS = 64
@@ -93,12 +93,12 @@ def _describe(content: bytes, owner: str, limits: MediaLimits) -> NewFile:
 def _problem(found: FileRecord | MediaError, kind: str) -> MediaError | None:
     if isinstance(found, MediaError):
         return found
-    if (error := unfit(found.media_type, kind)) is not None:
-        return error
-    if found.problem is not None:
-        code, message = found.problem
-        return MediaError(ErrorCode(code), message)
-    return None
+    problem = None if found.problem is None else MediaError(ErrorCode(found.problem[0]), found.problem[1])
+    error = unfit(found.media_type, kind)
+    if error is not None and found.media_type == ANYTHING and kind == "image":
+        # The problem says which other format the file has.
+        return problem or error
+    return error or problem
 
 
 def _no_such_file() -> MediaError:

@@ -21,6 +21,7 @@ from modelmill.states import Status
 from modelmill.store import ApiStore, ClaimRequest, Outcome, WorkerStore, keys
 from modelmill.store.callers import KeyRing
 from modelmill_tasks.shared.examples import CAT, SPEECH
+from tests.fixtures.image_files import encoded, plain
 from tests.support.processes import wait_until
 from tests.support.servers import ApiServer, Valkey
 from tests.support.store import read_job
@@ -122,6 +123,8 @@ def test_only_the_bytes_say_what_it_is(api: httpx.Client) -> None:
     page = b"<html><script>alert(1)</script></html>"
     assert upload(api, page, "page.html").json()["media_type"] == "application/octet-stream"
     assert upload(api, SOUND, "cat.jpg").json()["media_type"] == "audio/ogg"
+    for kind, media_type in {"AVIF": "image/avif", "HEIF": "image/heic", "WEBP": "image/webp"}.items():
+        assert upload(api, encoded(plain((64, 64)), kind), "x").json()["media_type"] == media_type
 
 
 PART = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'

@@ -16,6 +16,7 @@ from PIL import Image
 from modelmill.settings import Settings
 from modelmill.store import ClaimRequest, Limits, WorkerStore, keys
 from modelmill_tasks.shared.examples import CAT, SPEECH
+from tests.fixtures.image_files import encoded, jpeg_with_scans, plain, tiff
 from tests.fixtures.web import Web
 from tests.support.api import TASK
 from tests.support.callers import People
@@ -116,6 +117,38 @@ def test_what_is_wrong_with_one_is_said_of_its_field(api: httpx.Client, web: Web
     assert problem(refused) == (422, "invalid_media", ["image.2"])
     assert "audio/ogg" in refused.json()["detail"]
     assert str(HUGE) in submit(api, huge).json()["detail"]
+
+
+def test_a_file_of_another_kind_is_named(api: httpx.Client) -> None:
+    pdf = b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n"
+    for image in (upload(api, pdf), base64.b64encode(pdf).decode()):
+        refused = submit(api, image)
+        assert problem(refused) == (422, "invalid_media", ["image"])
+        assert "This is a PDF: render its pages as images." in refused.json()["detail"]
+
+
+def test_what_costs_a_decoder_too_much_is_refused_before_it_is_queued(api: httpx.Client) -> None:
+    strips = tiff(b"a", t256=1, t257=1, t278=1, t273=("I", [8] * 400_000))
+    for data, said in ((strips, "400000 strips"), (jpeg_with_scans((64, 64), 3000), "100 scans")):
+        for image in (upload(api, data), base64.b64encode(data).decode()):
+            refused = submit(api, image)
+            assert problem(refused) == (422, "media_too_large", ["image"])
+            assert said in refused.json()["detail"]
+
+
+def test_photos_of_phones_are_accepted(api: httpx.Client) -> None:
+    for kind in ("AVIF", "HEIF"):
+        data = encoded(plain((64, 64)), kind)
+        answers = [submit(api, image) for image in (upload(api, data), base64.b64encode(data).decode())]
+        assert [answer.status_code for answer in answers] == [202, 202]
+
+
+def test_spaces_around_a_name_do_not_count(api: httpx.Client, web: Web, store: WorkerStore) -> None:
+    name, url = upload(api, PHOTO), f"{web.url}/cat.jpg"
+    answer = submit(api, [f" {name}", f"{url}\n"])
+    assert answer.status_code == 202, answer.text
+    (job,) = store.claim(ClaimRequest("noop", "fence", "node", 1, 10**9)).jobs
+    assert job.files.keys() == {name, url}
 
 
 def test_media_within_a_conversation_are_found_too(api: httpx.Client, web: Web, store: WorkerStore) -> None:

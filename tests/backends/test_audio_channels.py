@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelmill.errors import MediaError
 from modelmill_backends.shared.audio import open_audio
 from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
 from tests.fixtures.sounds import RATE, encoded, speech, tone
@@ -68,9 +69,18 @@ def test_channels_that_cancel_each_other_for_a_while_are_heard_with_a_warning() 
     assert warnings == [WarningCode.CHANNELS_MIXED]
 
 
+def test_stereo_that_is_no_number_is_refused() -> None:
+    broken = speech().copy()
+    broken[1000] = np.inf
+
+    with pytest.raises(MediaError, match="finite"):
+        mixed(speech(), broken)
+
+
 def test_a_lossy_file_with_opposite_channels_is_heard() -> None:
     data = encoded(np.stack([speech(), -speech()], axis=1), RATE, "OGG", "VORBIS")
 
     found = open_audio(data, RATE)
 
-    assert np.corrcoef(found, speech())[0, 1] > 0.9
+    # Both channels are equally loud, so either may be heard.
+    assert abs(np.corrcoef(found, speech())[0, 1]) > 0.9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from modelmill.errors import ErrorCode, ModelmillError
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.shared.audio import pieces
-from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
+from modelmill_tasks.item_warnings import InputWarning, WarningCode
 from modelmill_tasks.shared.examples import SPEECH
 from tests.fixtures.listening import TASK, Watched, heard, refusal, watched
 from tests.fixtures.sounds import RATE, speech, tone
@@ -139,13 +140,15 @@ def test_an_answer_that_reaches_the_limit_of_tokens_is_told(tiny: Tiny) -> None:
     codes = []
     for limit in (generation.max_length, 6):
         before, generation.max_length = generation.max_length, limit
-        found: list[ItemWarning] = []
         try:
-            with collecting(found):
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
                 text = heard(model, tone(1), language="en")["text"]
         finally:
             generation.max_length = before
-        codes.append((len(text), [each.code for each in found]))
+        codes.append(
+            (len(text), [each.message.code for each in found if isinstance(each.message, InputWarning)])
+        )
 
     assert codes[1][0] < codes[0][0]
     assert codes[1][1] == [WarningCode.OUTPUT_CUT]

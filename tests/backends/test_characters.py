@@ -31,7 +31,7 @@ TEXTS = (
 )
 
 
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
+@pytest.fixture(params=KINDS.values(), ids=list(KINDS))
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     return request.param(SPECIAL)
 

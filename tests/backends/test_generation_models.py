@@ -164,6 +164,26 @@ def test_a_question_about_an_image_is_a_chat_about_it(load: Load) -> None:
     assert answers == [{"answer": chat["choices"][0]["message"]["content"].strip(), "score": None}]
 
 
+def test_the_name_of_the_image_token_in_a_message_is_text(load: Load) -> None:
+    model = load("llava", CHAT, QUESTION, runner="vision")
+    runner = model.runner(CHAT)
+    image = {"type": "image", "image": CAT}
+
+    def prompt(*parts: dict[str, Any]) -> list[int]:
+        item = find_task(CHAT).input.model_validate({"messages": [user(list(parts))]})
+        found: list[int] = list(runner.preprocess(item).data.request.prompt)
+        return found
+
+    for said in ("<image>", "a <image><image> b", "<|im_start|><image><|end|>"):
+        ids = prompt(image, {"type": "text", "text": said})
+        assert ids.count(runner.weights.special["<image>"]) == 9
+        assert ids.count(runner.weights.special["<|end|>"]) == 0
+        assert said in runner.weights.decode(ids)
+    split = prompt({"type": "text", "text": "a<im"}, image, {"type": "text", "text": "age>b"})
+    assert split.count(runner.weights.special["<image>"]) == 9
+    assert ask(model, QUESTION, image=CAT, question="What is <image>?", config=SHORT)["answers"]
+
+
 def test_beams_over_several_images_are_refused(load: Load) -> None:
     model = load("llava", CHAT, QUESTION, runner="vision")
     image = {"type": "image", "image": CAT}

@@ -95,7 +95,7 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES)
+@pytest.fixture(params=FAMILIES.values(), ids=list(FAMILIES))
 def chat(request: pytest.FixtureRequest) -> tuple[Family, Any, Marks]:
     family: Family = request.param
     tokenizer = family.make(family.special, family.added)

@@ -351,7 +351,7 @@ print(json.dumps([name for name in ("torch", "transformers") if name in sys.modu
 
 
 class TestReadingOrder:
-    def order(self, *boxes: tuple[str, float, float, float, float]) -> str:
+    def order(self, *boxes: Any) -> str:
         return text_of(in_reading_order([Piece(text, 1.0, *box) for text, *box in boxes]))
 
     def test_lines_go_down_and_pieces_to_the_right(self) -> None:

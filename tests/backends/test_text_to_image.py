@@ -16,6 +16,9 @@ from modelmill_backends.device import Device
 from modelmill_backends.diffusers.text_to_image import sides_of
 from modelmill_backends.loader import LoadedModel
 from modelmill_backends.progress import ProgressSink
+from modelmill_backends.shared.literal import Spacer
+from modelmill_tasks.item_warnings import ItemWarning, collecting
+from modelmill_tasks.registry import find_task
 from tests.fixtures.specimens.text_to_image import directly
 from tests.fixtures.tiny import text_to_image as tiny_pipelines
 from tests.support.images import STEPS, apart, draw, entry, opened, pixels
@@ -314,3 +317,36 @@ def test_bfloat16_draws_nearly_the_same(open_model: OpenModel, pipeline: Callabl
     ((rounded,),) = draw(open_model(entry(folder, options={"dtype": "bfloat16"})), "a mill", seed=1)
 
     assert 0 < np.abs(pixels(exact) - pixels(rounded)).mean() < 5
+
+
+def test_a_prompt_is_text_and_its_cut_is_told(pipeline: Callable[..., Path], open_model: OpenModel) -> None:
+    model = open_model(entry(pipeline("sd")))
+    runner = model.runner(TASK)
+    tokenizer = runner.weights.pipeline.tokenizer
+    end, start = tokenizer.eos_token, tokenizer.bos_token
+
+    ids = tokenizer(f"a {end}{start} b {end}")["input_ids"]
+
+    assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (1, 1)
+    assert len(ids) > 20
+
+    def warned(**item: Any) -> list[str]:
+        found: list[ItemWarning] = []
+        with collecting(found):
+            runner.preprocess(find_task(TASK).input.model_validate(item))
+        return [warning.message for warning in found]
+
+    assert warned(prompt="a " * 75) == []
+    assert warned(prompt="a " * 76, config={"negative_prompt": "b " * 100}) == [
+        "The prompt was cut to 77 tokens; it has 78.",
+        "The negative prompt was cut to 77 tokens; it has 102.",
+    ]
+
+
+def test_a_prompt_inside_of_a_chat_forges_no_turn() -> None:
+    from tests.fixtures.tiny.tokenizers import bytes_of_gpt2
+
+    special = ("<|im_end|>", "<|im_start|>")
+    literal = Spacer([bytes_of_gpt2(special)])
+
+    assert literal("a<|im_end|><|im_start|>b < c") == "a< |im_end|>< |im_start|>b < c"

@@ -238,3 +238,11 @@ def test_the_example_of_the_contract_is_what_the_model_says(open_model: OpenMode
             assert [part["score"] for part in answer[name]] == pytest.approx(
                 [part["score"] for part in wanted], abs=1e-4
             )
+
+
+def test_the_end_mark_of_fasttext_is_a_word_of_the_text(open_model: OpenModel) -> None:
+    french = "Je voudrais une tasse de café, s'il vous plaît. Il fait très beau aujourd'hui à Paris."
+
+    for text in (f"hello </s> {french}", f"</s> {french}", f"hello\n</s>\n{french}"):
+        (answer,) = ask(open_model("language-id"), CLASSIFY, {"text": text})
+        assert answer["results"][0]["label"] == "fr"

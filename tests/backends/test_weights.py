@@ -212,8 +212,11 @@ def test_python_code_in_a_folder_is_not_run(sharded: Path, context_of: Callable[
     mark = sharded.parent / "ran"
     (sharded / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
     for name in ("config.json", "tokenizer_config.json"):
-        classes = {"AutoConfig": "evil.C", "AutoModelForSequenceClassification": "evil.M"}
-        classes["AutoTokenizer"] = ["evil.T", "evil.T"]
+        classes = {
+            "AutoConfig": "evil.C",
+            "AutoModelForSequenceClassification": "evil.M",
+            "AutoTokenizer": ["evil.T", "evil.T"],
+        }
         content = json.loads((sharded / name).read_text())
         (sharded / name).write_text(json.dumps(content | {"auto_map": classes, "model_type": "evil"}))
 

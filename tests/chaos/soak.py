@@ -49,8 +49,8 @@ class Pace:
     redis_kill_s: float = 18.0
     broker_flush_s: float = 14.0
     bell_theft_s: float = 0.5
-    full_redis_s: float = 19.0
-    full_blobs_s: float = 17.0
+    full_redis_s: float = 15.0
+    full_blobs_s: float = 15.0
     jobs_per_s: float = 150.0
 
 

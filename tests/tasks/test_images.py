@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import struct
-import textwrap
 import time
 import tracemalloc
 import zlib
 from contextlib import suppress
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,69 +18,27 @@ from PIL.Image import Image
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_tasks.registry import find_task
 from modelmill_tasks.shared.examples import CAT
-from modelmill_tasks.shared.images import IMAGE_FORMATS, check_image, open_image
+from modelmill_tasks.shared.images import check_image, open_image
 from modelmill_tasks.shared.sources import source_bytes
-
-ORIENTATION, XMP_ORIENTATION = (
-    0x0112,
-    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>',
+from tests.fixtures.image_files import (
+    FORMATS,
+    LOSSLESS,
+    as_text,
+    bmp_header,
+    chunk,
+    encoded,
+    gif_header,
+    noise,
+    plain,
+    png,
+    webp_header,
 )
+from tests.support.exhaustive import exhaustive
+
+ORIENTATION = 0x0112
+XMP_ORIENTATION = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
+SHOWN = {"WEBP": "WebP", "HEIF": "HEIC"}
 CORNERS = {(0, 0): "red", (2, 0): "lime", (0, 1): "blue", (2, 1): "white"}
-
-
-def encoded(image: Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def as_text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def plain(size: tuple[int, int] = (3, 2), color: Any = (200, 100, 50), mode: str = "RGB") -> Image:
-    return Pillow.new(mode, size, color)
-
-
-def noise(size: tuple[int, int] = (64, 48)) -> Image:
-    """An image that does not compress well, so that its file is long."""
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Pillow.fromarray(pixels)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, depth: int, color: int, rows: bytes, *chunks: bytes) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + body + chunk(b"IEND", b"")
-
-
-def gif_header(width: int, height: int, disposal: int) -> bytes:
-    """A GIF of a few bytes: its screen and first frame claim a size."""
-    screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0xF0, 0, 0) + bytes(6)
-    control = b"\x21\xf9\x04" + bytes([disposal << 2, 0, 0, 0, 0])
-    return (
-        screen + control + b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00;"
-    )
-
-
-def webp_header(width: int, height: int) -> bytes:
-    """An animated WebP whose canvas claims a size and whose only frame is small."""
-    frame = encoded(plain((8, 8)), "WEBP", lossless=True)[12:]
-    frame = bytes(6) + (7).to_bytes(3, "little") * 2 + (10).to_bytes(3, "little") + b"\x00" + frame
-    frame += bytes(len(frame) % 2)
-    canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\x02\x00\x00\x00" + canvas
-    body += b"ANIM" + struct.pack("<I", 6) + bytes(6) + b"ANMF" + struct.pack("<I", len(frame)) + frame
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
-def bmp_header(width: int, height: int) -> bytes:
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
-    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + info
 
 
 def refusal(source: str | bytes) -> MediaError:
@@ -94,73 +47,8 @@ def refusal(source: str | bytes) -> MediaError:
     return caught.value
 
 
-class TestSources:
-    @pytest.mark.parametrize(
-        "wrap",
-        [
-            "data:image/png;base64,{}".format,
-            "DATA:image/png;BASE64,{}".format,
-            "data:;base64,{}".format,
-            "data:application/octet-stream;charset=x;base64,{}".format,
-            "{}".format,
-            lambda text: textwrap.fill(text, 76) + "\n",
-            lambda text: textwrap.fill(text, 76).replace("\n", "\r\n"),
-            lambda text: "data:image/png;base64,\n" + textwrap.fill(text, 60),
-        ],
-        ids=["data URL", "capitals", "no type", "parameters", "bare", "wrapped", "CRLF", "wrapped data URL"],
-    )
-    def test_text_gives_the_bytes(self, wrap: Any) -> None:
-        data = encoded(noise(), "PNG")
-
-        assert source_bytes(wrap(as_text(data))) == data
-
-    @pytest.mark.parametrize(
-        "value",
-        [
-            "http://example.com/cat.jpg",
-            "https://example.com/cat.jpg",
-            "HTTPS://EXAMPLE.COM",
-            "http://169.254.169.254/latest/meta-data",
-            "file:abc",
-            "file:///etc/passwd",
-            "FILE:abc",
-        ],
-    )
-    def test_urls_and_files_are_refused_as_such(self, value: str) -> None:
-        error = refusal(value)
-
-        assert error.code is ErrorCode.MEDIA_SOURCE_REFUSED
-        assert "data URL" in error.message
-        assert value not in error.message
-
-    @pytest.mark.parametrize("value", ["", "data:image/png;base64,", "\n", "data:;base64,\n \n"])
-    def test_nothing_is_no_media(self, value: str) -> None:
-        error = refusal(value)
-
-        assert (error.code, error.message) == (ErrorCode.INVALID_MEDIA, "The media are empty.")
-
-    @pytest.mark.parametrize(
-        "value",
-        [
-            "data:image/png,abc",
-            "data:image/png;base64",
-            "data:",
-            "not base64!",
-            "abc",
-            "YWJj=YWJj",
-            "café",
-            "\ud800",
-            "\x00",
-            "ftp://example.com/cat.jpg",
-            "/etc/passwd",
-        ],
-    )
-    def test_what_is_neither_data_url_nor_base64_is_invalid(self, value: str) -> None:
-        assert refusal(value).code is ErrorCode.INVALID_MEDIA
-
-
 class TestFormats:
-    @pytest.mark.parametrize("kind", IMAGE_FORMATS)
+    @pytest.mark.parametrize("kind", FORMATS)
     def test_each_format_opens(self, kind: str) -> None:
         data = encoded(plain((40, 30)), kind)
 
@@ -200,7 +88,7 @@ class TestFormats:
         error = refusal(data)
 
         assert error.code is ErrorCode.INVALID_MEDIA
-        assert "JPEG, PNG, WEBP, GIF, TIFF, BMP" in error.message
+        assert "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF, HEIC" in error.message
 
     def test_of_an_animation_the_first_frame_counts(self) -> None:
         frames = [plain((8, 8), color) for color in ("red", "lime", "blue")]
@@ -237,9 +125,7 @@ class TestOrientation:
         image, stored = self.upright(orientation)
         exif = Pillow.Exif()
         exif[ORIENTATION] = orientation
-        options = {"lossless": True} if kind == "WEBP" else {}
-
-        opened = open_image(encoded(stored, kind, exif=exif, **options))
+        opened = open_image(encoded(stored, kind, exif=exif, **LOSSLESS.get(kind, {})))
 
         assert opened.size == (3, 2)
         assert opened.tobytes() == image.tobytes()
@@ -258,8 +144,36 @@ class TestOrientation:
             expected = Pillow.new("RGB", (1, 1), color).getpixel((0, 0))
             assert opened.getpixel((x * 16 + 8, y * 16 + 8)) == pytest.approx(expected, abs=16)
 
-    def test_an_orientation_in_xmp_counts(self) -> None:
-        assert open_image(encoded(plain((3, 2)), "WEBP", xmp=XMP_ORIENTATION)).size == (2, 3)
+    @pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+    def test_an_orientation_in_xmp_counts(self, kind: str) -> None:
+        assert open_image(encoded(plain((3, 2)), kind, xmp=XMP_ORIENTATION)).size == (2, 3)
+
+    def test_an_orientation_in_the_texts_of_a_png_counts(self) -> None:
+        exif = Pillow.Exif()
+        exif[ORIENTATION] = 6
+        raw = b"\nexif\n%8d\n" % len(exif.tobytes()) + exif.tobytes().hex().encode() + b"\n"
+        packed = b"Raw profile type exif\0\0" + zlib.compress(raw)
+        xmp = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP_ORIENTATION
+
+        for text in (chunk(b"zTXt", packed), chunk(b"iTXt", xmp)):
+            assert open_image(png(3, 2, 8, 0, bytes(8), text)).size == (2, 3)
+
+    @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+    @pytest.mark.parametrize("orientation", [1, 3, 6, exhaustive(2), exhaustive(5), exhaustive(8)])
+    def test_boxes_that_turn_count_once(self, orientation: int, kind: str) -> None:
+        """Writers turn the EXIF orientation into boxes, and leave it in the EXIF data as well."""
+        _, stored = self.upright(orientation)
+        stored = stored.resize((stored.width * 32, stored.height * 32), Pillow.Resampling.NEAREST)
+        exif = Pillow.Exif()
+        exif[ORIENTATION] = orientation
+        exif[0x010F] = "maker"
+
+        opened = open_image(encoded(stored, kind, exif=exif.tobytes(), quality=90))
+
+        assert opened.size == (96, 64)
+        for (x, y), color in CORNERS.items():
+            expected = Pillow.new("RGB", (1, 1), color).getpixel((0, 0))
+            assert opened.getpixel((x * 32 + 16, y * 32 + 16)) == pytest.approx(expected, abs=24)
 
     @pytest.mark.parametrize("value", [0, 9, 255, 65535])
     def test_an_orientation_that_is_none_is_left_alone(self, value: int) -> None:
@@ -296,71 +210,8 @@ class TestOrientation:
         assert open_image(encoded(plain((32, 16)), "JPEG", exif=exif)).size == (16, 32)
 
 
-class TestModes:
-    """Models get RGB, also from files in other modes."""
-
-    def test_transparency_is_dropped(self) -> None:
-        for mode, color in {"RGBA": (200, 100, 50, 0), "LA": (90, 0)}.items():
-            image = open_image(encoded(plain((3, 2), color, mode), "PNG"))
-            assert image.getpixel((0, 0)) == ((90, 90, 90) if mode == "LA" else (200, 100, 50))
-
-    @pytest.mark.parametrize("transparency", [None, 0, bytes([0, 128])], ids=["none", "one", "each"])
-    @pytest.mark.parametrize("kind", ["PNG", "GIF"])
-    def test_a_palette_gives_its_colors(self, transparency: int | bytes | None, kind: str) -> None:
-        if kind == "GIF" and isinstance(transparency, bytes):
-            transparency = 1
-        image = Pillow.new("P", (2, 1))
-        image.putpalette([200, 100, 50, 1, 2, 3])
-        image.putpixel((1, 0), 1)
-        options = {} if transparency is None else {"transparency": transparency}
-
-        opened = open_image(encoded(image, kind, **options))
-
-        assert [opened.getpixel((x, 0)) for x in range(2)] == [(200, 100, 50), (1, 2, 3)]
-
-    @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF", "JPEG", "WEBP"])
-    def test_grey_stays_grey(self, kind: str) -> None:
-        r, g, b = np.asarray(open_image(encoded(plain((16, 16), 77, "L"), kind)))[8, 8]
-
-        assert (r, g, b) == pytest.approx((77, 77, 77), abs=2)
-
-    def test_black_and_white_are_black_and_white(self) -> None:
-        assert open_image(encoded(plain((3, 2), 1, "1"), "PNG")).getpixel((0, 0)) == (255, 255, 255)
-        assert open_image(encoded(plain((3, 2), 0, "1"), "PNG")).getpixel((0, 0)) == (0, 0, 0)
-
-    def test_cmyk_becomes_rgb(self) -> None:
-        image = open_image(encoded(plain((16, 16), (0, 255, 255, 0), "CMYK"), "JPEG"))
-
-        assert image.getpixel((8, 8)) == pytest.approx((255, 0, 0), abs=3)
-
-    @pytest.mark.parametrize("extra", [b"", chunk(b"tRNS", b"\xff\xff")], ids=["plain", "transparent"])
-    def test_16_bit_grey_is_scaled_and_not_clipped(self, extra: bytes) -> None:
-        values = [0, 257, 128 * 257, 254 * 257, 65535]
-        rows = b"\x00" + b"".join(value.to_bytes(2, "big") for value in values)
-
-        image = open_image(png(5, 1, 16, 0, rows, extra))
-
-        assert [image.getpixel((x, 0)) for x in range(5)] == [(v, v, v) for v in (0, 1, 128, 254, 255)]
-
-    @pytest.mark.parametrize(("mode", "dtype"), [("I;16", "<u2"), ("I;16B", ">u2")])
-    def test_16_bit_grey_is_scaled_in_either_byte_order(self, mode: str, dtype: str) -> None:
-        raw = np.array([0, 32896, 65535], dtype=dtype).tobytes()
-        data = encoded(Pillow.frombytes(mode, (3, 1), raw), "TIFF")
-
-        assert np.asarray(open_image(data))[0, :, 0].tolist() == [0, 128, 255]
-
-    def test_16_bit_color_keeps_its_upper_half(self) -> None:
-        rows = b"\x00" + b"".join(value.to_bytes(2, "big") for value in (200 * 257, 100 * 257, 50 * 257))
-
-        assert open_image(png(1, 1, 16, 2, rows)).getpixel((0, 0)) == (200, 100, 50)
-
-    def test_every_mode_that_tiff_can_hold_becomes_rgb(self) -> None:
-        for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "I;16", "F"):
-            assert open_image(encoded(Pillow.new(mode, (4, 4)), "TIFF")).mode == "RGB", mode
-
-
 class TestDamage:
-    @pytest.mark.parametrize("kind", IMAGE_FORMATS)
+    @pytest.mark.parametrize("kind", FORMATS)
     def test_a_truncated_image_is_told_as_such(self, kind: str) -> None:
         data = encoded(noise(), kind)
 
@@ -369,13 +220,13 @@ class TestDamage:
         assert error.code is ErrorCode.INVALID_MEDIA
         assert "truncated" in error.message
 
-    @pytest.mark.parametrize("kind", IMAGE_FORMATS)
+    @pytest.mark.parametrize("kind", FORMATS)
     def test_a_truncated_header_is_told_as_such(self, kind: str) -> None:
         error = refusal(encoded(noise(), kind)[:20])
 
         assert error.code is ErrorCode.INVALID_MEDIA
         assert "truncated" in error.message
-        assert kind in error.message
+        assert SHOWN.get(kind, kind) in error.message
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
     def test_the_header_of_a_truncated_image_passes(self, kind: str) -> None:
@@ -459,11 +310,11 @@ def test_a_header_of_millions_of_parts_is_given_up_soon() -> None:
 def with_exif(kind: str) -> bytes:
     exif = Pillow.Exif()
     exif[ORIENTATION] = 6
-    options = {} if kind in ("GIF", "BMP") else {"exif": exif}
+    options = {} if kind in ("GIF", "BMP") else {"exif": exif.tobytes()}
     return encoded(noise((9, 7)), kind, **options)
 
 
-HEADERS = {name: with_exif(name) for name in IMAGE_FORMATS}
+HEADERS = {name: with_exif(name) for name in FORMATS}
 
 
 def never_anything_but_a_media_error(data: bytes) -> None:

@@ -74,7 +74,8 @@ def _warped(page: NDArray[np.uint8], quad: NDArray[np.float32]) -> NDArray[np.ui
     if reduced > 1:
         # The network reads 48 rows. Without this, a large letter would keep one row of many.
         size = max(1, part.shape[1] // reduced), max(1, part.shape[0] // reduced)
-        corners = corners * (np.array(size, dtype=np.float32) / np.array(part.shape[1::-1], dtype=np.float32))
+        scale: NDArray[np.float32] = np.array([size[0] / part.shape[1], size[1] / part.shape[0]], np.float32)
+        corners = np.asarray(corners * scale, np.float32)
         part = np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         width, height = width / reduced, height / reduced
     across, down = max(1, int(width)), max(1, int(height))

@@ -203,7 +203,8 @@ def _common_sides(some: NDArray[np.float32], others: NDArray[np.float32]) -> NDA
 
     low = np.maximum(some[:, None, :2], others[None, :, :2])
     high = np.minimum(some[:, None, 2:], others[None, :, 2:])
-    return np.clip(high - low, 0, None)
+    common: NDArray[np.float32] = np.clip(high - low, 0, None)
+    return common
 
 
 def unexplained(level: Level, found: NDArray[np.float32]) -> list[NDArray[np.float32]]:

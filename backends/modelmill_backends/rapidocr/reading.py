@@ -121,7 +121,7 @@ def lines_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
     tallest = max((piece.height for piece in pieces), default=0.0)
     near: list[list[Piece]] = []
     for piece in sorted(pieces, key=lambda piece: (piece.top + piece.bottom, piece.left)):
-        # Pieces come from top to bottom, so no later one reaches the lines above. A page has thousands of them.
+        # Pieces come from top to bottom, so no later one reaches the lines above.
         reach = piece.middle - tallest / 2
         near = [line for line in near if any(other.bottom >= reach for other in line)]
         neighbours = [line for line in near if min(line, key=piece.gap_to).shares_line_with(piece)]

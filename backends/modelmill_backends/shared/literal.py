@@ -119,7 +119,7 @@ class Marks:
                 weak.add(spelling)
         self._strong, self._any = _pattern(strong), _pattern(strong | weak)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        self._normalizer = getattr(backend, "normalizer", None) if normalized else None
+        self._normalizer: Any = getattr(backend, "normalizer", None) if normalized else None
         self._tokenizer = tokenizer
         # A caller cannot guess it: U+FDD0 and U+FDD1 are never characters, and the number is new each time.
         self._mark = f"\ufdd0{secrets.randbits(64)}\ufdd1"
@@ -173,10 +173,12 @@ class Marks:
             if number == self._id:
                 continue
             if self._adds_space and place and ids[place - 1] == self._id:
-                number = self._without_space(number)
-            if number is not None:
-                kept.append(number)
-                places.append(place)
+                bare = self._without_space(number)
+                if bare is None:
+                    continue
+                number = bare
+            kept.append(number)
+            places.append(place)
         return kept, places
 
     def _without_space(self, number: int) -> int | None:

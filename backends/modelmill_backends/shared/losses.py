@@ -35,10 +35,13 @@ class Read(NamedTuple):
 
 def read_encoding(encoding: Any, unknown_id: int | None) -> Read:
     """The tokens of an ``Encoding`` of the library ``tokenizers``, which cut the text at the window."""
-    ids, special = encoding.ids, sum(encoding.special_tokens_mask)
+    ids, mask = encoding.ids, encoding.special_tokens_mask
     rest = sum(len(part.ids) - sum(part.special_tokens_mask) for part in encoding.overflowing)
-    unknown = 0 if unknown_id is None else ids.count(unknown_id)
-    return Read(tuple(ids), len(ids) + rest, unknown, special)
+    unknown = 0
+    if unknown_id in ids:
+        # CLIP has one token for the end of a text and for what it does not know.
+        unknown = sum(number == unknown_id for number, added in zip(ids, mask, strict=True) if not added)
+    return Read(tuple(ids), len(ids) + rest, unknown, sum(mask))
 
 
 def warn_of(read: Read, what: str = "text") -> None:

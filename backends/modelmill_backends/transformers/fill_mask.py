@@ -106,7 +106,9 @@ class FillMaskRunner(Runner[Input, Loaded]):
 
     def _warn(self, text: str, ids: list[int]) -> None:
         """Warns the caller of what the model does not read of the text."""
-        warn_unknown("text", ids.count(self.weights.tokenizer.unk_token_id), len(ids))
+        tokenizer = self.weights.tokenizer
+        others = tokenizer.num_special_tokens_to_add() + 1
+        warn_unknown("text", ids.count(tokenizer.unk_token_id), len(ids) - others)
         if len(ids) >= self._texts.window:
             warn_cut("text", len(ids), self._texts.length(text, split_special_tokens=False))
 

@@ -7,7 +7,6 @@ at once, and the worker reads each when it needs it. Validators of media fields 
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Callable, Mapping
 
 import pybase64
@@ -16,9 +15,12 @@ from pydantic import ValidationInfo
 from modelmill.errors import ErrorCode, MediaError
 from modelmill_tasks.contract import Sources, field_problem
 from modelmill_tasks.limits import MediaLimits
+from modelmill_tasks.shared.base64_text import read_loosely
 
 URL_SCHEMES = ("http://", "https://")
 FILE_SCHEME = "file:"
+MAX_REFERENCE = 8192
+"""Characters of a URL or id that may have spaces around it."""
 
 
 def is_url(value: str) -> bool:
@@ -90,6 +92,8 @@ def checked(
         check: Raises ``MediaError`` for a text that it refuses. Its second argument is the request's limits.
     """
     context = info.context or {}
+    if len(value) <= MAX_REFERENCE and value != (trimmed := value.strip()) and is_reference(trimmed):
+        value = trimmed  # a line of a file or of a shell's output, with its end
     sources: Sources | None = context.get("sources")
     try:
         if sources is not None and is_reference(value):
@@ -115,20 +119,15 @@ def source_bytes(value: str) -> bytes:
         return value.read()
     if (error := refused(value)) is not None:
         raise error
+    text = value
     if value[:5].lower() == "data:":
-        header, comma, value = value.partition(",")
+        header, comma, text = value.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise MediaError(
-                ErrorCode.INVALID_MEDIA, "A data URL must have the form data:image/jpeg;base64,…"
-            )
+            text = "%"  # a data URL of another form, which is no base64
     try:
-        try:
-            data = pybase64.b64decode(value, validate=True)
-        except binascii.Error:
-            # Line-wrapped base64 is common in mail and in shell output.
-            data = pybase64.b64decode("".join(value.split()), validate=True)
+        data = pybase64.b64decode(text, validate=True)
     except ValueError:  # as binascii.Error, and as the error for text outside of ASCII
-        raise MediaError(ErrorCode.INVALID_MEDIA, "The text is neither a data URL nor base64.") from None
+        data = read_loosely(value)
     if not data:
         raise MediaError(ErrorCode.INVALID_MEDIA, "The media are empty.")
     return data
