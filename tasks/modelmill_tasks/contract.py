@@ -400,9 +400,8 @@ def _not_utf8(body: bytes | str) -> ModelmillError | None:
     """The error of a body whose text is in another encoding."""
     try:
         body.decode() if isinstance(body, bytes) else body.encode()
-    except UnicodeError as error:
-        message = f"The body is not UTF-8: see byte {error.start}. Encode it as UTF-8."  # type: ignore[attr-defined]
-        return ModelmillError(ErrorCode.INVALID_INPUT, message)
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        return invalid_field("body", f"is not UTF-8, see byte {error.start}. Encode it as UTF-8.")
     return None
 
 

@@ -8,7 +8,6 @@ import mimetypes
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette._utils import get_route_path
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
