@@ -35,24 +35,26 @@ async def read_body(request: Request, limit_bytes: int, place: Place) -> bytes:
     if declared > limit_bytes:
         raise too_large(limit_bytes)
     size, room = 0, declared
-    await place.resize(room)
+    if not place.takes(room):
+        await place.resize(room)
     chunks: list[bytes] = []
     async for chunk in decoded(request):
         size += len(chunk)
         if size > limit_bytes:
             raise too_large(limit_bytes)
         if size > room:
+            # The client has not said how much comes.
             room = min(limit_bytes, 2 * size)
             await place.resize(room)
         chunks.append(chunk)
-    await place.resize(size)
+    place.shrink(size)
     return b"".join(chunks)
 
 
 def declared_length(request: Request) -> int:
     """The body's size by ``Content-Length``; 0 if it does not say."""
     declared = request.headers.get("content-length", "")
-    return int(declared) if declared.isdecimal() and declared.isascii() and len(declared) < 20 else 0
+    return int(declared) if declared.isdecimal() and len(declared) < 20 else 0
 
 
 def json_text(body: bytes) -> bytes:

@@ -24,6 +24,8 @@ def encoding_of(request: Request) -> str:
     Raises:
         ModelmillError: ``unsupported_encoding``.
     """
+    if not any(name == b"content-encoding" for name, _ in request.scope["headers"]):
+        return ""
     named = ",".join(request.headers.getlist("content-encoding")).lower()
     encodings = [name for part in named.split(",") if (name := part.strip()) not in ("", "identity")]
     if not encodings:

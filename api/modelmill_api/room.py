@@ -32,6 +32,13 @@ class BodyRoom:
         """Bytes that are taken now."""
         return self._taken
 
+    def takes_small(self, size: int) -> bool:
+        """Takes room for a small body, if there is any."""
+        if self._taken + size > self._total:
+            return False
+        self._taken += size
+        return True
+
     async def take(self, size: int, is_small: bool) -> None:
         """Takes room, and waits for it in the order of coming.
 
@@ -80,6 +87,13 @@ class Place:
     def __init__(self, room: BodyRoom) -> None:
         self._room = room
         self._size = 0
+
+    def takes(self, size: int) -> bool:
+        """Takes room for a body that is small, as nearly all are; whether it did."""
+        if self._size or size > SMALL_BYTES or not self._room.takes_small(size):
+            return False
+        self._size = size
+        return True
 
     async def resize(self, size: int) -> None:
         """Takes room for ``size`` bytes in all, or gives back the rest.

@@ -181,9 +181,11 @@ class ApiProtocol(HttpToolsProtocol):
                     or ModelmillError(ErrorCode.MALFORMED_REQUEST, "The request cannot be read as HTTP/1.1.")
                 )
                 return
-            if not self._in_body and (problem := self._head_problem()) is not None:
+            if not self._in_body and self._head_bytes and (problem := self._head_problem()) is not None:
                 self._refuse(problem)
                 return
+            if len(piece) == len(data):
+                break
             data = data[len(piece) :]
         if self._in_head or self._counted:
             self._count()
@@ -227,7 +229,8 @@ class ApiProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
 
     def on_headers_complete(self) -> None:
-        self._problem = self._head_problem()
+        if self._head_bytes > self._bounds.url_bytes or len(self.headers) > self._bounds.headers:
+            self._problem = self._head_problem()
         if self._problem is None and len(self.pipeline) >= MAX_PIPELINED:
             self._problem = ModelmillError(
                 ErrorCode.MALFORMED_REQUEST,

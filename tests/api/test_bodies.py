@@ -218,7 +218,7 @@ def test_private_answers_are_not_kept_and_no_answer_is_guessed_at(api: httpx.Cli
         headers = api.get(path).headers
         assert headers["cache-control"] == "no-store", path
         assert headers["x-content-type-options"] == "nosniff"
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert len(headers.get_list("cache-control")) == 1
         assert len(headers.get_list("x-content-type-options")) == 1
     with api.stream("GET", f"/api/jobs/{job_id}/events") as events:
         assert events.headers["cache-control"] == "no-store"
@@ -234,7 +234,7 @@ def test_the_page_may_run_its_own_scripts_and_no_others(api: httpx.Client) -> No
         (script,) = re.findall("<script>(.*?)</script>", page.text, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         assert policy["script-src"].split() == ["'self'", f"'sha256-{digest}'"]
-        assert policy["default-src"] == "'none'"
+        assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
         assert policy["connect-src"] == "'self'"
     sources = re.findall(r'(?:src|href)="([^"]+)"', api.get("/docs").text)
     assert len(sources) >= 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,8 +13,7 @@ ASSETS = "/static-offline-docs/"
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")
-_NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_PRIVATE = (_NO_SNIFFING, _NO_STORE, _NO_PAGE)
+_PRIVATE = (_NO_SNIFFING, _NO_STORE)
 _ASSET = (_NO_SNIFFING,)
 _INLINE_SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
@@ -45,16 +43,10 @@ class Edge:
 
         async def finish(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add(message, added)
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
         await self._app(scope, receive, finish)
-
-
-def _add(start: Message, fields: Sequence[tuple[bytes, bytes]]) -> None:
-    headers = list(start.get("headers", ()))
-    given = {name for name, _ in headers}
-    start["headers"] = headers + [field for field in fields if field[0] not in given]
 
 
 def _page(send: Send) -> Send:
@@ -69,7 +61,7 @@ def _page(send: Send) -> Send:
             return
         if start:
             policy = (b"content-security-policy", _policy_of(message.get("body", b"")))
-            _add(start, (_NO_SNIFFING, _NO_STORE, policy))
+            start["headers"] = [*start["headers"], *_PRIVATE, policy]
             await send(start)
             start = {}
         await send(message)

@@ -34,7 +34,7 @@ RECONNECT = b"retry: 1000\n"
 KEEP_ALIVE = b": keep-alive\n"
 
 MEDIA_TYPE = "text/event-stream"
-_HEADERS = {"Content-Type": MEDIA_TYPE, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_HEADERS = {"Content-Type": MEDIA_TYPE, "X-Accel-Buffering": "no"}
 
 LastEventId = Annotated[
     str | None,

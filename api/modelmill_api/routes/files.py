@@ -283,7 +283,6 @@ def _headers(file: FileRecord) -> Mapping[str, str]:
         "Content-Length": str(file.size),
         # Browsers must not show it as a page of this server, no matter what its bytes are.
         "Content-Disposition": "attachment",
-        "X-Content-Type-Options": "nosniff",
     }
 
 

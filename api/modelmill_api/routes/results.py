@@ -87,8 +87,7 @@ async def read_result_part(
         if len(result) <= INLINE_PARSE_BYTES
         else await run_in_threadpool(_part, result, path)
     )
-    headers |= {"X-Content-Type-Options": "nosniff", **part.headers}
-    return Response(part.content, media_type=part.media_type, headers=headers)
+    return Response(part.content, media_type=part.media_type, headers=headers | part.headers)
 
 
 async def _result(

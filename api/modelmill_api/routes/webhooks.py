@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Request
 
 from modelmill.errors import ErrorCode
 from modelmill.store.webhooks import LoggedAttempt
@@ -23,8 +23,7 @@ router = APIRouter()
     summary="Read the secret that signs your webhooks",
     responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
 )
-async def read_secret(request: Request, response: Response, state: State) -> WebhookSecret:
-    response.headers["Cache-Control"] = "no-store"
+async def read_secret(request: Request, state: State) -> WebhookSecret:
     return WebhookSecret(key=(await state.store.webhooks.secrets(caller_of(request).id))[0])
 
 
@@ -34,8 +33,7 @@ async def read_secret(request: Request, response: Response, state: State) -> Web
     summary="Make a new secret; webhooks are signed with both for 24 hours",
     responses=describe_problems(ErrorCode.STORE_UNAVAILABLE),
 )
-async def rotate_secret(request: Request, response: Response, state: State) -> WebhookSecret:
-    response.headers["Cache-Control"] = "no-store"
+async def rotate_secret(request: Request, state: State) -> WebhookSecret:
     keys = await state.store.webhooks.secrets(caller_of(request).id, rotate=True)
     return WebhookSecret(key=keys[0])
 
