@@ -401,8 +401,9 @@ def _not_utf8(body: bytes | str) -> ModelmillError | None:
     try:
         body.decode() if isinstance(body, bytes) else body.encode()
     except UnicodeError as error:
-        message = f"The body is not UTF-8: see byte {error.start}. Encode it as UTF-8."  # type: ignore[attr-defined]
-        return ModelmillError(ErrorCode.INVALID_INPUT, message)
+        place = f"see byte {error.start}"  # type: ignore[attr-defined]
+        message = f"The body is not UTF-8: {place}. Encode it as UTF-8."
+        return ModelmillError(ErrorCode.INVALID_INPUT, message, fields=[FieldError("body", "is not UTF-8")])
     return None
 
 
