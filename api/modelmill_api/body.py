@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from modelmill.errors import ErrorCode, ModelmillError
+from modelmill.errors import ErrorCode, ModelmillError, invalid_field
 from modelmill_api.encodings import decoded
 from modelmill_api.room import Place
 from modelmill_tasks.contract import Task, TaskInput
@@ -68,13 +68,9 @@ def json_text(body: bytes) -> bytes:
     elif body.startswith(_BYTE_ORDER_MARK):
         return body[len(_BYTE_ORDER_MARK) :]
     if body[:2] == b"\x1f\x8b":
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, "The body is gzip data. Say so, with the header Content-Encoding: gzip."
-        )
+        raise invalid_field("body", "is gzip data. Say so, with the header Content-Encoding: gzip.")
     if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:4]:
-        raise ModelmillError(
-            ErrorCode.INVALID_INPUT, "The body is UTF-16 or UTF-32. JSON is UTF-8: encode it as that."
-        )
+        raise invalid_field("body", "is UTF-16 or UTF-32. JSON is UTF-8: encode it as that.")
     return body
 
 

@@ -8,7 +8,6 @@ import mimetypes
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette._utils import get_route_path
 from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
@@ -38,7 +37,7 @@ class _Assets:
         self._files: dict[str, tuple[bytes, dict[str, str]]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = get_route_path(scope).strip("/")
+        name = scope["path"].partition(ASSETS)[2]
         if scope["method"] not in ("GET", "HEAD"):
             error = ModelmillError(ErrorCode.METHOD_NOT_ALLOWED, f"{scope['method']} is not allowed here.")
             await problem_response(error, {"Allow": "GET, HEAD"})(scope, receive, send)
