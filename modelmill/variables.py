@@ -17,6 +17,8 @@ OTHERS = {
     "MODELMILL_PRELOAD": "Models to load at start, separated by commas.",
     "MODELMILL_STATE_DIR": "The folder that the processes of a node share. Each node makes its own.",
     "MODELMILL_REDIS_PASSWORD": "For `docker-compose.yml`: the password of its Redis.",
+    "MODELMILL_REDIS_MAXMEMORY": "For `docker-compose.yml`: the memory that its Redis may take; "
+    "4gb when not set.",
     "MODELMILL_MODELS_DIR": "For `docker-compose.yml`: the folder with your models.",
     "MODELMILL_PUBLISH": "For `docker-compose.yml`: the address and port that it publishes.",
 }

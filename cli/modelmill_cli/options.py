@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -60,9 +61,11 @@ def _warn_about_names() -> None:
     others = os.environ.keys() - {"MODELMILL_URL", "MODELMILL_API_KEY"}
     # The full check imports the settings, which is slow. Few users set more than these two.
     if any("MIL" in name.upper() and name.upper().startswith("M") for name in others):
-        from modelmill.start_checks import warn_about_names
+        # Without the packages of a server there are no settings to compare with.
+        with suppress(ImportError):
+            from modelmill.start_checks import warn_about_names
 
-        warn_about_names(lambda sentence: err.say(("warning", "yellow"), f": {sentence}"))
+            warn_about_names(lambda sentence: err.say(("warning", "yellow"), f": {sentence}"))
 
 
 def set_environment(**values: object) -> None:

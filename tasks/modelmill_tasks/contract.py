@@ -400,8 +400,10 @@ def _not_utf8(body: bytes | str) -> ModelmillError | None:
     """The error of a body whose text is in another encoding."""
     try:
         body.decode() if isinstance(body, bytes) else body.encode()
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        return invalid_field("body", f"is not UTF-8, see byte {error.start}. Encode it as UTF-8.")
+    except UnicodeError as error:
+        place = f"see byte {error.start}"  # type: ignore[attr-defined]
+        message = f"The body is not UTF-8: {place}. Encode it as UTF-8."
+        return ModelmillError(ErrorCode.INVALID_INPUT, message, fields=[FieldError("body", "is not UTF-8")])
     return None
 
 

@@ -105,13 +105,13 @@ TASK = Task(
             "objects": [
                 {
                     "text": "Opening hours",
-                    "score": 0.9999,
-                    "box": {"left": 20.0, "top": 12.0, "width": 175.0, "height": 37.0},
+                    "score": 0.9997,
+                    "box": {"left": 21.25, "top": 14.75, "width": 172.75, "height": 32.0},
                 },
                 {
                     "text": "Monday to Friday 9-17",
                     "score": 0.9999,
-                    "box": {"left": 18.0, "top": 55.0, "width": 256.0, "height": 38.0},
+                    "box": {"left": 20.0, "top": 57.0, "width": 252.75, "height": 34.75},
                 },
             ],
         },

@@ -315,13 +315,13 @@ def test_media_in_a_result_come_as_files(api: httpx.Client, done: str) -> None:
 
 
 def test_a_part_that_is_not_there_is_a_404(api: httpx.Client, done: str) -> None:
-    for path in ("images/2", "images/-1", "images/x", "scores/dog", "scores/cat/0", "none/x", "images//0"):
+    for path in ("images/2", "images/-1", "images/x", "scores/dog", "scores/cat/0", "none/x"):
         assert code(api.get(f"{done}/{path}")) == (404, "not_found")
 
 
-def test_a_slash_behind_a_part_changes_nothing(api: httpx.Client, done: str) -> None:
-    for path in ("", "/images", "/scores"):
-        assert api.get(f"{done}{path}/").json() == api.get(f"{done}{path}").json()
+def test_a_part_s_address_may_end_in_a_slash(api: httpx.Client, done: str) -> None:
+    for path in ("images/0", "scores/cat"):
+        assert api.get(f"{done}/{path}/").content == api.get(f"{done}/{path}").content != b""
 
 
 def test_a_large_result_is_read_in_parts_too(api: httpx.Client, store: WorkerStore) -> None:

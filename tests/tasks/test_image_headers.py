@@ -325,6 +325,7 @@ class TestBoxes:
             (meta(box(b"iloc", struct.pack(">IHHHHH", 0, 0x4400, 1, 1, 0, 65535))), "extents"),
             (nested(box(b"stsz", bytes(8), b"\xff" * 4), *TRACK), "frames"),
             (box(b"moov", box(b"trak") * 17), "tracks"),
+            (nested(b"", *[b"mdia"] * 3000, b"trak", b"moov"), "damaged"),
             (b"\xff\xff\xff\xffmeta", "damaged"),
             (struct.pack(">I4sQ", 1, b"meta", 2**63), "damaged"),
             (struct.pack(">I4s", 3, b"meta"), "damaged"),

@@ -1,9 +1,9 @@
 """Which way a page and its lines are turned.
 
-A page without EXIF data may have been scanned or photographed sideways or upside down. The lines tell: most of
-them run from left to right, or from top to bottom, and a network says whether a line is upside down. One line
-may mislead it ("SOS NOON" reads both ways), so the page is turned as most of its text says, and a line that
-disagrees is read both ways.
+A page without EXIF data may have been scanned or photographed sideways or upside down. The lines tell: most
+of them run from left to right, or from top to bottom, and a network says whether a line is upside down. One
+line may mislead it ("SOS NOON" reads both ways), so the page is turned as most of its text says, and a line
+that disagrees is read both ways.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLEAR = 2.0
 MOST_WEIGHT = 10.0
 """A line counts by its length, in heights, but not by more than this."""
 SURE = 0.9
-"""A line is upside down if the network is that sure, and surely upright if it is that sure of the opposite."""
+"""A line is upside down if the network is that sure, and surely upright if it is that sure of this."""
 SHARE, MUCH = 0.8, 30.0
 """If lines of less than this weight say so with this share of it, both ways are read."""
 DOUBT = 0.08

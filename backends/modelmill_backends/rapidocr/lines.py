@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Piece:
 
 
 def straight(page: NDArray[np.uint8], quad: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The text in a quadrilateral ``[4, 2]``, clockwise from the upper left: ``[height, width, 3]``, blue first.
+    """The text in a quadrilateral ``[4, 2]``, clockwise from the upper left: ``[height, width, 3]``, BGR.
 
     It is cut out as it stands on the page: a line that runs from top to bottom is higher than wide. As
     RapidOCR's ``get_rotate_crop_image``, but for texts of any size.
@@ -57,7 +58,7 @@ def straight(page: NDArray[np.uint8], quad: NDArray[np.float32]) -> NDArray[np.u
                 [one[0], other[0], other[1], one[1]] if across else [one[0], one[1], other[1], other[0]]
             ),
         )
-        for one, other in zip(edges[:-1], edges[1:], strict=True)
+        for one, other in pairwise(edges)
     ]
     axis = 1 if across else 0
     same = min(part.shape[1 - axis] for part in parts)
@@ -136,8 +137,8 @@ def pieces(line: NDArray[np.uint8]) -> list[Piece]:
 
 
 def line_input(crop: NDArray[np.uint8], width: int) -> NDArray[np.float32]:
-    """A text scaled to ``TEXT_HEIGHT``, at the left of ``width`` columns, ``[3, height, width]``; the rest are
-    zeros."""
+    """A text scaled to ``TEXT_HEIGHT``, at the left of ``width`` columns, ``[3, height, width]``; the rest
+    are zeros."""
     import cv2
     import numpy as np
 

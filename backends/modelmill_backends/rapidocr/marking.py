@@ -1,4 +1,4 @@
-"""Finds the texts of a page: a network marks them in tiles, and the marks of all tiles are read as one map."""
+"""Finds the texts of a page: a network marks them in tiles, and the marks of all are read as one map."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ COVERED, INSIDE, ALIKE = 0.5, 0.6, 0.3
 they are at least ``ALIKE`` as high, of its length. Finer boxes with ``INSIDE`` of their area in a new one are
 fragments of its letters."""
 CONTRAST, MOST_INK, LEAST_INK, GATHER, MOST_LOOKS = 24, 0.4, 5, (5, 15), 12
-"""Ink differs from the page's colour by more than ``CONTRAST`` and covers at most ``MOST_INK`` of it. A text is at
-least ``LEAST_INK`` pixels high; ``GATHER`` (height, width) joins its letters. More than ``MOST_LOOKS`` spots of ink
-without text are a drawing."""
+"""Ink differs from the page's colour by more than ``CONTRAST`` and covers at most ``MOST_INK`` of it. A text
+is at least ``LEAST_INK`` pixels high; ``GATHER`` (height, width) joins its letters. More than ``MOST_LOOKS``
+spots of ink without text are a drawing."""
 LARGEST = 320
 """A box that is higher than so many pixels is seldom right: the detector sees parts of the letter only."""
 PART = 256
@@ -75,7 +75,8 @@ class Finder:
         return found
 
     def _look(self, page: Page, quad: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Quadrilaterals of the texts around one that a coarse level shows, at the size that a network reads best."""
+        """Quadrilaterals of the texts around one that a coarse level shows, at the size that a network reads
+        best."""
         import numpy as np
 
         level, (left, top) = page.near(quad.min(axis=0), quad.max(axis=0))

@@ -1,9 +1,9 @@
 """A page at several sizes, and the tiles in which a network looks at them.
 
-One pass over a long page at a legible size would take gigabytes, and scaling the page to fit one pass makes its
-text illegible. So a page is searched in tiles that overlap. A large page is first searched at a third of its
-size or more, and again at full size only where that shows small text. Every page is also searched at a quarter
-of the first size: the detector misses letters as large as a page, and single words on an empty page.
+One pass over a long page at a legible size would take gigabytes, and scaling the page to fit one pass makes
+its text illegible. So a page is searched in tiles that overlap. A large page is first searched at a third of
+its size or more, and again at full size only where that shows small text. Every page is also searched at a
+quarter of the first size: the detector misses letters as large as a page, and single words on an empty page.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from modelmill.errors import ErrorCode, MediaError
@@ -38,16 +39,16 @@ FIRST_SHARE = 1 / 3
 """The first look has at least this share of the full size: text of 12 pixels is still seen."""
 COARSE_SHARE = 1 / 4
 LOOK_HEIGHT, LOOK_LENGTH, LOOK_AROUND, LOOK_EDGE = 48, 1280, 0.5, 32
-"""A text that may have been missed is looked at alone: at this height, at most this long, with so many heights
-of its surroundings, and with so many pixels of border."""
+"""A text that may have been missed is looked at alone: at this height, at most this long, with so many
+heights of its surroundings, and with so many pixels of border."""
 FULL_AREA, PADDED_AREA = 100_000_000, 200_000_000
-"""Pixels of a page at full size, without its border and with it. The search takes half a second of a CPU for a
-million pixels."""
+"""Pixels of a page at full size, without its border and with it. The search takes half a second of a CPU for
+a million pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of a level: rows ``top`` to ``bottom`` and columns ``left`` to ``right``, a margin included.
+    """A rectangle of a level: rows ``top`` to ``bottom`` and columns ``left`` to ``right``, with a margin.
 
     ``inner`` is the part without the margin, in the same order.
     """
@@ -127,7 +128,7 @@ class Page:
         return sum(level.area for level in self.levels) + (self.finest.area if self.finest else 0)
 
     def near(self, low: NDArray[np.float32], high: NDArray[np.float32]) -> tuple[Level, tuple[int, int]]:
-        """A level of the part around a text alone, at the size that the detector finds best, and its corner."""
+        """A level of the part around a text, at the size that the detector finds best, and its corner."""
         short, long = sorted((high - low).tolist())
         around = LOOK_AROUND * max(short, 1.0)
         height, width = self.pixels.shape[:2]
@@ -219,5 +220,5 @@ def _spans(length: int) -> Iterator[tuple[int, int, int, int]]:
         return
     count = -(-length // (TILE - 2 * MARGIN))
     cuts = [round(length * index / count / STEP) * STEP for index in range(count + 1)]
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for begin, end in pairwise(cuts):
         yield max(0, begin - MARGIN), min(length, end + MARGIN), begin, end

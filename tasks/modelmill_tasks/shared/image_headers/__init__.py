@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import struct
 from collections.abc import Callable
 from functools import partial
 from typing import BinaryIO
@@ -81,7 +82,7 @@ def read_header(data: Data, max_pixels: int) -> tuple[MediaFormat, ImageHeader]:
         raise no_image(form)
     try:
         header = _READERS[form](data, max_pixels)
-    except (IndexError, ValueError, OverflowError):
+    except (IndexError, ValueError, OverflowError, struct.error):
         raise damaged(form.name) from None
     if not header.width or not header.height:
         raise refused(f"The {form.name} image has no pixels, or its header is damaged or truncated.")

@@ -28,6 +28,8 @@ MAX_DEPTH = 3
 MAX_SAMPLES = 100_000
 """Pictures of a sequence. The decoder lists them all before it decodes the first."""
 MAX_TRACKS = 16
+TRACK_LEVELS = (b"mdia", b"minf", b"stbl")
+"""Boxes within a track, each in the one before it."""
 CODED = {b"av01": check_av1, b"hvc1": check_hevc, b"hev1": check_hevc}
 DERIVED = {b"grid", b"iovl", b"iden", b"tmap"}
 METADATA = {b"Exif", b"mime"}
@@ -292,11 +294,11 @@ def _track_sizes(boxes: _Boxes, start: int, end: int) -> list[tuple[int, int]]:
     return [size for size in sizes if all(size)]
 
 
-def _tree(boxes: _Boxes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _tree(boxes: _Boxes, start: int, end: int, level: int = 0) -> Iterator[tuple[bytes, int, int]]:
     """The boxes of a track that describe its pictures."""
     for kind, body, stop in boxes.within(start, end):
-        if kind in (b"mdia", b"minf", b"stbl"):
-            yield from _tree(boxes, body, stop)
+        if level < len(TRACK_LEVELS) and kind == TRACK_LEVELS[level]:
+            yield from _tree(boxes, body, stop, level + 1)
         else:
             yield kind, body, stop
 
