@@ -114,7 +114,7 @@ def test_examples_run_as_they_are_written(
             printed = run_command(sys.executable, "-c", text)
         else:
             printed = run_here(text)
-        assert '"code"' not in printed, f"{text}\n{printed}"
+        assert '"retryable"' not in printed, f"{text}\n{printed}"
 
 
 def run_command(*command: str) -> str:

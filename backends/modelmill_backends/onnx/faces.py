@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from modelmill_backends.shared.detail import warn_of_scaling
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -52,6 +54,7 @@ def fitted(image: Image, size: tuple[int, int]) -> tuple[NDArray[np.uint8], floa
     height, width = size
     scale = min(width / image.width, height / image.height)
     small = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    warn_of_scaling(image.size, small)
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[: small[1], : small[0]] = np.asarray(image.resize(small, Resampling.BILINEAR))
     return pixels, scale

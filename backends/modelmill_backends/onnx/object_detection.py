@@ -15,6 +15,7 @@ from modelmill_backends.contract import LoadContext, Prepared, Runner
 from modelmill_backends.failures import load_failed
 from modelmill_backends.onnx.session import feed_dtype, open_session
 from modelmill_backends.options import RunnerOptions, read_options
+from modelmill_backends.shared.detail import warn_of_scaling
 from modelmill_backends.source import locate
 from modelmill_tasks.object_detection import Input, Output
 from modelmill_tasks.shared.images import open_image
@@ -162,6 +163,7 @@ def letterboxed(image: Image, size: int) -> Letterbox:
 
     scale = min(size / image.width, size / image.height)
     width, height = (max(1, round(edge * scale)) for edge in image.size)
+    warn_of_scaling(image.size, (width, height))
     left, top = (size - width) // 2, (size - height) // 2
     square = np.full((size, size, 3), GREY, dtype=np.uint8)
     scaled = np.asarray(image.resize((width, height), Resampling.BILINEAR))

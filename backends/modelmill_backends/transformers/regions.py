@@ -15,6 +15,7 @@ from modelmill.catalogue import ModelEntry
 from modelmill.errors import ErrorCode, MediaError, ModelmillError
 from modelmill_backends.contract import LoadContext
 from modelmill_backends.failures import load_failed, module_missing
+from modelmill_backends.shared.detail import warn_of_scaling
 from modelmill_backends.source import locate
 from modelmill_backends.transformers.images import to_arrays
 from modelmill_backends.transformers.weights import Loaded, load_pretrained
@@ -75,6 +76,7 @@ class RegionInputs:
                 f"The image has {image.width} × {image.height} pixels, "
                 "which cannot be scaled to the size that this model needs.",
             ) from None
+        warn_of_scaling(image.size, _seen_size(self._loaded.image_processor, arrays, image.size))
         seen = {name: array for name, array in arrays.items() if name in self._wanted}
         return SeenImage(seen, image.height, image.width)
 
@@ -218,3 +220,16 @@ def require_scipy(entry: ModelEntry, loaded: Loaded) -> None:
     if find_spec("scipy") is None:
         loaded.close()
         raise module_missing(entry, "scipy")
+
+
+def _seen_size(processor: Any, arrays: Mapping[str, NDArray[Any]], size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the part of the model's input that shows a picture of this size."""
+    height, width = arrays["pixel_values"].shape[-2:]
+    mask = arrays.get("pixel_mask")
+    if mask is not None:
+        return int(mask.any(axis=0).sum()), int(mask.any(axis=1).sum())
+    if getattr(processor, "do_pad", False):
+        # The processor has padded the picture, and does not say where.
+        scale = min(width / size[0], height / size[1])
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    return int(width), int(height)
