@@ -22,6 +22,8 @@ MAX_ELEMENTS = 1_100_000
 The largest bodies that the tasks allow need so many: a table of 100 × 10,000 cells, or 1,024 items with 1,000
 classes each.
 """
+FEW = 256
+"""So many separators need no exact count."""
 
 _KEY = re.compile(rb'"[ \t\r\n]*:')
 _STRUCTURE = b'",[{'
@@ -39,6 +41,10 @@ def check_body(body: bytes | str, most_elements: int) -> None:
         ModelmillError: ``invalid_input``.
     """
     data = body.encode(errors="surrogatepass") if isinstance(body, str) else body
+    # A key takes five bytes and a value two, so a body of this size cannot hold too many.
+    if len(data) <= 2 * MAX_KEYS or all(_has_few(data, mark) for mark in (b":", b",", b"[", b"{")):
+        # Nearly all other bodies hold little but a picture or a text.
+        return
     # A body has at most as many keys as colons, and colons are counted fast. Each unknown key becomes an
     # error of its own: two million of them took 2 GiB and 13 s.
     if data.count(b":") > MAX_KEYS and next(islice(_KEY.finditer(data), MAX_KEYS, None), None) is not None:
@@ -81,6 +87,16 @@ def json_size(value: Any, limit: int) -> int:
         else:
             size += 1
     return size
+
+
+def _has_few(data: bytes, mark: bytes) -> bool:
+    """Whether a byte occurs at most ``FEW`` times. Searching is ten times as fast as counting."""
+    place = -1
+    for _ in range(FEW):
+        place = data.find(mark, place + 1)
+        if place < 0:
+            return True
+    return False
 
 
 def _separators(data: bytes) -> int:
