@@ -8,25 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from modelmill.errors import ErrorCode, MediaError
+from modelmill.errors import ErrorCode
 from modelmill.settings import get_settings
 from modelmill_backends.shared.audio import open_audio
-from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
+from modelmill_tasks.item_warnings import WarningCode
 from tests.fixtures.containers import box, contained, crafted_matroska, crafted_mp4, table
 from tests.fixtures.sounds import RATE, encoded, speech, tone
-
-
-def opened(data: bytes) -> tuple[Any, list[WarningCode]]:
-    found: list[ItemWarning] = []
-    with collecting(found):
-        samples = open_audio(data, RATE)
-    return samples, [each.code for each in found]
-
-
-def refusal(data: bytes) -> MediaError:
-    with pytest.raises(MediaError) as raised:
-        open_audio(data, RATE)
-    return raised.value
+from tests.support.sounds import opened, refusal
 
 
 def likeness(found: Any, wanted: Any) -> float:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import numpy as np
 import pytest
 
-from modelmill.errors import ErrorCode, MediaError
+from modelmill.errors import ErrorCode
 from modelmill_backends.shared.audio import open_audio
-from modelmill_tasks.item_warnings import ItemWarning, WarningCode, collecting
+from modelmill_tasks.item_warnings import WarningCode
 from tests.fixtures.sounds import RATE, encoded, speech, tone
 from tests.support.exhaustive import exhaustive
+from tests.support.sounds import opened, refusal
 
 WAV = encoded(speech())
 MP3 = encoded(speech(), RATE, "MP3")
@@ -25,19 +25,6 @@ def stated(size: int, riff: int | None = None) -> bytes:
     """The WAV with another size in its header."""
     whole = size + 36 if riff is None else riff
     return WAV[:4] + struct.pack("<I", whole % 2**32) + WAV[8:40] + struct.pack("<I", size) + WAV[44:]
-
-
-def opened(data: bytes) -> tuple[Any, list[WarningCode]]:
-    found: list[ItemWarning] = []
-    with collecting(found):
-        samples = open_audio(data, RATE)
-    return samples, [each.code for each in found]
-
-
-def refusal(data: bytes) -> MediaError:
-    with pytest.raises(MediaError) as raised:
-        open_audio(data, RATE)
-    return raised.value
 
 
 # WAV.
