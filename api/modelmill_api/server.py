@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from modelmill.errors import ErrorCode, ModelmillError
-from modelmill.settings import Settings, get_settings
+from modelmill.settings import get_settings
 from modelmill_api.crowd import Bounds, Crowd
 from modelmill_api.problems import problem_response
 
@@ -384,13 +384,3 @@ class ApiProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.transport.write_eof()
         self.flow.resume_reading()
-
-
-def protocol_for(settings: Settings) -> type[ApiProtocol]:
-    """The protocol with the bounds of these settings, and not with those of the environment."""
-
-    class Protocol(ApiProtocol):
-        def _make_bounds(self) -> Bounds:
-            return Bounds.from_settings(settings)
-
-    return Protocol

@@ -17,8 +17,19 @@ import uvicorn
 from modelmill import processes
 from modelmill.settings import Settings
 from modelmill_api.app import create_app
-from modelmill_api.server import protocol_for
+from modelmill_api.crowd import Bounds
+from modelmill_api.server import ApiProtocol
 from tests.support.processes import wait_until
+
+
+def protocol_for(settings: Settings) -> type[ApiProtocol]:
+    """The API's protocol with the bounds of these settings, and not with those of the environment."""
+
+    class Protocol(ApiProtocol):
+        def _make_bounds(self) -> Bounds:
+            return Bounds.from_settings(settings)
+
+    return Protocol
 
 
 class Valkey:
