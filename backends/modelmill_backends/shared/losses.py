@@ -24,13 +24,9 @@ class Read(NamedTuple):
     """How many of ``ids`` the tokenizer has added to the text."""
 
     @property
-    def is_cut(self) -> bool:
-        return self.total > len(self.ids)
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether the model does not know a noteworthy part of the text."""
-        return self.unknown > 0 and self.unknown >= NOTEWORTHY * (len(self.ids) - self.special)
+    def own(self) -> int:
+        """How many of ``ids`` belong to the text itself."""
+        return len(self.ids) - self.special
 
 
 def read_encoding(encoding: Any, unknown_id: int | None) -> Read:
@@ -52,22 +48,19 @@ def warn_of(read: Read, what: str = "text") -> None:
         what: A noun for the text: "The text was cut …".
     """
     warn_cut(what, len(read.ids), read.total)
-    warn_unknown(what, read.unknown, len(read.ids) - read.special)
+    warn_unknown(what, read.unknown, read.own)
 
 
 def warn_cut(what: str, kept: int, total: int) -> None:
     """Warns the caller if a text of ``total`` tokens was cut to ``kept`` tokens."""
     if total > kept:
-        warn(WarningCode.TEXT_CUT, f"The {what} was cut to {kept:,} tokens; it has {total:,}.")
+        warn(WarningCode.TEXT_CUT, _cut(f"The {what}", kept, total))
 
 
 def warn_unknown(what: str, unknown: int, tokens: int) -> None:
     """Warns the caller if the model does not know a noteworthy part of a text's ``tokens``."""
-    if unknown and unknown >= NOTEWORTHY * tokens:
-        warn(
-            WarningCode.TEXT_UNKNOWN,
-            f"{unknown:,} of the {tokens:,} tokens of the {what} are unknown to the model.",
-        )
+    if _is_noteworthy(unknown, tokens):
+        warn(WarningCode.TEXT_UNKNOWN, _unknown(f"the {what}", unknown, tokens) + ".")
 
 
 def losses_of(reads: Sequence[Read], field: str) -> list[ItemWarning]:
@@ -78,23 +71,31 @@ def losses_of(reads: Sequence[Read], field: str) -> list[ItemWarning]:
         field: The request's field that holds the list; a text is named ``classes.3``.
     """
     found = []
-    cut = [place for place, read in enumerate(reads) if read.is_cut]
+    cut = [place for place, read in enumerate(reads) if read.total > len(read.ids)]
     if cut:
         longest = max(cut, key=lambda place: reads[place].total)
-        kept, total = len(reads[longest].ids), reads[longest].total
+        message = _cut(f"{field}.{longest}", len(reads[longest].ids), reads[longest].total)
         others = f" {len(cut) - 1} more of {field} were cut, too." if len(cut) > 1 else ""
-        message = f"{field}.{longest} was cut to {kept:,} tokens; it has {total:,}.{others}"
-        found.append(ItemWarning(WarningCode.TEXT_CUT, message))
-    foreign = [place for place, read in enumerate(reads) if read.is_foreign]
+        found.append(ItemWarning(WarningCode.TEXT_CUT, message + others))
+    foreign = [place for place, read in enumerate(reads) if _is_noteworthy(read.unknown, read.own)]
     if foreign:
         first = reads[foreign[0]]
-        message = (
-            f"{first.unknown:,} of the {len(first.ids) - first.special:,} tokens of {field}.{foreign[0]} "
-            "are unknown to the model"
-        )
+        message = _unknown(f"{field}.{foreign[0]}", first.unknown, first.own)
         more = f", and some of {len(foreign) - 1} more texts." if len(foreign) > 1 else "."
         found.append(ItemWarning(WarningCode.TEXT_UNKNOWN, message + more))
     return found
+
+
+def _is_noteworthy(unknown: int, tokens: int) -> bool:
+    return unknown > 0 and unknown >= NOTEWORTHY * tokens
+
+
+def _cut(what: str, kept: int, total: int) -> str:
+    return f"{what} was cut to {kept:,} tokens; it has {total:,}."
+
+
+def _unknown(what: str, unknown: int, tokens: int) -> str:
+    return f"{unknown:,} of the {tokens:,} tokens of {what} are unknown to the model"
 
 
 def unknown_id_of(tokenizer: Any) -> int | None:
