@@ -6,6 +6,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from modelmill.errors import ErrorCode, ModelmillError, invalid_field
+from modelmill.formats.encodings import mark_of
 from modelmill_api.encodings import decoded
 from modelmill_api.room import Place
 from modelmill_tasks.contract import Task, TaskInput
@@ -14,9 +15,6 @@ from modelmill_tasks.shared.sources import WantedSources
 
 INLINE_PARSE_BYTES = 256 * 1024
 """Larger bodies are parsed in a thread, so that other requests do not wait for them."""
-
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 async def read_body(request: Request, limit_bytes: int, place: Place) -> bytes:
@@ -63,15 +61,15 @@ def json_text(body: bytes) -> bytes:
     Raises:
         ModelmillError: ``invalid_input``: the text is not UTF-8, or compressed.
     """
-    if body[:1] == b"{":
+    if body[:1] == b"{" and b"\0" not in body[:4]:
         # Nearly all bodies.
-        if b"\0" not in body[:4]:
-            return body
-    elif body.startswith(_BYTE_ORDER_MARK):
-        return body[len(_BYTE_ORDER_MARK) :]
+        return body
+    mark, encoding = mark_of(body)
+    if encoding == "utf-8":
+        return body[len(mark) :]
     if body[:2] == b"\x1f\x8b":
         raise invalid_field("body", "is gzip data. Say so, with the header Content-Encoding: gzip.")
-    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:4]:
+    if mark or b"\0" in body[:4]:
         raise invalid_field("body", "is UTF-16 or UTF-32. JSON is UTF-8: encode it as that.")
     return body
 

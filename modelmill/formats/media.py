@@ -117,20 +117,22 @@ _SIGNATURES: tuple[tuple[bytes, MediaFormat], ...] = (
     ),
 )
 
-_AVIF_BRANDS = {b"avif", b"avis"}
-_HEIC_BRANDS = {
-    b"heic",
-    b"heix",
-    b"heim",
-    b"heis",
-    b"hevc",
-    b"hevx",
-    b"hevm",
-    b"hevs",
-    b"mif1",
-    b"mif2",
-    b"msf1",
-}
+AVIF_BRANDS = frozenset({b"avif", b"avis"})
+HEIC_BRANDS = frozenset(
+    {
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"hevm",
+        b"hevs",
+        b"mif1",
+        b"mif2",
+        b"msf1",
+    }
+)
 _SVG_ROOT = re.compile(rb"<svg[\s>]")
 _HTML_START = re.compile(rb"\s*<(?:!doctype html|html|head|body)\b", re.IGNORECASE)
 
@@ -163,16 +165,16 @@ def _boxes(start: bytes) -> MediaFormat | None:
         return None
     end = min(int.from_bytes(start[:4], "big"), len(start))
     brands = [start[8:12], *(start[at : at + 4] for at in range(16, end - 3, 4))]
-    if brands[0] in _AVIF_BRANDS or (brands[0] in _HEIC_BRANDS and not _AVIF_BRANDS.isdisjoint(brands)):
+    if brands[0] in AVIF_BRANDS or (brands[0] in HEIC_BRANDS and not AVIF_BRANDS.isdisjoint(brands)):
         return AVIF
-    if brands[0] in _HEIC_BRANDS:
+    if brands[0] in HEIC_BRANDS:
         return HEIC
     if brands[0] == b"crx ":
         return RAW
-    if not _AVIF_BRANDS.isdisjoint(brands):
+    if not AVIF_BRANDS.isdisjoint(brands):
         return AVIF
     # Any brand of HEVC images, but not one that only says "images are in here".
-    if not (_HEIC_BRANDS - {b"mif1", b"mif2", b"msf1"}).isdisjoint(brands):
+    if not (HEIC_BRANDS - {b"mif1", b"mif2", b"msf1"}).isdisjoint(brands):
         return HEIC
     return MP4
 

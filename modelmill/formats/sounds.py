@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import BinaryIO
 
 from modelmill.formats.frames import after_tags, first_frame
+from modelmill.formats.media import AVIF_BRANDS, HEIC_BRANDS
 from modelmill.formats.window import Window
 
 HEAD = 512
@@ -45,7 +46,6 @@ STARTS = (
 )
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"styp")
 """Names of the box that an MP4, a QuickTime film or a piece of one begins with."""
-PICTURE_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
 
 OTHERS = (
     (b"MThd", "a MIDI file, which holds notes and no sound"),
@@ -103,7 +103,7 @@ def other_format(file: BinaryIO) -> str | None:
 
 def is_picture_box(head: bytes) -> bool:
     """Whether the file is a HEIC or AVIF picture, which begins as an MP4 does."""
-    return head[4:8] == b"ftyp" and head[8:12] in PICTURE_BRANDS
+    return head[4:8] == b"ftyp" and head[8:12] in AVIF_BRANDS | HEIC_BRANDS
 
 
 def _by_signature(head: bytes) -> SoundFormat | None:
