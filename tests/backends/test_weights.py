@@ -55,7 +55,7 @@ UNSAFE = re.compile(r"^\s*(import|from) (pickle|cPickle|joblib|dill|shelve|marsh
 
 
 class Payload:
-    """Leaves a file behind if somebody unpickles it."""
+    """Leaves a file behind if a pickle of it is read."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark

@@ -20,7 +20,6 @@ from modelmill_tasks.shared.image_headers.common import (
     too_many,
 )
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Color type to the depths that it may have."""
 PIXELS = {b"PLTE", b"IDAT"}
